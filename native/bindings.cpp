@@ -1,0 +1,130 @@
+// The only file that knows Python: checks shapes, releases the GIL, calls the kernels.
+// In: C-contiguous NumPy arrays, outputs included. Out: outputs filled in place.
+// Raises ValueError where shapes disagree; the Python face validates meaning.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+
+#include "kernels.hpp"
+
+namespace nb = nanobind;
+using namespace crumb;
+
+using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using BytesOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Groups = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+namespace {
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+template <class A>
+bool is(const A& array, size_t rows, size_t columns) {
+  return array.shape(0) == rows && array.shape(1) == columns;
+}
+
+const KernelTable& table_named(const std::string& name) {
+  Choice choices[kMaxChoices];
+  const int count = list_choices(choices);
+  for (int i = 0; i < count; ++i)
+    if (choices[i].supported && name == choices[i].table->name) return *choices[i].table;
+  throw std::invalid_argument("instruction set not compiled or not supported here: " + name);
+}
+
+std::vector<std::string> supported_sets() {
+  Choice choices[kMaxChoices];
+  const int count = list_choices(choices);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i)
+    if (choices[i].supported) names.emplace_back(choices[i].table->name);
+  return names;
+}
+
+void require_bits(int bits) { require(bits >= 1 && bits <= 8, "bits must be 1 to 8"); }
+
+void pack(Bytes codes, BytesOut packed, int bits) {
+  require_bits(bits);
+  const size_t rows = codes.shape(0), count = codes.shape(1);
+  require(is(packed, rows, (count * bits + 7) / 8), "packed has the wrong shape");
+  nb::gil_scoped_release release;
+  pack_codes(codes.data(), packed.data(), rows, count, bits);
+}
+
+void unpack(Bytes packed, BytesOut codes, int bits) {
+  require_bits(bits);
+  const size_t rows = codes.shape(0), count = codes.shape(1);
+  require(is(packed, rows, (count * bits + 7) / 8), "packed has the wrong shape");
+  nb::gil_scoped_release release;
+  unpack_codes(packed.data(), codes.data(), rows, count, bits);
+}
+
+void decode(Bytes packed, Floats scale, Floats offset, FloatsOut weights, int64_t group_width,
+            int bits, int zero) {
+  require_bits(bits);
+  require(group_width > 0, "group_width must be positive");
+  const size_t rows = weights.shape(0), count = weights.shape(1);
+  const size_t groups = (count + group_width - 1) / group_width;
+  require(is(packed, rows, (count * bits + 7) / 8), "packed has the wrong shape");
+  require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
+  nb::gil_scoped_release release;
+  decode_rows(packed.data(), scale.data(), offset.data(), weights.data(), rows, count, group_width,
+              bits, zero);
+}
+
+void sweep(const std::string& isa, Floats start, Floats weights, Floats factor, Floats scale,
+           Floats offset, Groups group, BytesOut codes, FloatsOut error, int largest_code,
+           int zero, bool rounding) {
+  const size_t rows = weights.shape(0), columns = weights.shape(1), groups = scale.shape(1);
+  require(is(start, rows, columns) && is(error, rows, columns), "start or error: wrong shape");
+  require(!rounding || is(codes, rows, columns), "codes has the wrong shape");
+  require(is(factor, columns, columns), "factor has the wrong shape");
+  require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
+  require(group.shape(0) == columns, "group has the wrong shape");
+  for (size_t j = 0; j < columns; ++j)
+    require(group.data()[j] >= 0 && size_t(group.data()[j]) < groups, "group out of range");
+  const KernelTable& table = table_named(isa);
+  nb::gil_scoped_release release;
+  table.sweep({start.data(), weights.data(), factor.data(), scale.data(), offset.data(),
+               group.data(), rounding ? codes.data() : nullptr, error.data(), int64_t(rows),
+               int64_t(columns), int64_t(groups), largest_code, zero});
+}
+
+void grid_search(const std::string& isa, Floats weights, Vector importance, Vector shrinks,
+                 FloatsOut scale, FloatsOut offset, int64_t group_width, int bits, int zero) {
+  require_bits(bits);
+  const size_t rows = weights.shape(0), columns = weights.shape(1);
+  require(group_width > 0, "group_width must be positive");
+  const size_t groups = (columns + group_width - 1) / group_width;
+  require(importance.shape(0) == columns, "importance has the wrong shape");
+  require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
+  const KernelTable& table = table_named(isa);
+  nb::gil_scoped_release release;
+  table.grid_search({weights.data(), importance.data(), shrinks.data(), scale.data(),
+                     offset.data(), int64_t(rows), int64_t(columns), group_width,
+                     int(shrinks.shape(0)), bits, zero});
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Crumb's native kernels; use them through crumb.kernels.";
+  m.def("supported_sets", &supported_sets, "Instruction sets this machine runs, slowest first.");
+  m.def("pack", &pack, nb::arg("codes"), nb::arg("packed"), nb::arg("bits"));
+  m.def("unpack", &unpack, nb::arg("packed"), nb::arg("codes"), nb::arg("bits"));
+  m.def("decode", &decode, nb::arg("packed"), nb::arg("scale"), nb::arg("offset"),
+        nb::arg("weights"), nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
+  m.def("sweep", &sweep, nb::arg("isa"), nb::arg("start"), nb::arg("weights"), nb::arg("factor"),
+        nb::arg("scale"), nb::arg("offset"), nb::arg("group"), nb::arg("codes"),
+        nb::arg("error"), nb::arg("largest_code"), nb::arg("zero"), nb::arg("rounding"));
+  m.def("grid_search", &grid_search, nb::arg("isa"), nb::arg("weights"), nb::arg("importance"),
+        nb::arg("shrinks"), nb::arg("scale"), nb::arg("offset"), nb::arg("group_width"),
+        nb::arg("bits"), nb::arg("zero"));
+}

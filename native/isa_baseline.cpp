@@ -1,0 +1,13 @@
+// The architecture's own baseline (SSE2 on x86-64, NEON on aarch64): the shared kernels, compiled for this set.
+#include "kernels.hpp"
+
+namespace crumb {
+namespace {
+constexpr int kVectorBytes = 16;
+#include "lanes.inl"
+#include "gptq_sweep.inl"
+#include "grid_search.inl"
+}  // namespace
+
+extern const KernelTable kBaselineKernels = {"baseline", sweep, grid_search};
+}  // namespace crumb

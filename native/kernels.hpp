@@ -1,0 +1,69 @@
+// What every instruction set provides. In: raw row-major arrays. Out: results written in place.
+// Rows are independent and travel together, one per vector lane, so no sum crosses lanes and every
+// instruction set produces the same bits as the Python reference.
+// Plain pointers and integers only: files compiled with different flags share no templates.
+#pragma once
+
+#include <cstdint>
+#include <new>
+
+namespace crumb {
+
+constexpr float kRoundLimit = 1024.0f;  // same as formats/grid.py ROUND_LIMIT
+
+enum ZeroKind : int { kFixed = 0, kVariable = 1, kMinimum = 2 };
+
+// One block of columns of GPTQ; see solve/gptq.py for the symbols.
+struct Sweep {
+  const float* start;     // (rows, columns) weights plus what earlier blocks' errors add
+  const float* weights;   // (rows, columns) the weights to approximate
+  const float* factor;    // (columns, columns) unit upper triangle of the block
+  const float* scale;     // (rows, groups)
+  const float* offset;    // (rows, groups) zero point or minimum
+  const int32_t* group;   // (columns) group of each column
+  uint8_t* codes;         // (rows, columns) out; null leaves weights unrounded
+  float* error;           // (rows, columns) out: weights minus what was chosen
+  int64_t rows, columns, groups;
+  int largest_code;
+  int zero;               // ZeroKind
+};
+
+// Search of each group's scale and offset under a diagonal weight.
+struct GridSearch {
+  const float* weights;     // (rows, columns)
+  const float* importance;  // (columns) diagonal of H
+  const float* shrinks;     // (shrink_count) factors on the min-max scale
+  float* scale;             // (rows, groups) out
+  float* offset;            // (rows, groups) out
+  int64_t rows, columns, group_width;
+  int shrink_count;
+  int bits;
+  int zero;  // ZeroKind
+};
+
+struct KernelTable {
+  const char* name;
+  void (*sweep)(const Sweep&);
+  void (*grid_search)(const GridSearch&);
+};
+
+extern const KernelTable kBaselineKernels;
+#ifdef CRUMB_X86
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512Kernels;
+#endif
+
+struct Choice {
+  const KernelTable* table;
+  bool supported;
+};
+constexpr int kMaxChoices = 3;
+// Every compiled instruction set, slowest first, and whether this machine can run it.
+int list_choices(Choice out[kMaxChoices]);
+
+void pack_codes(const uint8_t* codes, uint8_t* packed, int64_t rows, int64_t count, int bits);
+void unpack_codes(const uint8_t* packed, uint8_t* codes, int64_t rows, int64_t count, int bits);
+void decode_rows(const uint8_t* packed, const float* scale, const float* offset, float* weights,
+                 int64_t rows, int64_t count, int64_t group_width, int bits, int zero);
+
+}  // namespace crumb

@@ -1,0 +1,38 @@
+// Arithmetic on as many rows as a vector has lanes. Included inside an anonymous namespace by each
+// instruction set, which defines kVectorBytes first. Vec is the compiler's portable vector type.
+
+typedef float Vec __attribute__((vector_size(kVectorBytes)));
+constexpr int kLanes = kVectorBytes / 4;
+
+inline Vec all(float x) { return x - Vec{}; }
+
+inline Vec clip(Vec x, float low, float high) {
+  x = x < low ? all(low) : x;
+  return x > high ? all(high) : x;
+}
+
+// Nearest integer, ties to even, for |x| <= kRoundLimit: as numpy.rint.
+inline Vec nearest(Vec x) {
+  constexpr float magic = 12582912.0f;  // 1.5 * 2^23
+  return (x + magic) - magic;
+}
+
+// Columns [begin, end) of up to kLanes rows, one row a lane; absent rows are zero.
+inline void load_transposed(const float* matrix, int64_t row, int64_t rows, int64_t columns,
+                            int64_t begin, int64_t end, Vec* out) {
+  for (int64_t j = begin; j < end; ++j) {
+    Vec column{};
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (row + lane < rows) column[lane] = matrix[(row + lane) * columns + j];
+    out[j - begin] = column;
+  }
+}
+
+// Vectors on the heap, aligned for any instruction set, freed at the end of the scope.
+struct Workspace {
+  explicit Workspace(int64_t count)
+      : at(static_cast<Vec*>(::operator new(count * sizeof(Vec), std::align_val_t(64)))) {}
+  ~Workspace() { ::operator delete(at, std::align_val_t(64)); }
+  Workspace(const Workspace&) = delete;
+  Vec* at;
+};

@@ -1,0 +1,37 @@
+"""gptj: GPT-J, attention and MLP in parallel behind one norm."""
+
+from crumb.architectures.family import Family
+
+FAMILY = Family(
+    model_type="gptj",
+    keys={
+        "hidden": "n_embd",
+        "blocks": "n_layer",
+        "heads": "n_head",
+        "feed_forward": "n_inner",
+        "vocabulary": "vocab_size",
+        "positions": "n_positions",
+        "epsilon": "layer_norm_epsilon",
+        "activation": "activation_function",
+    },
+    defaults={"activation": "gelu_new", "positions": 2048},
+    tensors={
+        "embedding": "transformer.wte",
+        "attention_norm": "transformer.h.{block}.ln_1",
+        "query": "transformer.h.{block}.attn.q_proj",
+        "key": "transformer.h.{block}.attn.k_proj",
+        "value": "transformer.h.{block}.attn.v_proj",
+        "output": "transformer.h.{block}.attn.out_proj",
+        "up": "transformer.h.{block}.mlp.fc_in",
+        "down": "transformer.h.{block}.mlp.fc_out",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+    },
+    biases={"up": True, "down": True, "head": True},
+    norm="layer",
+    gated=False,
+    rotary="interleaved",
+    rotary_dimensions=lambda configuration, head_dim: configuration.get("rotary_dim") or head_dim,
+    parallel=lambda _: True,
+    shared_norm=True,
+)

@@ -1,0 +1,43 @@
+"""Finds the family files of this folder by themselves and picks the one a configuration names.
+
+In: a configuration. Out: its Plan. Refuses a model_type without a file, saying which there are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+import crumb.architectures
+from crumb.architectures.family import Configuration, Family, build_plan
+from crumb.architectures.plan import Plan
+from crumb.errors import UnknownFamily
+
+
+@cache
+def families() -> dict[str, Family]:
+    """model_type -> Family, for every module of this folder that defines FAMILY."""
+    found: dict[str, Family] = {}
+    for module in pkgutil.iter_modules(crumb.architectures.__path__):
+        family = getattr(
+            importlib.import_module(f"crumb.architectures.{module.name}"), "FAMILY", None
+        )
+        if isinstance(family, Family):
+            found[family.model_type] = family
+    return dict(sorted(found.items()))
+
+
+def plan_of(configuration: Configuration) -> Plan:
+    """The Plan of a checkpoint's configuration. Raises: UnknownFamily, CheckpointError."""
+    model_type = configuration.get("model_type")
+    family = families().get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UnknownFamily(
+            "no family file for this model_type",
+            where="config.json",
+            expected=f"one of {', '.join(families())}",
+            found=repr(model_type),
+            do="To add a family, write one file in crumb/architectures (docs/adding.md)",
+        )
+    return build_plan(family, configuration)

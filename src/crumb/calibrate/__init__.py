@@ -1,0 +1,1 @@
+"""Token windows to statistics of each layer's inputs."""

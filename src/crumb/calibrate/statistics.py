@@ -1,0 +1,66 @@
+"""LayerStatistics: the second moment of a layer's input over the calibration tokens.
+
+In: batches of the layer's input. Out: H = X^T X / tokens in f64 (the constant 2 of the paper does
+not change any choice). Products are f32 over one batch, totals f64, in the order of the batches.
+Refuses inputs that are not finite, naming the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.errors import SolveError
+from crumb.run.parallel import map_batches
+
+STRIP = 512
+"""Rows of H that are accumulated at once: bounds the f32 product held beside the total."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What the solvers need to know of a layer's input."""
+
+    hessian: NDArray[np.float64]  # (in_features, in_features), symmetric
+    tokens: int
+
+
+def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStatistics:
+    """Statistics of one layer's input. Shapes: each batch (..., in_features).
+
+    Raises: SolveError for NaN or infinite inputs.
+    """
+    in_features = batches[0].shape[-1]
+    flat = [batch.reshape(-1, in_features) for batch in batches]
+    tokens = sum(len(batch) for batch in flat)
+    hessian = np.zeros((in_features, in_features), np.float64)
+
+    def strip(begin: int) -> None:
+        end = min(begin + STRIP, in_features)
+        for batch in flat:
+            hessian[begin:end, begin:] += batch[:, begin:end].T @ batch[:, begin:]
+        hessian[begin:end, begin:] /= tokens
+
+    map_batches(strip, range(0, in_features, STRIP))
+    _mirror(hessian)
+    if not np.isfinite(hessian.diagonal()).all():
+        raise SolveError(
+            "the calibration inputs of this layer are not finite",
+            where=layer,
+            found=f"{int((~np.isfinite(hessian.diagonal())).sum())} of {in_features} features",
+            do="Check the checkpoint for NaN or infinite weights",
+        )
+    return LayerStatistics(hessian, tokens)
+
+
+def _mirror(matrix: NDArray[np.float64]) -> None:
+    """Copy the upper triangle onto the lower, strip by strip."""
+    size = len(matrix)
+    for begin in range(0, size, STRIP):
+        end = min(begin + STRIP, size)
+        matrix[end:, begin:end] = matrix[begin:end, end:].T
+        corner = matrix[begin:end, begin:end]
+        corner[:] = np.triu(corner) + np.triu(corner, 1).T

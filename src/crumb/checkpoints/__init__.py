@@ -1,0 +1,1 @@
+"""What a file is: Hugging Face safetensors and crumb directories, local or from the hub."""

@@ -1,0 +1,212 @@
+"""Safetensors files: a checked header, tensors read one at a time, a writer that streams.
+
+In: a path. Out: entries with dtype, shape and place, or arrays read with plain reads (no mapping,
+so a tensor that was dropped costs no memory). Refuses headers that are huge, malformed, overlap,
+leave holes or point past the end. Source: the safetensors format description.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.errors import CheckpointError
+
+LARGEST_HEADER_BYTES = 100_000_000
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class _HeaderEntry(msgspec.Struct):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """Where one array lies."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset_bytes: int  # from the start of the file
+    size_bytes: int
+
+    def read(self, rows: slice | None = None) -> NDArray[Any]:
+        """The array, or some of its rows, freshly allocated. Raises: CheckpointError."""
+        shape, offset = self.shape, self.offset_bytes
+        if rows is not None:
+            begin, end, _ = rows.indices(self.shape[0])
+            row_bytes = self.size_bytes // self.shape[0]
+            shape, offset = (end - begin, *self.shape[1:]), offset + begin * row_bytes
+        array = np.empty(shape, self.dtype)
+        view = memoryview(array.view(np.uint8).reshape(-1)) if array.size else memoryview(b"")
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            done = 0
+            while done < len(view):
+                count = file.readinto(view[done:])
+                if not count:
+                    raise CheckpointError(
+                        "the file ends inside a tensor",
+                        where=f"{self.path} at byte {offset + done}",
+                        expected=f"{len(view) - done} more bytes",
+                        found=0,
+                        do="The file is truncated: copy or download it again",
+                    )
+                done += count
+        return array
+
+
+def read_header(path: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
+    """Every array of a file and the file's metadata, all of it checked.
+
+    Raises: CheckpointError, naming the file, the tensor and the offset.
+    """
+    try:
+        file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if file_bytes < 8 or length > min(file_bytes - 8, LARGEST_HEADER_BYTES):
+                raise CheckpointError(
+                    "the header reaches past the end of the file",
+                    where=f"{path} at byte 0",
+                    expected=f"a header of at most {max(file_bytes - 8, 0)} bytes",
+                    found=length if file_bytes >= 8 else f"a file of {file_bytes} bytes",
+                    do="The file is truncated or no safetensors file: copy or download it again",
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(error.strerror or "cannot be read", where=path) from error
+    entries, metadata = _parse(raw, path)
+    arrays = {name: _check(name, entry, path, 8 + length) for name, entry in entries.items()}
+    _check_layout(arrays, path, 8 + length, file_bytes)
+    return arrays, metadata
+
+
+def _parse(raw: bytes, path: Path) -> tuple[dict[str, _HeaderEntry], dict[str, str]]:
+    try:
+        header = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(
+            header.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str]
+        )
+        entries = {
+            name: msgspec.json.decode(entry, type=_HeaderEntry) for name, entry in header.items()
+        }
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(
+            f"the header is malformed: {error}", where=f"{path} at byte 8"
+        ) from error
+    return entries, metadata
+
+
+def _check(name: str, entry: _HeaderEntry, path: Path, data_start: int) -> StoredArray:
+    begin, end = entry.data_offsets
+    where = f"{path}: {name}"
+    dtype = DTYPES.get(entry.dtype)
+    if dtype is None:
+        raise CheckpointError(
+            "unknown dtype",
+            where=where,
+            expected=f"one of {', '.join(DTYPES)}",
+            found=repr(entry.dtype[:40]),
+        )
+    if len(entry.shape) > 8 or any(size < 0 for size in entry.shape):
+        raise CheckpointError("impossible shape", where=where, found=str(entry.shape)[:80])
+    size_bytes = prod(entry.shape) * dtype.itemsize
+    if not 0 <= begin <= end or end - begin != size_bytes:
+        raise CheckpointError(
+            "offsets do not match the shape",
+            where=where,
+            expected=f"{size_bytes} bytes for {entry.dtype} {entry.shape}",
+            found=f"offsets {begin} to {end}",
+        )
+    return StoredArray(path, dtype, tuple(entry.shape), data_start + begin, size_bytes)
+
+
+def _check_layout(
+    arrays: Mapping[str, StoredArray], path: Path, data_start: int, file_bytes: int
+) -> None:
+    """Arrays must follow each other without holes or overlap and end with the file."""
+    position = data_start
+    for name, array in sorted(arrays.items(), key=lambda item: _place(item[1])):
+        end = array.offset_bytes + array.size_bytes
+        if array.offset_bytes != position or end > file_bytes:
+            raise CheckpointError(
+                "a tensor overlaps another, leaves a hole or reaches past the end of the file",
+                where=f"{path}: {name}",
+                expected=f"bytes from {position} to at most {file_bytes}",
+                found=f"{array.offset_bytes} to {end}",
+                do="The file is truncated or damaged: copy or download it again",
+            )
+        position = end
+    if position != file_bytes:
+        raise CheckpointError(
+            "the file does not end where its last tensor does",
+            where=path,
+            expected=f"{position} bytes",
+            found=file_bytes,
+        )
+
+
+def _place(array: StoredArray) -> tuple[int, int]:
+    return array.offset_bytes, array.size_bytes
+
+
+@dataclass(frozen=True)
+class ArrayToWrite:
+    """One array of a file to be written; its bytes are fetched when their turn comes."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    read: Callable[[], NDArray[Any]]
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_file(path: Path, arrays: Mapping[str, ArrayToWrite], metadata: Mapping[str, str]) -> None:
+    """Write a file, one array in memory at a time: to a temporary name, synced, then renamed."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    position = 0
+    for name, array in arrays.items():
+        end = position + array.size_bytes
+        header[name] = {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    raw = msgspec.json.encode(header)
+    raw += b" " * (-len(raw) % 8)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

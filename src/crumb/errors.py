@@ -1,0 +1,105 @@
+"""The one tree of errors. In: what went wrong. Out: one line that says what, where, and what to do.
+
+CrumbError                    exit 1, HTTP 500
+├── UsageError                exit 2, HTTP 400   a setting that cannot be
+├── GateFailed                exit 3, HTTP 422   a --fail-if condition came true
+├── DoesNotFit                exit 3, HTTP 507   memory or disk is too small
+├── ModelNotFound             exit 4, HTTP 404   no such model, or not permitted
+├── CheckpointError           exit 1, HTTP 422   a file that is broken or not what it claims
+│   └── UnknownFamily         exit 1, HTTP 422   a model_type without a file in architectures/
+├── TextError                 exit 1, HTTP 422   a text that is missing, empty or too short
+├── OutputConflict            exit 1, HTTP 409   the output directory belongs to another command
+└── SolveError                exit 1, HTTP 500   numbers that no solver can work with
+"""
+
+from __future__ import annotations
+
+
+class CrumbError(Exception):
+    """A failure the user can act on; its text is one line.
+
+    Args: what failed, and by keyword where (file, tensor, offset), what was expected,
+    what was found, and what to do about it.
+    """
+
+    exit_code = 1
+    http_status = 500
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        found: object = None,
+        do: str | None = None,
+    ) -> None:
+        self.what, self.where, self.expected, self.found, self.do = what, where, expected, found, do
+        super().__init__(self._line())
+
+    def _line(self) -> str:
+        line = self.what if self.where is None else f"{self.where}: {self.what}"
+        facts = [
+            f"{label} {fact}"
+            for label, fact in (("expected", self.expected), ("found", self.found))
+            if fact is not None
+        ]
+        if facts:
+            line += f" ({', '.join(facts)})"
+        if self.do:
+            line += f". {self.do}"
+        return " ".join(line.split())
+
+
+class UsageError(CrumbError):
+    """A setting that cannot be: out of range, or two that contradict each other."""
+
+    exit_code = 2
+    http_status = 400
+
+
+class GateFailed(CrumbError):
+    """A condition given with --fail-if came true."""
+
+    exit_code = 3
+    http_status = 422
+
+
+class DoesNotFit(CrumbError):
+    """Memory or disk is too small for what was asked."""
+
+    exit_code = 3
+    http_status = 507
+
+
+class ModelNotFound(CrumbError):
+    """No model at that path or hub name, or no permission to read it."""
+
+    exit_code = 4
+    http_status = 404
+
+
+class CheckpointError(CrumbError):
+    """A file that is truncated, malformed, or not what it claims to be."""
+
+    http_status = 422
+
+
+class UnknownFamily(CheckpointError):
+    """A configuration whose model_type has no file in architectures/."""
+
+
+class TextError(CrumbError):
+    """A text that is missing, empty, or shorter than one window."""
+
+    http_status = 422
+
+
+class OutputConflict(CrumbError):
+    """The output directory holds the work of another command."""
+
+    http_status = 409
+
+
+class SolveError(CrumbError):
+    """Weights or statistics that no solver can work with: NaN, infinity, overflow of fp16."""

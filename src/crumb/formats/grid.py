@@ -1,0 +1,100 @@
+"""Encode and decode on a group's grid: the reference mathematics of every format.
+
+In: weights (out_features, in_features) and each group's parameters. Out: codes, or weights again.
+Arithmetic is f32 in the order written here; the native kernels give the same bits.
+Refuses nothing: a scale of 0 means a group whose weights are all its zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.errors import SolveError
+from crumb.formats.catalog import Format, ZeroKind
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+ROUND_LIMIT = np.float32(1024.0)
+"""Quotients are clipped to this before rounding: beyond any code, within exact rounding."""
+
+
+@dataclass(frozen=True)
+class GroupParameters:
+    """What each group stores beside its codes."""
+
+    scale: NDArray[np.float16]  # (out_features, groups), may be negative
+    zero_point: Codes | None = None  # (out_features, groups), variable zero only
+    minimum: NDArray[np.float16] | None = None  # (out_features, groups), float minimum only
+
+    def offset(self, format: Format) -> Floats:
+        """The zero point or the minimum as f32, (out_features, groups)."""
+        if format.zero is ZeroKind.FIXED:
+            return np.full(self.scale.shape, format.fixed_zero_point, np.float32)
+        stored = self.zero_point if format.zero is ZeroKind.VARIABLE else self.minimum
+        assert stored is not None, "make_parameters fills what the zero kind stores"
+        return stored.astype(np.float32)
+
+
+def make_parameters(format: Format, scale: Floats, offset: Floats) -> GroupParameters:
+    """Store a solver's f32 scale and offset at the precision of the format.
+
+    Shapes: both (out_features, groups). Raises: SolveError where fp16 overflows or a value is NaN.
+    """
+    stored_offset = offset if format.zero is ZeroKind.MINIMUM else np.zeros_like(offset)
+    largest = float(np.max(np.abs(np.stack([scale, stored_offset])), initial=0.0))
+    if not largest <= float(np.finfo(np.float16).max):
+        raise SolveError(
+            "a scale or minimum does not fit fp16",
+            expected="at most 65504",
+            found=largest,
+            do="Check the checkpoint's weights for overflow",
+        )
+    half = scale.astype(np.float16)
+    if format.zero is ZeroKind.VARIABLE:
+        return GroupParameters(half, zero_point=offset.astype(np.uint8))
+    if format.zero is ZeroKind.MINIMUM:
+        return GroupParameters(half, minimum=offset.astype(np.float16))
+    return GroupParameters(half)
+
+
+def group_of_column(format: Format, in_features: int) -> NDArray[np.int32]:
+    """The group index of each input column, (in_features,)."""
+    return (np.arange(in_features) // format.group_width(in_features)).astype(np.int32)
+
+
+def encode_columns(
+    weights: Floats, scale: Floats, offset: Floats, largest_code: int, zero: ZeroKind
+) -> Codes:
+    """Round to the nearest code. All arrays broadcast to the shape of weights."""
+    base, shift = (offset, np.float32(0)) if zero is ZeroKind.MINIMUM else (np.float32(0), offset)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        quotient = np.where(scale == 0, np.float32(0), (weights - base) / scale)
+    rounded = np.rint(np.clip(quotient, -ROUND_LIMIT, ROUND_LIMIT)) + shift
+    return np.clip(rounded, 0, largest_code).astype(np.uint8)
+
+
+def decode_columns(codes: Codes, scale: Floats, offset: Floats, zero: ZeroKind) -> Floats:
+    """The value of each code. All arrays broadcast to the shape of codes."""
+    levels = codes.astype(np.float32)
+    if zero is ZeroKind.MINIMUM:
+        return levels * scale + offset
+    return (levels - offset) * scale
+
+
+def encode_reference(weights: Floats, parameters: GroupParameters, format: Format) -> Codes:
+    """Codes of a whole tensor. Shapes: (out_features, in_features) to the same."""
+    group = group_of_column(format, weights.shape[1])
+    scale = parameters.scale.astype(np.float32)[:, group]
+    offset = parameters.offset(format)[:, group]
+    return encode_columns(weights, scale, offset, format.row.largest_code, format.zero)
+
+
+def decode_reference(codes: Codes, parameters: GroupParameters, format: Format) -> Floats:
+    """Weights of a whole tensor. Shapes: (out_features, in_features) to the same."""
+    group = group_of_column(format, codes.shape[1])
+    scale = parameters.scale.astype(np.float32)[:, group]
+    return decode_columns(codes, scale, parameters.offset(format)[:, group], format.zero)

@@ -1,0 +1,1 @@
+"""Executors of a Plan, sessions, sampling and the tokenizer."""

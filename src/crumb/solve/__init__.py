@@ -1,0 +1,1 @@
+"""Statistics and weights to codes and scales: pure arrays, no file, no model."""

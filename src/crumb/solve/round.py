@@ -1,0 +1,43 @@
+"""Round to nearest: every weight goes to the closest code of its group's grid.
+
+In: a LayerProblem (H is used for the search of scales if it is there). Out: a LayerSolution.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.formats.grid import decode_reference, encode_reference
+from crumb.solve.problem import LayerProblem, LayerSolution, SolveReport
+from crumb.solve.scales import fit_scales
+
+
+def solve_round(problem: LayerProblem) -> LayerSolution:
+    """Codes by plain rounding. Raises: SolveError, UsageError."""
+    problem.check()
+    weights, format = problem.weights, problem.format
+    importance = np.ones(weights.shape[1], np.float32)
+    if problem.hessian is not None:
+        importance = problem.hessian.diagonal().astype(np.float32)
+    parameters = fit_scales(weights, importance, format, problem.settings.scales)
+    codes = encode_reference(weights, parameters, format)
+    decoded = decode_reference(codes, parameters, format)
+    error = energy = None
+    if problem.hessian is not None:
+        error = weighted_square(weights - decoded, problem.hessian)
+        energy = weighted_square(weights, problem.hessian)
+    report = SolveReport(error, energy, zero_share(decoded))
+    return LayerSolution(codes, parameters, report)
+
+
+def weighted_square(matrix: NDArray[np.float32], hessian: NDArray[np.float64]) -> float:
+    """tr(M H M^T). Shapes: matrix (rows, columns), hessian (columns, columns)."""
+    return float(np.vdot(matrix @ hessian.astype(np.float32), matrix))
+
+
+def zero_share(decoded: NDArray[np.float32]) -> float:
+    """Share of decoded weights that are exactly 0."""
+    return float(np.count_nonzero(decoded == 0) / max(decoded.size, 1))
+
+

@@ -1,0 +1,57 @@
+"""Fit each group's scale and offset to its weights, before any code is chosen.
+
+In: weights, the importance of each column, a Format, minmax or search. Out: GroupParameters.
+minmax, variable: scale = (max - min) / (2^b - 1), zero_point = round(-min / scale), 0 inside;
+minmax, fixed: scale = 2 max|w| / (2^b - 1). Source: GPTQ's reference quantizer (arXiv 2210.17323).
+Refuses scales that fp16 cannot hold.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.grid import GroupParameters, make_parameters
+from crumb.kernels.grid_search import grid_search
+from crumb.solve.problem import Scales
+
+Floats = NDArray[np.float32]
+
+
+def fit_scales(
+    weights: Floats, importance: Floats, format: Format, scales: Scales
+) -> GroupParameters:
+    """Parameters of every group. Shapes: weights (rows, columns), importance (columns,).
+
+    Raises: SolveError.
+    """
+    if scales is Scales.SEARCH:
+        return make_parameters(format, *grid_search(weights, _positive(importance), format))
+    return make_parameters(format, *minmax(weights, format))
+
+
+def _positive(importance: Floats) -> Floats:
+    """Importance with mean 1, and no column quite without weight."""
+    mean = np.float32(importance.mean())
+    if not mean > 0:
+        return np.ones_like(importance)
+    return np.maximum(importance / mean, np.float32(1e-6))
+
+
+def minmax(weights: Floats, format: Format) -> tuple[Floats, Floats]:
+    """Scale and offset from each group's extremes, two of (rows, groups)."""
+    starts = np.arange(0, weights.shape[1], format.group_width(weights.shape[1]))
+    low = np.minimum.reduceat(weights, starts, axis=1)
+    high = np.maximum.reduceat(weights, starts, axis=1)
+    largest = np.float32(format.row.largest_code)
+    if format.zero is ZeroKind.FIXED:
+        scale = 2 * np.maximum(-low, high) / largest
+        return scale, np.full_like(scale, format.fixed_zero_point)
+    if format.zero is ZeroKind.MINIMUM:
+        return (high - low) / largest, low
+    low, high = np.minimum(low, 0), np.maximum(high, 0)
+    scale = (high - low) / largest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        zero_point = np.where(scale == 0, np.float32(0), np.rint(-low / scale))
+    return scale, zero_point.astype(np.float32)
