@@ -1,11 +1,13 @@
 // The only file that knows Python: checks shapes, releases the GIL, calls the kernels.
 // In: C-contiguous NumPy arrays, outputs included. Out: outputs filled in place.
-// Raises ValueError where shapes disagree; the Python face validates meaning.
+// Raises TypeError for another dtype or order, ValueError where shapes disagree; the Python face
+// validates meaning.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "kernels.hpp"
@@ -50,6 +52,11 @@ std::vector<std::string> supported_sets() {
 
 void require_bits(int bits) { require(bits >= 1 && bits <= 8, "bits must be 1 to 8"); }
 
+// A group never reaches past the row, so its workspace is bounded by the row.
+int64_t within(int64_t group_width, size_t columns) {
+  return std::min(group_width, std::max<int64_t>(int64_t(columns), 1));
+}
+
 void pack(Bytes codes, BytesOut packed, int bits) {
   require_bits(bits);
   const size_t rows = codes.shape(0), count = codes.shape(1);
@@ -71,6 +78,7 @@ void decode(Bytes packed, Floats scale, Floats offset, FloatsOut weights, int64_
   require_bits(bits);
   require(group_width > 0, "group_width must be positive");
   const size_t rows = weights.shape(0), count = weights.shape(1);
+  group_width = within(group_width, count);
   const size_t groups = (count + group_width - 1) / group_width;
   require(is(packed, rows, (count * bits + 7) / 8), "packed has the wrong shape");
   require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
@@ -102,6 +110,7 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
   require_bits(bits);
   const size_t rows = weights.shape(0), columns = weights.shape(1);
   require(group_width > 0, "group_width must be positive");
+  group_width = within(group_width, columns);
   const size_t groups = (columns + group_width - 1) / group_width;
   require(importance.shape(0) == columns, "importance has the wrong shape");
   require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
@@ -112,19 +121,22 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
                      int(shrinks.shape(0)), bits, zero});
 }
 
+// An array taken as it is: a converted copy of an output would be filled and thrown away.
+auto array(const char* name) { return nb::arg(name).noconvert(); }
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "Crumb's native kernels; use them through crumb.kernels.";
   m.def("supported_sets", &supported_sets, "Instruction sets this machine runs, slowest first.");
-  m.def("pack", &pack, nb::arg("codes"), nb::arg("packed"), nb::arg("bits"));
-  m.def("unpack", &unpack, nb::arg("packed"), nb::arg("codes"), nb::arg("bits"));
-  m.def("decode", &decode, nb::arg("packed"), nb::arg("scale"), nb::arg("offset"),
-        nb::arg("weights"), nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
-  m.def("sweep", &sweep, nb::arg("isa"), nb::arg("start"), nb::arg("weights"), nb::arg("factor"),
-        nb::arg("scale"), nb::arg("offset"), nb::arg("group"), nb::arg("codes"),
-        nb::arg("error"), nb::arg("largest_code"), nb::arg("zero"), nb::arg("rounding"));
-  m.def("grid_search", &grid_search, nb::arg("isa"), nb::arg("weights"), nb::arg("importance"),
-        nb::arg("shrinks"), nb::arg("scale"), nb::arg("offset"), nb::arg("group_width"),
+  m.def("pack", &pack, array("codes"), array("packed"), nb::arg("bits"));
+  m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));
+  m.def("decode", &decode, array("packed"), array("scale"), array("offset"), array("weights"),
+        nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
+  m.def("sweep", &sweep, nb::arg("isa"), array("start"), array("weights"), array("factor"),
+        array("scale"), array("offset"), array("group"), array("codes"), array("error"),
+        nb::arg("largest_code"), nb::arg("zero"), nb::arg("rounding"));
+  m.def("grid_search", &grid_search, nb::arg("isa"), array("weights"), array("importance"),
+        array("shrinks"), array("scale"), array("offset"), nb::arg("group_width"),
         nb::arg("bits"), nb::arg("zero"));
 }

@@ -5,11 +5,13 @@ from dataclasses import replace
 from crumb.architectures.family import FusedQkv
 from crumb.architectures.gptj import FAMILY as GPTJ
 
+QKV = ("query", "key", "value")
+
 FAMILY = replace(
     GPTJ,
     model_type="codegen",
     tensors={
-        **{role: GPTJ.tensors[role] for role in GPTJ.tensors if role not in ("query", "key", "value")},
+        **{role: name for role, name in GPTJ.tensors.items() if role not in QKV},
         "qkv": "transformer.h.{block}.attn.qkv_proj",
     },
     fused=FusedQkv(order=("query", "value", "key"), outer=4),

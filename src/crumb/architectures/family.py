@@ -12,6 +12,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from crumb.architectures.configuration import (
+    LIMIT,
+    MISSING,
+    Configuration,
+    as_integer,
+    as_number,
+    read_flag,
+    refuse,
+)
 from crumb.architectures.plan import (
     ACTIVATIONS,
     Activation,
@@ -27,10 +36,9 @@ from crumb.architectures.plan import (
     Split,
     Stage,
 )
-from crumb.architectures.rope import read_rope
+from crumb.architectures.rope import Rope, read_rope
 from crumb.errors import CheckpointError
 
-Configuration = Mapping[str, Any]
 Windows = tuple[int | None, ...]  # one per block
 
 
@@ -55,22 +63,21 @@ class Family:
     keys: Mapping[str, str | tuple[str, ...]]  # our word -> its key, or keys in order of preference
     tensors: Mapping[str, str]  # role -> tensor name with {block}, without .weight
     norm: str = "rms"
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    biases: Mapping[str, bool | str] = field(default_factory=dict)  # role -> always, or a key
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # word or flag -> when it is missing
+    biases: Mapping[str, bool | str] = field(default_factory=dict)  # role -> always, or a flag
     gated: bool = True
     fused: FusedQkv | None = None
     rotary: str | None = "half"
-    rotary_dimensions: Callable[[Configuration, int], int] = lambda _, head_dim: head_dim
     learned_positions: bool = False
-    parallel: Callable[[Configuration], bool] = lambda _: False
+    parallel: bool | str = False  # always, or a flag: attention and MLP both read the block's input
     shared_norm: bool = False  # attention and MLP read the same normed input
     attention_scale: bool = True
     windows: Callable[[Configuration, int], Windows] = no_windows
     tied: bool = False  # what a configuration that does not say means
 
 
-LIMIT = 1 << 24
-"""No size in a configuration may exceed this."""
+HIGHEST = {"blocks": 1024}
+"""Words whose limit is lower than LIMIT: a claimed depth costs memory before any file is read."""
 
 
 @dataclass(frozen=True)
@@ -89,56 +96,106 @@ class Sizes:
     activation: str
 
 
-def read_sizes(family: Family, configuration: Configuration) -> Sizes:
-    """The numbers of a configuration, each checked. Raises: CheckpointError."""
+@dataclass(frozen=True)
+class Reader:
+    """A configuration read through a family's keys."""
 
-    def find(word: str, default: Any = None) -> Any:
-        keys = family.keys.get(word, ())
-        for key in (keys,) if isinstance(keys, str) else keys:
-            if configuration.get(key) is not None:
-                return configuration[key]
-        return family.defaults.get(word, default)
+    family: Family
+    configuration: Configuration
 
-    def size(word: str, default: int | None = None) -> int:
-        value = find(word, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LIMIT:
+    def find(self, word: str) -> tuple[str, Any]:
+        """The key and value of a word: the first key with a value, null, or the default."""
+        named = self.family.keys.get(word, ())
+        keys = (named,) if isinstance(named, str) else named
+        present = [key for key in keys if key in self.configuration]
+        for key in present:
+            if self.configuration[key] is not None:
+                return key, self.configuration[key]
+        if present:
+            return present[0], None
+        return keys[0] if keys else word, self.family.defaults.get(word, MISSING)
+
+    def size(self, word: str, derived: int | None = None) -> int:
+        """A size; `derived` stands for null, and for words that the family has no key for."""
+        key, value = self.find(word)
+        if derived is not None and (value is None or word not in self.family.keys):
+            return derived
+        return as_integer(value, key, HIGHEST.get(word, LIMIT))
+
+    def sizes(self) -> Sizes:
+        """The numbers of a configuration, each checked. Raises: CheckpointError."""
+        hidden, heads = self.size("hidden"), self.size("heads")
+        key_value_heads = self.size("key_value_heads", heads)
+        head_dim = self.size("head_dim", hidden // heads or 1)
+        derived = self.find("head_dim")[1] in (None, MISSING)
+        outer = self.family.fused.outer or heads if self.family.fused else heads
+        if heads % key_value_heads or heads % outer or (derived and hidden % heads):
             raise CheckpointError(
-                f"the configuration has no usable {word}",
-                where=f"config.json: {family.keys.get(word, word)}",
-                expected=f"an integer from 1 to {LIMIT}",
-                found=repr(value),
+                "the heads do not divide",
+                where="config.json",
+                expected="a hidden size that heads divide, and heads that key-value heads"
+                f"{f' and {outer}' if outer != heads else ''} divide",
+                found=f"hidden {hidden}, heads {heads}, key-value heads {key_value_heads}",
             )
-        return value
+        epsilon_key, epsilon = self.find("epsilon")
+        return Sizes(
+            hidden=hidden,
+            blocks=self.size("blocks"),
+            heads=heads,
+            key_value_heads=key_value_heads,
+            head_dim=head_dim,
+            feed_forward=self.size("feed_forward", 4 * hidden),
+            vocabulary=self.size("vocabulary"),
+            positions=self.size("positions"),
+            epsilon=as_number(epsilon, epsilon_key, highest=1.0),
+            activation=self.activation(),
+        )
 
-    hidden, heads = size("hidden"), size("heads")
-    key_value_heads = size("key_value_heads", heads)
-    if heads % key_value_heads or (find("head_dim") is None and hidden % heads):
-        raise CheckpointError(
-            "the heads do not divide",
-            where="config.json",
-            expected="key-value heads that divide heads, and heads that divide the hidden size",
-            found=f"hidden {hidden}, heads {heads}, key-value heads {key_value_heads}",
+    def activation(self) -> str:
+        key, value = self.find("activation")
+        if value not in ACTIVATIONS:
+            raise refuse(key, f"one of {', '.join(ACTIVATIONS)}", value)
+        return str(value)
+
+    def rope(self, sizes: Sizes) -> Rope | None:
+        """The rotary embedding, None in families without. Raises: CheckpointError."""
+        if self.family.rotary is None:
+            return None
+        key, given = self.find("rope")
+        given = {} if given is None or given is MISSING else given
+        if not isinstance(given, Mapping):
+            raise refuse(key, "an object", given)
+        theta = given.get("rope_theta")
+        dimensions = self.rotary_dimensions(given, sizes.head_dim)
+        return read_rope(
+            given,
+            dimensions,
+            as_number(self.find("theta")[1] if theta is None else theta, "rope_theta", lowest=2.0),
+            sizes.positions,
+            self.configuration.get("original_max_position_embeddings"),
         )
-    activation = find("activation")
-    if activation not in ACTIVATIONS:
-        raise CheckpointError(
-            "unknown activation",
-            where=f"config.json: {family.keys['activation']}",
-            expected=f"one of {', '.join(ACTIVATIONS)}",
-            found=repr(activation),
-        )
-    return Sizes(
-        hidden=hidden,
-        blocks=size("blocks"),
-        heads=heads,
-        key_value_heads=key_value_heads,
-        head_dim=size("head_dim", hidden // heads),
-        feed_forward=size("feed_forward", 4 * hidden),
-        vocabulary=size("vocabulary"),
-        positions=size("positions"),
-        epsilon=float(find("epsilon", 1e-5)),
-        activation=activation,
-    )
+
+    def rotary_dimensions(self, given: Mapping[str, Any], head_dim: int) -> int:
+        """How many features of a head rotate: a count, or a share of them."""
+        if "rotary_dimensions" in self.family.keys:
+            key, value = self.find("rotary_dimensions")
+            dimensions = as_integer(value, key, head_dim)
+        else:
+            key, share = self.find("rotary_share")
+            if given.get("partial_rotary_factor") is not None:
+                share = given["partial_rotary_factor"]
+            dimensions = int(head_dim * as_number(share, key, highest=1.0))
+            if dimensions != head_dim and self.family.defaults["rotary_share"] == 1.0:
+                raise refuse(key, "1, as this family rotates whole heads", share)
+        if dimensions % 2 or not dimensions:
+            raise refuse(key, f"an even number of the {head_dim} features to rotate", dimensions)
+        return dimensions
+
+    def flag(self, given: bool | str) -> bool:
+        """A flag that always holds, or that a key decides."""
+        if isinstance(given, bool):
+            return given
+        return read_flag(self.configuration, given, bool(self.family.defaults.get(given, False)))
 
 
 @dataclass(frozen=True)
@@ -146,16 +203,15 @@ class Builder:
     """Builds the stages of one model."""
 
     family: Family
-    configuration: Configuration
+    reader: Reader
     sizes: Sizes
+    rope: Rope | None
 
     def name(self, role: str, block: int | None = None, kind: str = "weight") -> str:
         return f"{self.family.tensors[role].format(block=block)}.{kind}"
 
     def bias(self, role: str, block: int | None = None) -> str | None:
-        given = self.family.biases.get(role, False)
-        if isinstance(given, str):
-            given = bool(self.configuration.get(given, self.family.defaults.get(given, False)))
+        given = self.reader.flag(self.family.biases.get(role, False))
         return self.name(role, block, "bias") if given else None
 
     def norm(self, role: str, source: str, output: str, block: int | None = None) -> Norm:
@@ -174,9 +230,7 @@ class Builder:
         query_width = sizes.heads * sizes.head_dim
         if fused is not None:
             outer = fused.outer or sizes.heads
-            project = self.linear(
-                "qkv", "normed", "qkv", (sizes.hidden, 3 * query_width), block
-            )
+            project = self.linear("qkv", "normed", "qkv", (sizes.hidden, 3 * query_width), block)
             return [project, Split("qkv", fused.order, outer, query_width // outer)]
         key_width = sizes.key_value_heads * sizes.head_dim
         widths = {"query": query_width, "key": key_width, "value": key_width}
@@ -188,11 +242,9 @@ class Builder:
     def attention(self, block: int, window: int | None) -> list[Operation]:
         sizes, family = self.sizes, self.family
         operations = self.projections(block)
-        if family.rotary is not None:
-            dimensions = family.rotary_dimensions(self.configuration, sizes.head_dim)
-            rope = read_rope(self.configuration, dimensions, family.defaults.get("theta", 10000.0))
+        if family.rotary is not None and self.rope is not None:
             for role, heads in (("query", sizes.heads), ("key", sizes.key_value_heads)):
-                operations.append(Rotary(role, "positions", role, heads, family.rotary, rope))
+                operations.append(Rotary(role, "positions", role, heads, family.rotary, self.rope))
         scale = 1.0 / math.sqrt(sizes.head_dim) if family.attention_scale else 1.0
         mixed = Attention(
             "query",
@@ -232,11 +284,12 @@ class Builder:
             second = [self.norm("mlp_norm", "hidden", "normed", block)]
         add_attention = Add("hidden", "attended", "hidden")
         add_mlp = Add("hidden", "mlp", "hidden")
-        if self.family.parallel(self.configuration):
+        if self.reader.flag(self.family.parallel):
             operations = [first, *attention, *second, *mlp, add_attention, add_mlp]
         else:
             operations = [first, *attention, add_attention, *second, *mlp, add_mlp]
-        return Stage(f"block.{block}", tuple(operations), ("hidden",), ("hidden",))
+        inputs = ("hidden",) if self.rope is None else ("hidden", "positions")
+        return Stage(f"block.{block}", tuple(operations), inputs, ("hidden",))
 
     def embedding(self) -> Stage:
         sizes = self.sizes
@@ -250,11 +303,12 @@ class Builder:
                 Embed("positions", "place", positions, sizes.positions, sizes.hidden),
                 Add("hidden", "place", "hidden"),
             ]
-        return Stage("embedding", tuple(operations), ("tokens",), ("hidden",))
+        inputs = ("tokens", "positions") if self.family.learned_positions else ("tokens",)
+        return Stage("embedding", tuple(operations), inputs, ("hidden",))
 
     def head(self) -> Stage:
         sizes = self.sizes
-        tied = bool(self.configuration.get("tie_word_embeddings", self.family.tied))
+        tied = read_flag(self.reader.configuration, "tie_word_embeddings", self.family.tied)
         weight = self.name("embedding" if tied else "head")
         logits = Linear(
             "normed", "logits", weight, self.bias("head"), sizes.hidden, sizes.vocabulary
@@ -265,8 +319,9 @@ class Builder:
 
 def build_plan(family: Family, configuration: Configuration) -> Plan:
     """The Plan of one model of a family. Raises: CheckpointError."""
-    sizes = read_sizes(family, configuration)
-    builder = Builder(family, configuration, sizes)
+    reader = Reader(family, configuration)
+    sizes = reader.sizes()
+    builder = Builder(family, reader, sizes, reader.rope(sizes))
     windows = family.windows(configuration, sizes.blocks)
     blocks = [builder.block(index, window) for index, window in enumerate(windows)]
     stages = (builder.embedding(), *blocks, builder.head())

@@ -1,15 +1,19 @@
 """gpt_neo: GPT-Neo, learned positions, unscaled attention, local windows in alternate blocks."""
 
-from crumb.architectures.family import Configuration, Family, Windows
+from crumb.architectures.configuration import Configuration, as_integer, check_kinds, repeat_kinds
+from crumb.architectures.family import Family, Windows
+
+KINDS = ("global", "local")
 
 
 def _windows(configuration: Configuration, blocks: int) -> Windows:
-    window = int(configuration.get("window_size", 256))
-    kinds = configuration.get("attention_layers")
+    window = as_integer(configuration.get("window_size", 256), "window_size")
+    kinds, key = configuration.get("attention_layers"), "attention_layers"
     if kinds is None:
-        pattern = configuration.get("attention_types", [[["global", "local"], blocks]])
-        kinds = [kind for names, times in pattern for _ in range(times) for kind in names]
-    return tuple(window if kind == "local" else None for kind in kinds[:blocks])
+        pattern, key = configuration.get("attention_types"), "attention_types"
+        kinds = repeat_kinds([[KINDS, 12]] if pattern is None else pattern, key, blocks)
+    kinds = check_kinds(kinds, key, blocks, KINDS)
+    return tuple(window if kind == "local" else None for kind in kinds)
 
 
 FAMILY = Family(
@@ -24,7 +28,12 @@ FAMILY = Family(
         "epsilon": "layer_norm_epsilon",
         "activation": "activation_function",
     },
-    defaults={"activation": "gelu_new", "positions": 2048},
+    defaults={
+        "activation": "gelu_new",
+        "epsilon": 1e-5,
+        "feed_forward": None,
+        "positions": 2048,
+    },
     tensors={
         "embedding": "transformer.wte",
         "positions": "transformer.wpe",

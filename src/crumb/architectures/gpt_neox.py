@@ -1,13 +1,6 @@
 """gpt_neox: GPT-NeoX and Pythia."""
 
-from crumb.architectures.family import Configuration, Family, FusedQkv
-
-
-def _rotary_dimensions(configuration: Configuration, head_dim: int) -> int:
-    given = configuration.get("rope_parameters") or {}
-    share = given.get("partial_rotary_factor", configuration.get("rotary_pct", 0.25))
-    return int(head_dim * float(share))
-
+from crumb.architectures.family import Family, FusedQkv
 
 FAMILY = Family(
     model_type="gpt_neox",
@@ -20,8 +13,19 @@ FAMILY = Family(
         "positions": "max_position_embeddings",
         "epsilon": "layer_norm_eps",
         "activation": "hidden_act",
+        "theta": ("rotary_emb_base", "rope_theta"),
+        "rope": ("rope_scaling", "rope_parameters"),
+        "rotary_share": "rotary_pct",
     },
-    defaults={"activation": "gelu", "attention_bias": True},
+    defaults={
+        "activation": "gelu",
+        "epsilon": 1e-5,
+        "positions": 2048,
+        "theta": 10000.0,
+        "rotary_share": 0.25,
+        "attention_bias": True,
+        "use_parallel_residual": True,
+    },
     tensors={
         "embedding": "gpt_neox.embed_in",
         "attention_norm": "gpt_neox.layers.{block}.input_layernorm",
@@ -37,6 +41,5 @@ FAMILY = Family(
     norm="layer",
     gated=False,
     fused=FusedQkv(),
-    rotary_dimensions=_rotary_dimensions,
-    parallel=lambda configuration: bool(configuration.get("use_parallel_residual", True)),
+    parallel="use_parallel_residual",
 )

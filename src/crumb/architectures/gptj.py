@@ -13,8 +13,16 @@ FAMILY = Family(
         "positions": "n_positions",
         "epsilon": "layer_norm_epsilon",
         "activation": "activation_function",
+        "rotary_dimensions": "rotary_dim",
     },
-    defaults={"activation": "gelu_new", "positions": 2048},
+    defaults={
+        "activation": "gelu_new",
+        "epsilon": 1e-5,
+        "feed_forward": None,
+        "positions": 2048,
+        "rotary_dimensions": 64,
+        "theta": 10000.0,
+    },
     tensors={
         "embedding": "transformer.wte",
         "attention_norm": "transformer.h.{block}.ln_1",
@@ -31,7 +39,6 @@ FAMILY = Family(
     norm="layer",
     gated=False,
     rotary="interleaved",
-    rotary_dimensions=lambda configuration, head_dim: configuration.get("rotary_dim") or head_dim,
-    parallel=lambda _: True,
+    parallel=True,
     shared_norm=True,
 )

@@ -2,18 +2,19 @@
 
 from dataclasses import replace
 
-from crumb.architectures.family import Configuration, Windows
+from crumb.architectures.configuration import Configuration, read_window
+from crumb.architectures.family import Windows
 from crumb.architectures.llama import FAMILY as LLAMA
 
 
 def _windows(configuration: Configuration, blocks: int) -> Windows:
-    return (configuration.get("sliding_window"),) * blocks
+    return (read_window(configuration, "sliding_window", 4096),) * blocks
 
 
 FAMILY = replace(
     LLAMA,
     model_type="mistral",
     biases={},
-    defaults={**LLAMA.defaults, "key_value_heads": 8, "positions": 4096 * 32},
+    defaults={**LLAMA.defaults, "key_value_heads": 8, "positions": 131072},
     windows=_windows,
 )

@@ -1,19 +1,20 @@
 """A Plan: a model as stages of flat operations over named buffers.
 
-In: operations built by a family. Out: what every executor runs, what calibration walks, what prints.
+In: operations built by a family. Out: what executors run, what calibration walks, what prints.
 A stage is the unit of streaming, of allocation and of offload. Encoder stacks run `once`, cross
 attention reads their outputs by name, a cache or recurrent state is an operation's `state` slot.
-Refuses a buffer that is read before it is written.
+Refuses a buffer that is read before it is written, and two operations with one state slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import ClassVar
 
 from crumb.architectures.rope import Rope
 from crumb.errors import CheckpointError
-
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu")
 """Elementwise functions that executors provide, as configurations name them."""
@@ -32,8 +33,8 @@ class TensorSpec:
 class Operation:
     """One step. Fields named in READS and WRITES hold buffer names."""
 
-    READS = ("input",)
-    WRITES = ("output",)
+    READS: ClassVar[tuple[str, ...]] = ("input",)
+    WRITES: ClassVar[tuple[str, ...]] = ("output",)
 
     def _names(self, which: tuple[str, ...]) -> tuple[str, ...]:
         found: list[str] = []
@@ -209,41 +210,75 @@ class Stage:
     def tensors(self) -> tuple[TensorSpec, ...]:
         return tuple(spec for operation in self.operations for spec in operation.tensors())
 
+    @cached_property
+    def _live(self) -> tuple[frozenset[str], ...]:
+        live = [frozenset(self.outputs)]
+        for operation in reversed(self.operations[1:]):
+            live.append(live[-1] | frozenset(operation.reads))
+        return tuple(reversed(live))
+
     def live_after(self, index: int) -> frozenset[str]:
         """Buffers that are still needed once operation `index` has run."""
-        needed = set(self.outputs)
-        for operation in self.operations[index + 1 :]:
-            needed.update(operation.reads)
-        return frozenset(needed)
+        return self._live[index]
 
     def check(self, given: frozenset[str]) -> None:
-        """Refuse a buffer that is read before it is written. Raises: CheckpointError."""
-        known = set(given) | set(self.inputs)
+        """Refuse a buffer that is read before it is written, `given` being what comes before.
+
+        Raises: CheckpointError.
+        """
+        self._need(given, self.inputs, "its inputs")
+        known = frozenset(self.inputs)
         for operation in self.operations:
-            for name in operation.reads:
-                if name not in known:
-                    raise CheckpointError(
-                        "a plan reads a buffer that nothing has written",
-                        where=f"{self.name}: {operation}",
-                        found=name,
-                    )
-            known.update(operation.writes)
+            self._need(known, operation.reads, operation)
+            known |= frozenset(operation.writes)
+        self._need(known, self.outputs, "its outputs")
+
+    def _need(self, known: frozenset[str], names: tuple[str, ...], reader: object) -> None:
+        for name in names:
+            if name not in known:
+                raise CheckpointError(
+                    "a plan reads a buffer that nothing has written",
+                    where=f"{self.name}: {reader}",
+                    expected=f"one of {', '.join(sorted(known))}",
+                    found=name,
+                )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole model: buffers "tokens" and "positions" go in, "logits" comes out."""
+    """A whole model: buffers "tokens" and "positions" go in, "logits" comes out.
+
+    `inputs` names what else goes in, once for each sequence: what an encoder reads.
+    """
 
     family: str
     vocabulary: int
     max_positions: int
     stages: tuple[Stage, ...]
+    inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given = frozenset({"tokens", "positions"})
+        kept = frozenset(self.inputs)  # what does not change from call to call
+        given = kept | {"tokens", "positions"}
         for stage in self.stages:
-            stage.check(given)
+            stage.check(kept if stage.once else given)
             given |= frozenset(stage.outputs)
+            kept |= frozenset(stage.outputs if stage.once else ())
+        self._need_own_states()
+
+    def _need_own_states(self) -> None:
+        taken: set[str] = set()
+        for stage in self.stages:
+            for operation in stage.operations:
+                state = getattr(operation, "state", None)
+                if state in taken:
+                    raise CheckpointError(
+                        "two operations of a plan keep their state in one slot",
+                        where=f"{stage.name}: {operation}",
+                        found=state,
+                    )
+                if state is not None:
+                    taken.add(state)
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         """Each tensor once, in the order of first use."""
@@ -271,6 +306,7 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"{self.family}: vocabulary {self.vocabulary}, {self.parameters()} parameters"]
+        lines += [f"given: {name}" for name in self.inputs]
         for stage in self.stages:
             flow = f"{', '.join(stage.inputs)} -> {', '.join(stage.outputs)}"
             lines.append(f"stage {stage.name}: {flow}{' (once)' if stage.once else ''}")

@@ -2,24 +2,35 @@
 
 from dataclasses import replace
 
-from crumb.architectures.family import Configuration, Windows
+from crumb.architectures.configuration import (
+    Configuration,
+    as_integer,
+    check_kinds,
+    read_flag,
+    read_window,
+)
+from crumb.architectures.family import Windows
 from crumb.architectures.llama import FAMILY as LLAMA
+
+KINDS = ("full_attention", "sliding_attention")
 
 
 def _windows(configuration: Configuration, blocks: int) -> Windows:
-    window = configuration.get("sliding_window")
-    if window is None or not configuration.get("use_sliding_window", False):
-        return (None,) * blocks
+    window = read_window(configuration, "sliding_window", 4096)
     kinds = configuration.get("layer_types")
-    if kinds is not None:
-        return tuple(window if kind == "sliding_attention" else None for kind in kinds[:blocks])
-    full = int(configuration.get("max_window_layers", 28))
-    return tuple(None if block < full else window for block in range(blocks))
+    if kinds is None:
+        full = as_integer(configuration.get("max_window_layers", 28), "max_window_layers", lowest=0)
+        kinds = [KINDS[block >= full] for block in range(blocks)]
+    kinds = check_kinds(kinds, "layer_types", blocks, KINDS)
+    if not read_flag(configuration, "use_sliding_window", False):
+        window = None
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 FAMILY = replace(
     LLAMA,
     model_type="qwen2",
     biases={"query": True, "key": True, "value": True},
+    defaults={**LLAMA.defaults, "key_value_heads": 32, "positions": 32768},
     windows=_windows,
 )

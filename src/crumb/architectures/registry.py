@@ -10,7 +10,8 @@ import pkgutil
 from functools import cache
 
 import crumb.architectures
-from crumb.architectures.family import Configuration, Family, build_plan
+from crumb.architectures.configuration import Configuration
+from crumb.architectures.family import Family, build_plan
 from crumb.architectures.plan import Plan
 from crumb.errors import UnknownFamily
 

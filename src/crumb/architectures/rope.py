@@ -1,6 +1,6 @@
 """Rotary position embedding: which frequencies a configuration asks for.
 
-In: a configuration as transformers 4 (rope_theta, rope_scaling) or 5 (rope_parameters) writes it.
+In: the scaling of a configuration (rope_scaling or rope_parameters) and the theta beside it.
 Out: a Rope with one frequency per pair of features. Refuses scalings whose frequencies change
 with the length of the text (dynamic, longrope): cached keys would no longer fit.
 Source: Su et al. 2021 (arXiv 2104.09864); YaRN, arXiv 2309.00071; "llama3" as Meta published it.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.errors import CheckpointError
+from crumb.architectures.configuration import MISSING, as_number, read_flag, refuse
 
 Frequencies = NDArray[np.float64]
 
@@ -33,7 +33,8 @@ class Rope:
     def frequencies(self) -> Frequencies:
         """Radians per position of each pair, (dimensions / 2,)."""
         exponent = np.arange(0, self.dimensions, 2, dtype=np.float64) / self.dimensions
-        return SCALINGS[self.kind](self.theta**-exponent, self, dict(self.scaling))
+        inverse = np.power(self.theta, -exponent)
+        return SCALINGS[self.kind](inverse, self, dict(self.scaling))
 
     def magnitude(self) -> float:
         """Factor on cosine and sine (YaRN's attention factor)."""
@@ -43,7 +44,7 @@ class Rope:
         if "attention_factor" in settings:
             return settings["attention_factor"]
         factor = settings["factor"]
-        if "mscale" in settings and "mscale_all_dim" in settings:
+        if "mscale" in settings and "mscale_all_dim" in settings:  # one alone has no effect
             return _mscale(factor, settings["mscale"]) / _mscale(factor, settings["mscale_all_dim"])
         return _mscale(factor, 1.0)
 
@@ -85,7 +86,7 @@ def _yarn(inverse: Frequencies, rope: Rope, settings: dict[str, float]) -> Frequ
     if settings.get("truncate", 1.0):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rope.dimensions - 1)
-    ramp = np.clip((np.arange(len(inverse)) - low) / max(high - low, 0.001), 0.0, 1.0)
+    ramp: Frequencies = np.clip((np.arange(len(inverse)) - low) / (high - low or 0.001), 0.0, 1.0)
     return inverse / settings["factor"] * ramp + inverse * (1 - ramp)
 
 
@@ -96,49 +97,47 @@ SCALINGS: dict[str, Callable[[Frequencies, Rope, dict[str, float]], Frequencies]
     "yarn": _yarn,
 }
 
+ORIGINAL = "original_max_position_embeddings"
+
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-    "yarn": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL),
+    "yarn": ("factor", ORIGINAL),
 }
+"""The settings that a kind cannot do without."""
+
+OPTIONAL: dict[str, tuple[str, ...]] = {
+    "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+}
+"""The settings that a kind has its own values for: null means those, and so does a zero beta."""
 
 
-def read_rope(configuration: Mapping[str, Any], dimensions: int, theta: float) -> Rope:
-    """The rope of a configuration; `theta` is the family's default base.
+def read_rope(
+    given: Mapping[str, Any], dimensions: int, theta: float, positions: int, original: object
+) -> Rope:
+    """The rope of a configuration's scaling; `positions` is the longest text of the model.
 
-    Raises: CheckpointError for an unknown kind or a missing setting, naming both.
+    `original` is the longest text of the training before, where it stands outside the scaling.
+    Raises: CheckpointError for an unknown kind or an unusable setting, naming it.
     """
-    given = configuration.get("rope_parameters") or configuration.get("rope_scaling") or {}
-    theta = float(given.get("rope_theta") or configuration.get("rope_theta") or theta)
-    kind = str(given.get("rope_type") or given.get("type") or "default")
-    if kind not in SCALINGS:
-        raise CheckpointError(
-            "this rotary scaling is not supported",
-            where="config.json: rope_type",
-            expected=f"one of {', '.join(SCALINGS)}",
-            found=repr(kind),
-        )
-    settings = {
-        key: float(value)
-        for key, value in given.items()
-        if isinstance(value, int | float) and key not in ("rope_theta", "partial_rotary_factor")
-    }
-    if "original_max_position_embeddings" in NEEDED[kind]:
-        settings.setdefault(
-            "original_max_position_embeddings", float(configuration["max_position_embeddings"])
-        )
-    for key in NEEDED[kind]:
-        if not settings.get(key, 0.0) > 0.0:
-            raise CheckpointError(
-                f"rotary scaling {kind} needs a positive {key}",
-                where="config.json: rope_parameters",
-                found=repr(given.get(key)),
-            )
-    scaling = tuple(sorted(settings.items())) if kind != "default" else ()
-    return Rope(dimensions, theta, scaling, kind)
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if not isinstance(kind, str) or kind not in SCALINGS:
+        raise refuse("rope_type", f"one of {', '.join(SCALINGS)}", kind)
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise refuse("rope_parameters", "one rotary embedding for all blocks", given)
+    stated = {key: value for key, value in given.items() if value is not None}
+    if original is not None:
+        stated[ORIGINAL] = original
+    stated.setdefault(ORIGINAL, positions)
+    if kind == "yarn":
+        stated.setdefault("factor", positions / as_number(stated[ORIGINAL], ORIGINAL))
+    settings = {key: as_number(stated.get(key, MISSING), key) for key in NEEDED[kind]}
+    for key in OPTIONAL.get(kind, ()):
+        if stated.get(key, 0) != 0 or (key == "attention_factor" and key in stated):
+            settings[key] = as_number(stated[key], key)
+    if kind == "yarn" and not read_flag(stated, "truncate", True):
+        settings["truncate"] = 0.0
+    if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
+        raise refuse("high_freq_factor", "more than low_freq_factor", settings["high_freq_factor"])
+    return Rope(dimensions, theta, tuple(sorted(settings.items())), kind)

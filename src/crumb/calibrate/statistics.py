@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crumb.errors import SolveError
 from crumb.run.parallel import map_batches
 
-STRIP = 512
+STRIP = 128
 """Rows of H that are accumulated at once: bounds the f32 product held beside the total."""
 
 
@@ -40,8 +40,9 @@ def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStati
 
     def strip(begin: int) -> None:
         end = min(begin + STRIP, in_features)
-        for batch in flat:
-            hessian[begin:end, begin:] += batch[:, begin:end].T @ batch[:, begin:]
+        with np.errstate(invalid="ignore", over="ignore"):  # refused below, by name
+            for batch in flat:
+                hessian[begin:end, begin:] += batch[:, begin:end].T @ batch[:, begin:]
         hessian[begin:end, begin:] /= tokens
 
     map_batches(strip, range(0, in_features, STRIP))

@@ -1,33 +1,42 @@
 """Where a model named by the user lies: a local path, or a repository on the Hugging Face hub.
 
 In: "path", "org/name" or "org/name@revision". Out: a local directory.
-The hub's own environment applies (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE); only configuration,
-safetensors and tokenizer files are fetched. Refuses names that are neither.
+The hub's own environment applies (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE); only the configuration,
+safetensors and tokenizer files at the top of a repository are fetched. A directory that is there
+wins over a hub name. Refuses names that are neither.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
-from crumb.errors import ModelNotFound
+from crumb.errors import CrumbError, DoesNotFit, ModelNotFound
 
-PATTERNS = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
+UNWANTED = ["*/*", "consolidated*"]
+"""Files in folders, and Mistral's second copy of the same weights."""
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 
 
 def locate(model: str) -> Path:
     """The local directory of a model, downloaded first if it is a hub name.
 
-    Raises: ModelNotFound, saying what was tried.
+    Raises: ModelNotFound, saying what was tried; DoesNotFit when the disk is full.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(model).expanduser()
+        is_directory, exists = path.is_dir(), path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, not permitted, no such user
+        raise ModelNotFound(f"cannot be a path: {error}", where=repr(model[:200])) from error
+    if model and is_directory:
         return path
-    if path.exists() or not HUB_NAME.fullmatch(model):
+    if exists or not HUB_NAME.fullmatch(model):
         raise ModelNotFound(
             "neither a model directory nor a hub name",
-            where=model,
+            where=repr(model[:200]),
             expected="a directory with config.json, or org/name, or org/name@revision",
         )
     repository, _, revision = model.partition("@")
@@ -35,39 +44,51 @@ def locate(model: str) -> Path:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """A hub repository's files in the local cache. Raises: ModelNotFound."""
+    """A hub repository's files in the local cache. Raises: ModelNotFound, DoesNotFit."""
     from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
+        )
+    except Exception as error:  # the hub's library lets errors of its HTTP client through
+        where = repository if revision is None else f"{repository}@{revision}"
+        raise _explained(error, where) from error
+
+
+def _explained(error: Exception, where: str) -> CrumbError:
+    """What a failure of the hub's library means to the user."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
-    where = repository if revision is None else f"{repository}@{revision}"
-    try:
-        return Path(
-            snapshot_download(repository, revision=revision, allow_patterns=PATTERNS)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DoesNotFit(
+            "the disk is full", where=where, do="Make room, or set HF_HOME to a larger disk"
         )
-    except GatedRepoError as error:
-        raise ModelNotFound(
+    response = getattr(error, "response", None)
+    if isinstance(error, GatedRepoError) or getattr(response, "status_code", None) == 403:
+        return ModelNotFound(
             "this repository asks for permission",
             where=where,
             do="Accept its terms on the hub, then set HF_TOKEN",
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ModelNotFound("the repository has no such revision", where=where) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ModelNotFound(
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelNotFound("the repository has no such revision", where=where)
+    if isinstance(error, RepositoryNotFoundError | HFValidationError):
+        return ModelNotFound(
             "no such directory, and no such repository on the hub",
             where=where,
             do="Check the name; a private repository needs HF_TOKEN",
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise ModelNotFound(
-            "the hub could not be reached and the cache does not hold this model",
-            where=where,
-            do="Check the network, or HF_HUB_OFFLINE and HF_HOME",
-        ) from error
+        )
+    return ModelNotFound(
+        "the hub could not be reached and the cache does not hold all of this model",
+        where=where,
+        found=f"{type(error).__name__}: {str(error)[:200]}",
+        do="Check the network, or HF_HUB_OFFLINE and HF_HOME",
+    )

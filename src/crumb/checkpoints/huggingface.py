@@ -63,7 +63,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         stored, metadata = read_header(file)
         repeated = arrays.keys() & stored.keys()
         if repeated:
-            raise CheckpointError("two shards hold the same tensor", where=file, found=min(repeated))
+            raise CheckpointError(
+                "two shards hold the same tensor", where=file, found=min(repeated)
+            )
         arrays |= stored
         formats |= metadata
     tensors = TensorMap(path, group_packed(path, configuration, arrays, formats))
@@ -97,9 +99,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
             do="Convert them once where you trust them: "
             "transformers' save_pretrained writes model.safetensors",
         )
-    raise ModelNotFound(
-        "no weights in this directory", where=path, expected=f"{SINGLE} or {INDEX}"
-    )
+    raise ModelNotFound("no weights in this directory", where=path, expected=f"{SINGLE} or {INDEX}")
 
 
 def _indexed_files(index: Path) -> tuple[Path, ...]:

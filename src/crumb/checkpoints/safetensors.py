@@ -62,7 +62,7 @@ class StoredArray:
             row_bytes = self.size_bytes // self.shape[0]
             shape, offset = (end - begin, *self.shape[1:]), offset + begin * row_bytes
         array = np.empty(shape, self.dtype)
-        view = memoryview(array.view(np.uint8).reshape(-1)) if array.size else memoryview(b"")
+        view: memoryview = array.reshape(-1).view(np.uint8).data
         with self.path.open("rb", buffering=0) as file:
             file.seek(offset)
             done = 0

@@ -1,0 +1,1 @@
+"""Perplexity, divergence and comparisons, each under a named protocol."""

@@ -1,0 +1,1 @@
+"""What a quantized number is: grids, the catalog, bit packing, reference decode."""

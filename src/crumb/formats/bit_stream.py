@@ -28,7 +28,9 @@ def pack_reference(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """
     check_codes(codes, bits)
     each_bit = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
-    return np.packbits(each_bit.reshape(codes.shape[0], -1), axis=-1, bitorder="little")
+    return np.packbits(
+        each_bit.reshape(codes.shape[0], codes.shape[1] * bits), axis=-1, bitorder="little"
+    )
 
 
 def unpack_reference(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.uint8]:

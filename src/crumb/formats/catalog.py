@@ -173,8 +173,10 @@ def parse_format(name: str) -> Format:
     row = CATALOG.get(parts[0])
     group = parts[1] if len(parts) == 3 else ""
     is_group = group == "row" or (group[:1] == "g" and group[1:].isdecimal() and len(group) < 8)
-    if row is None or not is_group:
-        raise UsageError(
-            "not a format's name", expected="such as int3-g128-variable", found=repr(name[:80])
-        )
-    return make_format(row.bits, ROW if group == "row" else int(group[1:]), parts[2])
+    if row is not None and is_group:
+        format = make_format(row.bits, ROW if group == "row" else int(group[1:]), parts[2])
+        if format.name == name:  # one format has one name: neither g0 nor g032
+            return format
+    raise UsageError(
+        "not a format's name", expected="such as int3-g128-variable", found=repr(name[:80])
+    )

@@ -74,7 +74,8 @@ def encode_columns(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient = np.where(scale == 0, np.float32(0), (weights - base) / scale)
     rounded = np.rint(np.clip(quotient, -ROUND_LIMIT, ROUND_LIMIT)) + shift
-    return np.clip(rounded, 0, largest_code).astype(np.uint8)
+    codes: Codes = np.clip(rounded, 0, largest_code).astype(np.uint8)
+    return codes
 
 
 def decode_columns(codes: Codes, scale: Floats, offset: Floats, zero: ZeroKind) -> Floats:

@@ -75,7 +75,14 @@ def assemble(
 
     Raises: CheckpointError.
     """
-    for suffix, (shape, dtype) in stored_shapes(format, out_features, in_features).items():
+    if in_features < 1:
+        raise CheckpointError("a packed matrix without columns", where=where, found=in_features)
+    shapes = stored_shapes(format, out_features, in_features)
+    if surplus := sorted(arrays.keys() - shapes.keys()):
+        raise CheckpointError(
+            f"{format.name} does not store this array", where=f"{where}.{surplus[0]}"
+        )
+    for suffix, (shape, dtype) in shapes.items():
         array = arrays.get(suffix)
         found = None if array is None else (array.shape, array.dtype.name)
         if found != (shape, dtype):
@@ -92,3 +99,21 @@ def assemble(
     )
     codes = arrays["codes"].astype(np.uint8, copy=False)
     return PackedTensor(format, out_features, in_features, codes, parameters)
+
+
+def stack_rows(parts: list[PackedTensor]) -> PackedTensor:
+    """One tensor from consecutive rows that were packed apart."""
+    first = parts[0]
+    points = [part.parameters.zero_point for part in parts]
+    minima = [part.parameters.minimum for part in parts]
+    parameters = GroupParameters(
+        np.concatenate([part.parameters.scale for part in parts]),
+        np.concatenate([point for point in points if point is not None])
+        if points[0] is not None
+        else None,
+        np.concatenate([minimum for minimum in minima if minimum is not None])
+        if minima[0] is not None
+        else None,
+    )
+    codes = np.concatenate([part.codes for part in parts])
+    return PackedTensor(first.format, len(codes), first.in_features, codes, parameters)

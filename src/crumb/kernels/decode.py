@@ -1,6 +1,7 @@
 """Decode a packed tensor to f32 natively, and back into a packed one.
 
-In: a PackedTensor, or codes and parameters. Out: weights (out_features, in_features), or the tensor.
+In: a PackedTensor, or codes and parameters. Out: weights (out_features, in_features), or the
+tensor.
 Reference: formats.grid.decode_reference over formats.bit_stream.unpack_reference.
 """
 
@@ -23,14 +24,15 @@ Floats = NDArray[np.float32]
 def decode(tensor: PackedTensor) -> Floats:
     """The tensor's weights in f32. Shapes: -> (out_features, in_features)."""
     weights = np.empty((tensor.out_features, tensor.in_features), np.float32)
-    scale = tensor.parameters.scale.astype(np.float32)
-    offset = tensor.parameters.offset(tensor.format)
+    codes = np.ascontiguousarray(tensor.codes)
+    scale = np.ascontiguousarray(tensor.parameters.scale, np.float32)
+    offset = np.ascontiguousarray(tensor.parameters.offset(tensor.format))
     width = tensor.format.group_width(tensor.in_features)
     zero = ZERO_CODE[tensor.format.zero]
 
     def work(rows: slice) -> None:
         _native.decode(
-            tensor.codes[rows],
+            codes[rows],
             scale[rows],
             offset[rows],
             weights[rows],

@@ -50,7 +50,7 @@ def processors() -> int:
 
 def over_rows(rows: int, work: Callable[[slice], None]) -> None:
     """Call work on slices that cover all rows, one slice a processor. Rows must be independent."""
-    per_thread = -(-rows // processors())
+    per_thread = max(1, -(-rows // processors()))
     per_thread = -(-per_thread // ROWS_PER_LANE_SET) * ROWS_PER_LANE_SET
     slices = [slice(begin, begin + per_thread) for begin in range(0, rows, per_thread)]
     if len(slices) <= 1:

@@ -8,6 +8,8 @@ Source: facts of llm-compressor and OneCompression; the refit is weighted least 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,7 +23,8 @@ Floats = NDArray[np.float32]
 SHRINKS: Floats = np.linspace(1.2, 0.3, 37, dtype=np.float32)
 """Factors on the min-max scale that are tried."""
 
-TINY_SCORE = np.float32(3.402823466e38)
+WORST_SCORE = np.float32(3.402823466e38)
+"""A candidate must score below this, so NaN and overflow never win."""
 
 
 def grid_search(weights: Floats, importance: Floats, format: Format) -> tuple[Floats, Floats]:
@@ -72,7 +75,7 @@ def _search_group(w: Floats, h: Floats, format: Format) -> tuple[Floats, Floats]
     minimum = format.zero is ZeroKind.MINIMUM
     start = w[:, 0] if minimum else np.float32(0)
     low, high = np.minimum(w.min(1), start), np.maximum(w.max(1), start)
-    best_score = np.full(len(w), TINY_SCORE)
+    best_score = np.full(len(w), WORST_SCORE)
     best_scale = np.zeros(len(w), np.float32)
     no_offset = np.float32(format.fixed_zero_point if format.zero is ZeroKind.FIXED else 0)
     best_offset = low.copy() if minimum else np.full(len(w), no_offset)
@@ -102,8 +105,8 @@ def _candidates(low: Floats, high: Floats, format: Format) -> list[tuple[Floats,
         point = np.where(span == 0, np.float32(0), np.rint(-low / span))
         points = [np.clip(point + np.float32(step), 0, largest) for step in (-1, 0, 1)]
         return [(shrink * span, offset) for offset in points for shrink in SHRINKS]
-    center, reach = (low + high) * np.float32(0.5), np.float32(0.5)
-    return [(s * span, center - (s * span) * largest * reach) for s in SHRINKS]
+    center, middle = (low + high) * np.float32(0.5), np.float32(0.5)
+    return [(s * span, center - (s * span) * largest * middle) for s in SHRINKS]
 
 
 def _levels(w: Floats, scale: Floats, offset: Floats, format: Format) -> Floats:
@@ -122,7 +125,7 @@ def _refit(
 ) -> tuple[Floats, Floats]:
     level = _levels(w, scale, offset, format)
     hl, hll, hw, hwl = (np.zeros(len(w), np.float32) for _ in range(4))
-    total = np.float32(0)
+    total: Any = np.float32(0)
     for j in range(w.shape[1]):
         weighted = h[j] * level[:, j]
         total += h[j]

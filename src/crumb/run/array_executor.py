@@ -7,11 +7,13 @@ Refuses nothing: shapes were checked against the Plan when the checkpoint was op
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from array_api_compat import array_namespace
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+from numpy.typing import NDArray
 
 from crumb.architectures.plan import (
     Activation,
@@ -44,21 +46,26 @@ class Context:
     rotations: dict[tuple[Rope, int, int], tuple[Array, Array]] = field(default_factory=dict)
 
 
-def run_operations(
-    operations: Sequence[Operation], buffers: dict[str, Array], context: Context
+def as_numpy(array: Array) -> NDArray[Any]:
+    """An array of any library and device as NumPy's."""
+    return np.asarray(array.cpu() if is_torch_array(array) else array)
+
+
+def run_span(
+    stage: Stage, begin: int, end: int, buffers: dict[str, Array], context: Context
 ) -> None:
-    """Run operations in order, writing their outputs into buffers."""
-    for operation in operations:
-        EXECUTE[type(operation)](operation, buffers, context)
-
-
-def run_stage(stage: Stage, buffers: dict[str, Array], context: Context) -> dict[str, Array]:
-    """Run one stage on its inputs; returns its outputs."""
-    for index, operation in enumerate(stage.operations):
+    """Run operations begin .. end - 1 of a stage, dropping each buffer after its last use."""
+    for index in range(begin, end):
+        operation = stage.operations[index]
         EXECUTE[type(operation)](operation, buffers, context)
         live = stage.live_after(index)
         for name in [name for name in buffers if name not in live]:
             del buffers[name]
+
+
+def run_stage(stage: Stage, buffers: dict[str, Array], context: Context) -> dict[str, Array]:
+    """Run one stage on its inputs; returns its outputs."""
+    run_span(stage, 0, len(stage.operations), buffers, context)
     return {name: buffers[name] for name in stage.outputs}
 
 
@@ -108,7 +115,8 @@ def _rotation(op: Rotary, positions: Array, context: Context) -> tuple[Array, Ar
     if key not in context.rotations:
         device = positions.device
         places = xp.astype(positions[0, :], xp.float64)
-        angle = places[:, None, None] * xp.asarray(op.rope.frequencies(), device=device)[None, None]
+        frequencies = xp.asarray(op.rope.frequencies(), device=device)
+        angle = places[:, None, None] * frequencies[None, None, :]
         magnitude = op.rope.magnitude()
         turned = (xp.cos(angle) * magnitude, xp.sin(angle) * magnitude)
         context.rotations[key] = (
@@ -174,16 +182,14 @@ def _attend(op: Attention, query: Array, key: Array, value: Array, place: int) -
     scores = xp.matmul(flat, xp.matrix_transpose(key))
     scores = xp.reshape(scores, (batch, kept, group, tokens, end - begin))
     if op.causal:
+        # Without a window only the last `tokens` keys can lie in any query's future.
+        seen = 0 if op.window is not None else place - begin
         queries = xp.arange(place, place + tokens, device=query.device)[:, None]
-        keys = xp.arange(begin, end, device=query.device)[None, :]
+        keys = xp.arange(begin + seen, end, device=query.device)[None, :]
         hidden = keys > queries
         if op.window is not None:
             hidden = hidden | (keys <= queries - op.window)
-        scores += xp.where(
-            hidden,
-            xp.asarray(-1e30, dtype=scores.dtype, device=query.device),
-            xp.asarray(0.0, dtype=scores.dtype, device=query.device),
-        )
+        scores[..., seen:] -= xp.astype(hidden, scores.dtype) * 1e30
     scores -= xp.max(scores, axis=-1, keepdims=True)
     weight = xp.exp(scores)
     total = xp.sum(weight, axis=-1, keepdims=True)

@@ -1,8 +1,8 @@
 """A model ready to run: its Plan, its weights decoded stage by stage, its tokenizer.
 
-In: a path or hub name. Out: a Model whose stages can be run on batches of tokens.
-Small models keep all stages in memory; larger ones hold one stage at a time.
-Refuses what the checkpoint readers refuse.
+In: a path or hub name, then batches of tokens. Out: logits, from one pass over the Plan's stages
+that whole texts and sessions share. Small models keep all stages in memory; larger ones hold one
+at a time. Refuses what the checkpoint readers refuse, and texts that the model cannot hold.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.hub import locate
 from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
+from crumb.errors import UsageError
 from crumb.run.array_executor import Array, Context, run_stage
 from crumb.run.tokenizer import Tokenizer, load_tokenizer
 
@@ -40,38 +42,93 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.checkpoint.path)
 
+    @cached_property
+    def _keeps(self) -> bool:
+        return 4 * self.plan.parameters() <= KEPT_BYTES
+
     def stage_weights(self, stage: Stage) -> Mapping[str, Array]:
         """The stage's tensors in f32."""
-        keep = 4 * self.plan.parameters() <= KEPT_BYTES
         weights: dict[str, Array] = {}
         for spec in stage.tensors():
             if spec.name not in self._kept:
                 array = self.as_array(self.checkpoint.tensors.read_float(spec.name))
-                if not keep:
+                if not self._keeps:
                     weights[spec.name] = array
                     continue
                 self._kept[spec.name] = array
             weights[spec.name] = self._kept[spec.name]
         return weights
 
-    def logits(self, tokens: Array) -> Array:
-        """Logits of whole sequences. Shapes: (batch, tokens) -> (batch, tokens, vocabulary)."""
-        buffers = start_buffers(tokens)
-        kept: dict[str, Array] = {}
+    def logits(self, tokens: Array, given: Mapping[str, Array] | None = None) -> Array:
+        """Logits of whole sequences; `given` holds the plan's further inputs.
+
+        Shapes: (batch, tokens) -> (batch, tokens, vocabulary). Raises: UsageError.
+        """
+        return self.forward(tokens, Memory(kept=dict(given or {}), states=None))
+
+    def forward(self, tokens: Array, memory: Memory) -> Array:
+        """Logits of the tokens that follow what is in memory, which then holds them too.
+
+        Shapes: (batch, tokens) -> (batch, tokens, vocabulary). Raises: UsageError.
+        """
+        check_tokens(self.plan, tokens, memory)
+        flowing = start_buffers(tokens, memory.length_tokens)
+        rotations: dict[Any, tuple[Array, Array]] = {}
         for stage in self.plan.stages:
-            given = buffers | kept | start_buffers(tokens)
-            kept |= run_stage(stage, given, Context(self.stage_weights(stage)))
-        return kept["logits"]
+            if stage.once and memory.length_tokens:
+                continue
+            context = Context(self.stage_weights(stage), memory.states, rotations)
+            outputs = run_stage(stage, memory.kept | flowing, context)
+            if stage.once:
+                memory.kept |= outputs
+            else:
+                flowing |= outputs
+        memory.length_tokens += tokens.shape[1]
+        return flowing["logits"]
+
+
+@dataclass
+class Memory:
+    """What a sequence keeps from call to call."""
+
+    kept: dict[str, Array]  # the plan's further inputs, and the outputs of stages that run once
+    states: dict[str, tuple[Array, ...]] | None  # by slot; None: the whole text comes in one call
+    length_tokens: int = 0
 
 
 def start_buffers(tokens: Array, first_position: int = 0) -> dict[str, Array]:
     """The buffers every plan starts from: tokens and positions, both (batch, tokens)."""
-    from array_api_compat import array_namespace
-
     xp = array_namespace(tokens)
     batch, count = tokens.shape
     places = xp.arange(first_position, first_position + count, device=tokens.device)
     return {"tokens": tokens, "positions": xp.broadcast_to(places[None, :], (batch, count))}
+
+
+def check_tokens(plan: Plan, tokens: Array, memory: Memory) -> None:
+    """Refuse tokens that the model cannot take after what is in memory. Raises: UsageError."""
+    if memory.length_tokens == 0 and memory.kept.keys() != set(plan.inputs):
+        raise UsageError(
+            "what is given beside the tokens is not what the model reads",
+            expected=", ".join(plan.inputs) or "nothing",
+            found=", ".join(memory.kept) or "nothing",
+        )
+    total = memory.length_tokens + tokens.shape[1]
+    if total > plan.max_positions:
+        raise UsageError(
+            "the text is longer than the model's context",
+            expected=f"at most {plan.max_positions} tokens",
+            found=total,
+        )
+    xp = array_namespace(tokens)
+    if not tokens.shape[1]:
+        raise UsageError("there are no tokens to run", expected="at least one")
+    low, high = int(xp.min(tokens)), int(xp.max(tokens))
+    if low < 0 or high >= plan.vocabulary:
+        raise UsageError(
+            "a token is not in the model's vocabulary",
+            expected=f"0 to {plan.vocabulary - 1}",
+            found=low if low < 0 else high,
+        )
 
 
 def open_model(name: str, as_array: Callable[[Any], Array] = np.asarray) -> Model:

@@ -33,9 +33,7 @@ class Sampling:
                 )
 
 
-def sample(
-    logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator
-) -> int:
+def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
     """One token. Shapes: logits (vocabulary,)."""
     if sampling.temperature == 0.0:
         return int(np.argmax(logits))

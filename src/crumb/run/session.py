@@ -1,57 +1,43 @@
 """A session: one sequence, its state between calls, and text generation from it.
 
-In: tokens. Out: logits of the last token, or sampled tokens one by one.
-Keys, values and recurrent states live in the session's slots; stages marked `once` run once.
-Refuses sequences longer than the model's positions.
+In: tokens, and once at the start what an encoder reads. Out: the logits after each token, or
+sampled tokens one by one. Keys, values and recurrent states live in slots of the memory.
+Refuses sequences longer than the model's positions and tokens outside its vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from crumb.errors import UsageError
-from crumb.run.array_executor import Array, Context, run_stage
-from crumb.run.model import Model, start_buffers
+from crumb.run.array_executor import as_numpy
+from crumb.run.model import Memory, Model
 from crumb.run.sampling import Sampling, sample
 
 
 class Session:
     """Cached decoding of one sequence."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, given: Mapping[str, ArrayLike] | None = None) -> None:
+        """`given` holds the plan's further inputs, each (1, ...)."""
         self.model = model
-        self.length_tokens = 0
-        self._states: dict[str, tuple[Array, ...]] = {}
-        self._kept: dict[str, Array] = {}
+        kept = {name: model.as_array(np.asarray(array)) for name, array in (given or {}).items()}
+        self._memory = Memory(kept, states={})
+
+    @property
+    def length_tokens(self) -> int:
+        return self._memory.length_tokens
 
     def feed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens; returns the logits after each, (tokens, vocabulary).
 
-        Raises: UsageError when the model has no positions left.
+        Raises: UsageError when there are none, the model has no positions left for them, or one
+        is outside the vocabulary.
         """
-        total = self.length_tokens + len(tokens)
-        if total > self.model.plan.max_positions:
-            raise UsageError(
-                "the text is longer than the model's context",
-                expected=f"at most {self.model.plan.max_positions} tokens",
-                found=total,
-            )
         given = self.model.as_array(np.asarray(tokens, np.int64)[None, :])
-        start = start_buffers(given, self.length_tokens)
-        flowing: dict[str, Array] = {}
-        for stage in self.model.plan.stages:
-            if stage.once and self.length_tokens:
-                continue
-            context = Context(self.model.stage_weights(stage), self._states)
-            outputs = run_stage(stage, start | self._kept | flowing, context)
-            if stage.once:
-                self._kept |= outputs
-            flowing |= outputs
-        self.length_tokens = total
-        return np.asarray(flowing["logits"][0])
+        return as_numpy(self.model.forward(given, self._memory)[0, ...])
 
 
 def generate(

@@ -1,12 +1,14 @@
 """Text to tokens and back, through the tokenizers library.
 
 In: a model directory with tokenizer.json, or LLaMA's tokenizer.model. Out: a Tokenizer.
-Refuses directories with neither, and files that the library cannot read.
+Refuses directories with neither, files that the library cannot read, special tokens outside the
+model's vocabulary, and text that is not Unicode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import tokenizers
 
 from crumb.checkpoints.huggingface import read_json
-from crumb.errors import CheckpointError, ModelNotFound
+from crumb.errors import CheckpointError, ModelNotFound, UsageError
 from crumb.run.sentencepiece_model import convert_sentencepiece
 
 FILES = (
@@ -22,6 +24,7 @@ FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
 )
@@ -35,44 +38,121 @@ class Tokenizer:
     backend: tokenizers.Tokenizer
     end_tokens: frozenset[int]
     begin_token: int | None
+    vocabulary: int | None = None  # tokens the model has; None: its configuration does not say
+    path: Path | None = None  # the directory it was read from, for messages
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, with the special tokens that the tokenizer itself adds."""
-        ids: list[int] = self.backend.encode(text).ids
+        """Tokens of a text, with the special tokens that the tokenizer itself adds.
+
+        Raises: UsageError for text with lone surrogates, CheckpointError for a tokenizer that
+        does not belong to its model.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                "this text is not Unicode",
+                found=f"a lone surrogate at character {error.start}",
+            ) from error
+        with _library_failures(self.path, "the tokenizer fails on a text"):
+            ids: list[int] = self.backend.encode(text).ids
+        if self.vocabulary is not None and max(ids, default=0) >= self.vocabulary:
+            raise CheckpointError(
+                "the tokenizer makes a token that the model does not have",
+                where=self.path,
+                expected=f"tokens below {self.vocabulary}",
+                found=max(ids),
+                do="Use the tokenizer files that the model was published with",
+            )
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special tokens."""
         text: str = self.backend.decode(list(tokens))
         return text
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model directory. Raises: ModelNotFound, CheckpointError."""
+    settings = _optional(path / "tokenizer_config.json")
     if (path / "tokenizer.json").exists():
-        try:
+        with _library_failures(path / "tokenizer.json", "the tokenizer cannot be read"):
             backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(
-                f"the tokenizer cannot be read: {error}", where=path / "tokenizer.json"
-            ) from error
     elif (path / "tokenizer.model").exists():
-        backend = convert_sentencepiece(path / "tokenizer.model")
-    else:
-        raise ModelNotFound(
-            "no tokenizer in this directory", where=path, expected="tokenizer.json"
+        backend = convert_sentencepiece(
+            path / "tokenizer.model",
+            add_begin=settings.get("add_bos_token") is not False,
+            add_end=settings.get("add_eos_token") is True,
         )
+        _add_tokens(backend, path, settings)
+    else:
+        raise ModelNotFound("no tokenizer in this directory", where=path, expected="tokenizer.json")
     backend.no_truncation()
     backend.no_padding()
-    settings = _optional(path / "config.json") | _optional(path / "generation_config.json")
-    begin = settings.get("bos_token_id")
-    end = settings.get("eos_token_id")
-    ends = end if isinstance(end, list) else [end]
-    return Tokenizer(
-        backend,
-        frozenset(token for token in ends if isinstance(token, int)),
-        begin if isinstance(begin, int) else None,
-    )
+    model = _optional(path / "config.json")
+    vocabulary = model.get("vocab_size")
+    tokens = model | _optional(path / "generation_config.json")
+    size = vocabulary if type(vocabulary) is int else None
+    begin = _special(backend, path, tokens.get("bos_token_id"), settings.get("bos_token"), size)
+    ends = _special(backend, path, tokens.get("eos_token_id"), settings.get("eos_token"), size)
+    return Tokenizer(backend, frozenset(ends), begin[0] if begin else None, size, path)
+
+
+def _special(
+    backend: tokenizers.Tokenizer, path: Path, given: Any, name: Any, vocabulary: int | None
+) -> list[int]:
+    """Special tokens: as the configuration numbers them, or else by the tokenizer's own name."""
+    ids = given if isinstance(given, list) else [given]
+    found = [token for token in ids if type(token) is int and token >= 0]
+    if not found:
+        content = name.get("content") if isinstance(name, dict) else name
+        token = backend.token_to_id(content) if isinstance(content, str) else None
+        found = [] if token is None else [token]
+    for token in found:
+        if vocabulary is not None and token >= vocabulary:
+            raise CheckpointError(
+                "a special token lies outside the vocabulary",
+                where=path,
+                expected=f"below {vocabulary}",
+                found=token,
+            )
+    return found
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Mapping[str, Any]) -> None:
+    """Tokens that were added to a tokenizer.model; they are listed in JSON files beside it."""
+    added: dict[str, tuple[Any, bool]] = {
+        text: (token, True) for text, token in _optional(path / "added_tokens.json").items()
+    }
+    decoder = settings.get("added_tokens_decoder")
+    for token, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str) and token.isdecimal():
+            added[entry["content"]] = (int(token[:9]), entry.get("special") is not False)
+    in_order = sorted(added.items(), key=lambda item: str(item[1][0]).zfill(9))
+    for text, (token, special) in in_order:
+        if backend.token_to_id(text) is None:
+            backend.add_tokens([tokenizers.AddedToken(text, normalized=False, special=special)])
+        if backend.token_to_id(text) != token:
+            raise CheckpointError(
+                "an added token does not continue the vocabulary",
+                where=path,
+                expected=f"{backend.token_to_id(text)} for {text[:40]!r}",
+                found=token,
+            )
+
+
+@contextmanager
+def _library_failures(where: Path | None, what: str) -> Iterator[None]:
+    """The library's errors as ours: it raises bare Exception, and its panics are not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise CheckpointError(f"{what}: {str(error)[:200]}", where=where) from error
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
+    """A JSON object from a file, without its null entries; empty when there is no file."""
+    found = read_json(path) if path.exists() else {}
+    return {name: value for name, value in found.items() if value is not None}

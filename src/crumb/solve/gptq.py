@@ -41,18 +41,28 @@ class Factored:
 
     order: NDArray[np.intp]  # column_in_matrix at each place of the sweep
     root: NDArray[np.float64]  # (in_features, in_features), R in the upper triangle
-    diagonal: NDArray[np.float64]  # (in_features,) of H, dead columns 1, in the matrix's order
+    diagonal: NDArray[np.float64]  # (in_features,) of H, in the matrix's order; dead: the mean
     dead: NDArray[np.bool_]  # (in_features,) columns that calibration never used
     damping: float  # share of the mean diagonal
     added: float  # what was added to the diagonal
     fallback: str | None
+
+    @property
+    def importance(self) -> Floats:
+        """What an error in each column costs by itself, (in_features,)."""
+        return np.where(self.dead, 0.0, self.diagonal).astype(np.float32)
+
+    @property
+    def surplus(self) -> NDArray[np.float64]:
+        """What the factored diagonal has and H has not, in the sweep's order, (in_features,)."""
+        return (self.added + np.where(self.dead, self.diagonal, 0.0))[self.order]
 
 
 def factor(hessian: NDArray[np.float64], tokens: int, settings: SolveSettings) -> Factored | None:
     """Factor H as the settings ask; more damping when it fails, None when nothing helps."""
     diagonal = hessian.diagonal().copy()
     dead = diagonal <= 0
-    diagonal[dead] = 1.0
+    diagonal[dead] = diagonal[~dead].mean() if not dead.all() else 1.0
     order = np.arange(len(diagonal))
     if settings.act_order:
         order = np.argsort(-diagonal, kind="stable")
@@ -121,8 +131,8 @@ class _Sweep:
         self.block_columns = settings.block_columns if fit_now else width
         self.parameters: list[GroupParameters] = []
         if fit_now:
-            importance = factored.diagonal.astype(np.float32)
-            self.parameters.append(fit_scales(weights, importance, self.format, settings.scales))
+            parameters = fit_scales(weights, factored.importance, self.format, settings.scales)
+            self.parameters.append(parameters)
         self.fit_now = fit_now
         self.weights: Floats = np.ascontiguousarray(weights[:, factored.order])
         self.error = np.zeros_like(self.weights)
@@ -136,8 +146,9 @@ class _Sweep:
         codes = np.ascontiguousarray(self.codes[:, back])
         parameters = _join(self.parameters)
         decoded = decode_reference(codes, parameters, self.format)
-        loss = self.loss - self.factored.added * float(np.vdot(self.error, self.error))
-        energy = self.energy - self.factored.added * float(np.vdot(self.weights, self.weights))
+        surplus = self.factored.surplus
+        loss = self.loss - float(_column_squares(self.error) @ surplus)
+        energy = self.energy - float(_column_squares(self.weights) @ surplus)
         report = SolveReport(
             error=max(loss, 0.0),
             energy=energy,
@@ -161,9 +172,9 @@ class _Sweep:
         self.codes[:, columns], self.error[:, columns] = codes, error
         residual = (start - weights) + error @ inside  # (t_j - decoded_j) of each column
         square = np.square(diagonal)
-        self.loss += float(np.einsum("ij,ij->j", residual, residual, dtype=np.float64) @ square)
+        self.loss += float(_column_squares(residual) @ square)
         whole = self.weights[:, : columns.stop] @ unit
-        self.energy += float(np.einsum("ij,ij->j", whole, whole, dtype=np.float64) @ square)
+        self.energy += float(_column_squares(whole) @ square)
 
     def grid(self, columns: slice, start: Floats, weights: Floats, inside: Floats) -> SweepGrid:
         """The block's grid; without static groups it is fitted now to the updated weights."""
@@ -175,10 +186,16 @@ class _Sweep:
         unrounded = SweepGrid(one_group, nothing, nothing, group)
         _, drift = sweep(start, weights, inside, unrounded, rounding=False)
         updated = weights - drift
-        importance = self.factored.diagonal[self.factored.order][columns].astype(np.float32)
+        importance = self.factored.importance[self.factored.order][columns]
         parameters = fit_scales(updated, importance, one_group, self.settings.scales)
         self.parameters.append(parameters)
         return _grid(parameters, one_group, group)
+
+
+def _column_squares(matrix: Floats) -> NDArray[np.float64]:
+    """Sum of squares of each column."""
+    squares: NDArray[np.float64] = np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64)
+    return squares
 
 
 def _grid(parameters: GroupParameters, format: Format, group: NDArray[np.int32]) -> SweepGrid:

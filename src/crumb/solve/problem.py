@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.errors import SolveError
+from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import Format
 from crumb.formats.grid import GroupParameters
 
@@ -60,22 +60,42 @@ class LayerProblem:
     tokens: int
     format: Format
     settings: SolveSettings
+    first_row: int = 0  # of the whole matrix, when these are only some of its rows
 
     def check(self) -> None:
         """Refuse what no solver can work with. Raises: SolveError, UsageError."""
-        self.format.check_width(self.weights.shape[1], self.name)
-        check_finite(self.weights, self.name)
+        in_features = self.weights.shape[1]
+        self.format.check_width(in_features, self.name)
+        check_groups_fit_order(self.settings, self.format.groups(in_features), self.name)
+        check_finite(self.weights, self.name, self.first_row)
 
 
-def check_finite(weights: NDArray[np.float32], name: str) -> None:
+def check_groups_fit_order(settings: SolveSettings, groups: int, name: str) -> None:
+    """Refuse groups fitted along the sweep when the sweep leaves the stored order of columns.
+
+    A group is a run of stored columns: no format stores which group a column went to.
+    Raises: UsageError.
+    """
+    sweeps = settings.method is Method.GPTQ
+    if sweeps and settings.act_order and not settings.static_groups and groups > 1:
+        raise UsageError(
+            "act_order needs static_groups",
+            where=name,
+            found=f"act_order, no static_groups, {groups} groups in a row",
+            do="Keep static_groups, or switch act_order off too",
+        )
+
+
+def check_finite(weights: NDArray[np.float32], name: str, first_row: int = 0) -> None:
     """Refuse NaN and infinite weights, naming the first. Raises: SolveError."""
     # A sum is finite only if every term is; overflow of the f64 sum needs larger terms than f32.
-    if np.isfinite(np.sum(weights, dtype=np.float64)):
-        return
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(np.sum(weights, dtype=np.float64)):
+            return
     row, column = np.argwhere(~np.isfinite(weights))[0]
     raise SolveError(
         "the checkpoint's weights are not finite",
-        where=f"{name}[{row}, {column}]",
+        where=f"{name}[{first_row + row}, {column}]",
         expected="finite numbers",
         found=weights[row, column],
         do="The checkpoint is damaged or overflowed when it was converted",
@@ -97,6 +117,21 @@ class SolveReport:
         if self.error is None or self.energy is None:
             return None
         return self.error / max(self.energy, float(np.finfo(np.float64).tiny))
+
+
+def join_reports(parts: list[tuple[SolveReport, int]]) -> SolveReport:
+    """The report of a matrix that was solved in parts of so many rows each."""
+    first = parts[0][0]
+    rows = sum(count for _, count in parts)
+    errors = [part.error for part, _ in parts if part.error is not None]
+    energies = [part.energy for part, _ in parts if part.energy is not None]
+    return SolveReport(
+        error=sum(errors) if errors else None,
+        energy=sum(energies) if energies else None,
+        zero_share=sum(part.zero_share * count for part, count in parts) / rows,
+        damping=first.damping,
+        fallback=first.fallback,
+    )
 
 
 @dataclass(frozen=True)

@@ -39,5 +39,3 @@ def weighted_square(matrix: NDArray[np.float32], hessian: NDArray[np.float64]) -
 def zero_share(decoded: NDArray[np.float32]) -> float:
     """Share of decoded weights that are exactly 0."""
     return float(np.count_nonzero(decoded == 0) / max(decoded.size, 1))
-
-

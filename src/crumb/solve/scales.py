@@ -11,12 +11,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.errors import SolveError
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.grid import GroupParameters, make_parameters
 from crumb.kernels.grid_search import grid_search
 from crumb.solve.problem import Scales
 
 Floats = NDArray[np.float32]
+
+LARGEST_WEIGHT = 65504.0 * 256
+"""The largest fp16 scale times the widest span of codes, an fp16 minimum included."""
 
 
 def fit_scales(
@@ -26,9 +30,22 @@ def fit_scales(
 
     Raises: SolveError.
     """
+    _check_range(weights)
     if scales is Scales.SEARCH:
         return make_parameters(format, *grid_search(weights, _positive(importance), format))
     return make_parameters(format, *minmax(weights, format))
+
+
+def _check_range(weights: Floats) -> None:
+    """Refuse weights that no fp16 scale reaches, before their squares overflow in the search."""
+    largest = float(np.maximum(-weights.min(initial=0), weights.max(initial=0)))
+    if largest > LARGEST_WEIGHT:
+        raise SolveError(
+            "the weights are too large for fp16 scales",
+            expected=f"at most {LARGEST_WEIGHT:g}",
+            found=largest,
+            do="Check the checkpoint's weights for overflow",
+        )
 
 
 def _positive(importance: Floats) -> Floats:
@@ -36,22 +53,24 @@ def _positive(importance: Floats) -> Floats:
     mean = np.float32(importance.mean())
     if not mean > 0:
         return np.ones_like(importance)
-    return np.maximum(importance / mean, np.float32(1e-6))
+    positive: Floats = np.maximum(importance / mean, np.float32(1e-6))
+    return positive
 
 
 def minmax(weights: Floats, format: Format) -> tuple[Floats, Floats]:
     """Scale and offset from each group's extremes, two of (rows, groups)."""
     starts = np.arange(0, weights.shape[1], format.group_width(weights.shape[1]))
-    low = np.minimum.reduceat(weights, starts, axis=1)
-    high = np.maximum.reduceat(weights, starts, axis=1)
+    low: Floats = np.minimum.reduceat(weights, starts, axis=1)
+    high: Floats = np.maximum.reduceat(weights, starts, axis=1)
     largest = np.float32(format.row.largest_code)
     if format.zero is ZeroKind.FIXED:
-        scale = 2 * np.maximum(-low, high) / largest
+        scale: Floats = (2 * np.maximum(-low, high) / largest).astype(np.float32)
         return scale, np.full_like(scale, format.fixed_zero_point)
     if format.zero is ZeroKind.MINIMUM:
-        return (high - low) / largest, low
+        return ((high - low) / largest).astype(np.float32), low
     low, high = np.minimum(low, 0), np.maximum(high, 0)
-    scale = (high - low) / largest
+    scale = ((high - low) / largest).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
         zero_point = np.where(scale == 0, np.float32(0), np.rint(-low / scale))
-    return scale, zero_point.astype(np.float32)
+    # Subnormal scales are so coarse that the quotient can pass the last code.
+    return scale, np.minimum(zero_point, largest).astype(np.float32)

@@ -1,0 +1,135 @@
+"""Writes the pages that repeat what the code says: formats.md, families.md and cli.md.
+
+In: the catalog through `crumb formats`, the family files, the command line's own parameters.
+Out: the pages beside this file. `make docs` runs it; tests/house/test_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from docstring_parser import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTE = "<!-- Written by `make docs` from {source}; edit that, not this page. -->\n"
+
+
+def formats_page() -> str:
+    """What `crumb formats` prints, at a fixed width."""
+    lines = (line.rstrip() for line in _output_of("formats").splitlines())
+    shown = "\n".join(lines).strip("\n")
+    return (
+        NOTE.format(source="`crumb formats`")
+        + "# Formats\nOne row of `src/crumb/formats/catalog.py` is one format. "
+        + "`docs/names.md` explains the words, `docs/adding.md` how to add one.\n\n"
+        + f"```text\n{shown}\n```\n"
+    )
+
+
+def _output_of(verb: str) -> str:
+    """What a verb prints when its output is no terminal."""
+    command = [sys.executable, "-c", "from crumb.cli.main import run; run()", verb]
+    plain = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    return subprocess.run(command, check=True, env=plain, stdout=subprocess.PIPE, text=True).stdout
+
+
+def families_page() -> str:
+    """One row for each family file, in alphabetical order."""
+    from crumb.architectures.registry import families
+
+    rows = []
+    for name, family in families().items():
+        module = importlib.import_module(f"crumb.architectures.{name}")
+        about = (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2]
+        rotary = {None: "none", "half": "rotary, halves", "interleaved": "rotary, pairs"}
+        places = "learned" if family.learned_positions else rotary[family.rotary]
+        mlp = "gated" if family.gated else "plain"
+        rows.append((f"`{name}`", about, f"{family.norm} norm", places, f"{mlp} MLP"))
+    return (
+        NOTE.format(source="the files of `src/crumb/architectures`")
+        + "# Families\nA model runs when the `model_type` of its config.json is listed here. "
+        + "`docs/adding.md` tells how to add one.\n\n"
+        + _table(("model_type", "what it is", "norm", "positions", "MLP"), rows)
+    )
+
+
+def cli_page() -> str:
+    """Each verb with its usage, its text and its parameters."""
+    from crumb.cli.main import app
+
+    parts = [_verb(name, app[name]) for name in app if not name.startswith("-")]
+    return NOTE.format(source="`src/crumb/cli`") + "# The command line\n\n" + "\n".join(parts)
+
+
+def _verb(name: str, verb: Any) -> str:
+    text = parse(inspect.cleandoc(verb.help or ""))
+    arguments = list(verb.assemble_argument_collection(parse_docstring=True))
+    usage = ["crumb", name, *filter(None, map(_usage, arguments))]
+    rows = [_row(argument) for argument in arguments]
+    blocks = [
+        f"## {name}",
+        f"```text\n{' '.join(usage)}\n```",
+        text.short_description or "",
+        text.long_description or "",
+        _table(("parameter", "value", "default", "meaning"), rows) if rows else "",
+    ]
+    return "\n".join(f"{block.strip()}\n" for block in blocks if block)
+
+
+def _usage(argument: Any) -> str:
+    """A required parameter as it is typed; the others are in the table."""
+    if not argument.required:
+        return ""
+    name = str(argument.names[0])
+    return f"{name} {_value(argument)}" if name.startswith("-") else name
+
+
+def _row(argument: Any) -> tuple[str, str, str, str]:
+    default = argument.field_info.default
+    needed = argument.required or default is inspect.Parameter.empty
+    default = default.value if isinstance(default, Enum) else default
+    shown = "required" if needed else "" if default in (None, False, ()) else f"`{default}`"
+    names = ", ".join(f"`{name}`" for name in argument.names)
+    meaning = " ".join((argument.parameter.help or "").split())
+    return names, _value(argument).replace("|", "\\|"), shown, meaning
+
+
+def _value(argument: Any) -> str:
+    """What may follow a parameter: its choices, or its type in capitals, or nothing for a flag."""
+    choices = argument.get_choices()
+    if choices:
+        return "|".join(str(choice) for choice in choices)
+    return "" if argument.hint is bool else _type_name(argument.hint).upper()
+
+
+def _type_name(hint: Any) -> str:
+    """The name of a type; of what an optional or a sequence holds."""
+    held = [part for part in get_args(hint) if part not in (NoneType, ...)]
+    several = " ..." if get_origin(hint) in (list, tuple) else ""
+    return _type_name(held[0]) + several if held else str(hint.__name__)
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/formats.md": formats_page,
+    "docs/families.md": families_page,
+    "docs/cli.md": cli_page,
+}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (ROOT / name).write_text(page())
+        print(f"wrote {name}")

@@ -1,0 +1,203 @@
+"""The workspace of a quantization: finished tensors on disk before the next begins.
+
+In: an output directory and the job's key. Out: stored tensors, or the ones an earlier run left.
+Lies beside the output as `<out>.partial`: job.json, tensors/ (one file each), model/ (assembled,
+then renamed to the output). Refuses another job's directory, and a second process at work there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from numpy.typing import NDArray
+
+from crumb.checkpoints.crumb_directory import MANIFEST, format_metadata
+from crumb.checkpoints.huggingface import read_json
+from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
+from crumb.checkpoints.tensor_map import StoredPacked
+from crumb.errors import CheckpointError, DoesNotFit, OutputConflict
+from crumb.formats.catalog import parse_format
+from crumb.formats.packed_tensor import PackedTensor
+
+JOB = "job.json"
+
+
+@dataclass(frozen=True)
+class FinishedTensor:
+    """One stored tensor and what the manifest will say of it."""
+
+    stored: StoredPacked
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where one job keeps its finished work."""
+
+    out: Path
+    partial: Path
+    key: dict[str, Any]
+
+    def finished(self, name: str) -> FinishedTensor | None:
+        """A tensor that an earlier run stored, or None. Raises: CheckpointError."""
+        path = self._tensor_path(name)
+        if not path.exists():
+            return None
+        arrays, metadata = read_header(path)
+        record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
+        format_name, _, width = metadata["format"].partition(" ")
+        rows = arrays["codes"].shape[0]
+        stored = StoredPacked(parse_format(format_name), (rows, int(width)), arrays)
+        return FinishedTensor(stored, record)
+
+    def store(self, name: str, tensor: PackedTensor, record: dict[str, Any]) -> None:
+        """Put a finished tensor on disk: synced under a temporary name, then renamed."""
+        metadata = {
+            "name": name,
+            "format": format_metadata(tensor),
+            "record": msgspec.json.encode(record).decode(),
+        }
+        arrays = {
+            suffix: ArrayToWrite(array.dtype, array.shape, partial(_itself, array))
+            for suffix, array in tensor.arrays().items()
+        }
+        write_file(self._tensor_path(name), arrays, metadata)
+
+    def _tensor_path(self, name: str) -> Path:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        return self.partial / "tensors" / f"{digest}.safetensors"
+
+    def publish(self) -> None:
+        """Turn the assembled model into the output directory, then drop the workspace."""
+        sync_directory(self.partial / "model")
+        if self.out.exists():
+            self.out.rename(self.partial / "replaced")
+        (self.partial / "model").rename(self.out)
+        sync_directory(self.out.parent)
+        shutil.rmtree(self.partial)
+
+
+def _itself(array: NDArray[Any]) -> NDArray[Any]:
+    return array
+
+
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def published_key(out: Path) -> dict[str, Any] | None:
+    """The key of the job that made an output directory; None if it is absent or another's."""
+    path = out / MANIFEST
+    if not path.exists():
+        return None
+    job = read_json(path).get("job")
+    return job if isinstance(job, dict) else None
+
+
+@contextmanager
+def open_workspace(out: Path, key: dict[str, Any], restart: bool) -> Iterator[Workspace | None]:
+    """The workspace of a job, locked; None when the output already holds exactly this job.
+
+    restart replaces another job's workspace, and its output once this job is done.
+
+    Raises: OutputConflict for another job's directory, DoesNotFit when the disk is full.
+    """
+    beside = out.with_name(out.name + ".partial")
+    if out.exists() and not restart:
+        if published_key(out) == key:
+            shutil.rmtree(beside, ignore_errors=True)
+            yield None
+            return
+        _refuse(out, published_key(out), key)
+    with disk_errors(out):
+        beside.mkdir(parents=True, exist_ok=True)
+        with (beside / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputConflict("another process is quantizing here", where=out) from error
+            if out.exists() and published_key(out) is None:
+                raise OutputConflict(
+                    "the output exists and was not made by crumb, so it will not be replaced",
+                    where=out,
+                    do="Choose another --out",
+                )
+            _claim(beside, out, key, restart)
+            yield Workspace(out, beside, key)
+
+
+def _claim(beside: Path, out: Path, key: dict[str, Any], restart: bool) -> None:
+    """Take over the workspace's earlier work if it is this job's; same job, same bytes."""
+    job = beside / JOB
+    earlier = read_json(job) if job.exists() else None
+    if earlier != key:
+        if earlier is not None and not restart:
+            _refuse(out, earlier, key)
+        shutil.rmtree(beside / "tensors", ignore_errors=True)
+        write_json(job, key)
+    shutil.rmtree(beside / "model", ignore_errors=True)
+    (beside / "tensors").mkdir(exist_ok=True)
+    (beside / "model").mkdir()
+
+
+def _refuse(out: Path, earlier: Mapping[str, Any] | None, key: Mapping[str, Any]) -> None:
+    if earlier is None:
+        raise OutputConflict("the output exists already", where=out, do="Choose another --out")
+    changed = sorted(word for word in {*earlier, *key} if earlier.get(word) != key.get(word))
+    raise OutputConflict(
+        "the output holds the work of a different command",
+        where=out,
+        expected=", ".join(f"{word} {_short(key.get(word))}" for word in changed),
+        found=", ".join(f"{word} {_short(earlier.get(word))}" for word in changed),
+        do="Choose another --out, or --restart to discard that work",
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "…"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON: to a temporary name, synced, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into typed errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DoesNotFit(
+                "the disk is full",
+                where=out,
+                do="Free some space and run the same command again: finished tensors are kept",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise CheckpointError(
+                f"the output cannot be written: {error.strerror}", where=error.filename or out
+            ) from error
+        raise

@@ -1,0 +1,95 @@
+"""`crumb eval`: perplexity of a model and its divergence from a reference, with errors.
+
+In: a model, a text, a protocol. Out: figures on stdout; exit 3 when a --fail-if condition holds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from crumb.cli.output import bytes_text, print_json, progress_bar
+from crumb.evaluate.comparison import evaluate as run_evaluate
+from crumb.evaluate.report import Evaluation, Figure, Gate
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    reference: str | None = None,
+    text: str = "wikitext2",
+    protocol: str = "gptq",
+    window: int | None = None,
+    limit: int | None = None,
+    fail_if: tuple[str, ...] = (),
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Measure a model, quantized or not; with --reference also how far it moved.
+
+    Parameters
+    ----------
+    model: directory, org/name, or org/name@revision.
+    reference: the float model to compare with, token by token.
+    text: a file, a directory, wikitext2, ptb, c4, or excerpt-evaluation.
+    protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second
+        half scored).
+    window: another window length in tokens; the protocol's name then says so.
+    limit: score only so many windows.
+    fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
+    json: print the figures as JSON.
+    """
+    gates = [Gate.parse(condition) for condition in fail_if]
+    for gate in gates:
+        gate.check_usable(reference is not None)
+    with progress_bar() as bar:
+        evaluation = run_evaluate(
+            model,
+            reference,
+            text,
+            protocol,
+            window,
+            limit,
+            lambda done, total: bar(done / total, f"{done} of {total} windows"),
+        )
+    print_json(evaluation) if json else print_evaluation(evaluation)
+    for gate in gates:
+        gate.check(evaluation)
+
+
+def figure_text(figure: Figure, digits: int = 4) -> str:
+    """A value with its standard error."""
+    if figure.standard_error is None:
+        return f"{figure.value:.{digits}f}"
+    return f"{figure.value:.{digits}f} ± {figure.standard_error:.{digits}f}"
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    print(f"{evaluation.model}")
+    print(
+        f"  {bytes_text(evaluation.file_bytes)}, {evaluation.bits_per_weight:.3f} bits per weight "
+        "of the whole file"
+    )
+    print(
+        f"  {evaluation.text}, protocol {evaluation.protocol}, {evaluation.windows} windows of "
+        f"{evaluation.window_tokens}, {evaluation.scored_tokens} tokens scored"
+    )
+    lines = [("perplexity", figure_text(evaluation.perplexity))]
+    divergence = evaluation.divergence
+    if divergence is not None:
+        lines += [
+            ("perplexity ratio", figure_text(divergence.perplexity_ratio, 5)),
+            ("KL, mean", f"{figure_text(divergence.kl, 6)} nats"),
+            ("KL, median", f"{divergence.kl_median:.6f}"),
+            ("KL, 99 %", f"{divergence.kl_99:.6f}"),
+            ("KL, 99.9 %", f"{divergence.kl_99_9:.6f}"),
+            ("KL, max", f"{divergence.kl_max:.6f}"),
+            ("top-1 agreement", figure_text(divergence.top1_agreement, 5)),
+            ("RMS change of p(token)", f"{divergence.probability_rms:.5f}"),
+        ]
+    for name, value in lines:
+        print(f"  {name:<24} {value}")
+    if divergence is not None:
+        print(f"  against {evaluation.reference}")
+    print("  ± is the standard error from the spread between windows")

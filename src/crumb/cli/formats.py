@@ -1,0 +1,67 @@
+"""`crumb formats`: the catalog as a table.
+
+In: nothing. Out: every format with its formula, its bit diagram and exact bits per weight.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from crumb.cli.output import print_json, print_table
+from crumb.formats.bit_stream import diagram
+from crumb.formats.catalog import CATALOG, FORMULAS, Format, group_name
+
+EXAMPLE_WIDTH = 4096
+"""in_features for which bits per weight are shown; only `row` depends on it."""
+
+
+def formats(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """Show what a quantized number can be: formula, bits, bytes.
+
+    Parameters
+    ----------
+    json: print the table as JSON.
+    """
+    rows = catalog_rows()
+    if json:
+        print_json(rows)
+        return
+    sizes = list(rows[0]["bits_per_weight"])
+    print_table(
+        ["<format", "<zero", "<weight", *[f"bits per weight {size}" for size in sizes]],
+        [
+            [
+                row["name"],
+                row["zero"],
+                row["formula"],
+                *[f"{row['bits_per_weight'][size]:.4g}" for size in sizes],
+            ]
+            for row in rows
+        ],
+    )
+    print(f"Bits per weight of a row of {EXAMPLE_WIDTH} inputs; `row` is one group per row.")
+    print("Codes are one dense bit stream per row. Which code each bit belongs to, byte by byte,")
+    print("most significant bit first:")
+    for code_row in CATALOG.values():
+        print(f"  {code_row.name}  {diagram(code_row.bits)}")
+
+
+def catalog_rows() -> list[dict[str, Any]]:
+    """One record per code width and zero kind."""
+    return [
+        {
+            "name": row.name,
+            "bits": row.bits,
+            "zero": zero.value,
+            "formula": FORMULAS[zero],
+            "diagram": diagram(row.bits),
+            "bits_per_weight": {
+                group_name(size): Format(row, size, zero).bits_per_weight(EXAMPLE_WIDTH)
+                for size in row.group_sizes
+            },
+        }
+        for row in CATALOG.values()
+        for zero in row.zeros
+    ]

@@ -1,0 +1,176 @@
+"""`crumb quantize`: a checkpoint to fewer bits.
+
+In: a model and settings. Out: a crumb directory, and a summary of what it cost in bytes and error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
+from crumb.errors import UsageError
+from crumb.fit.quantize_cost import Cost
+from crumb.formats.catalog import ROW, ZeroKind
+from crumb.pipeline import Calibration, Listener, QuantizeRequest, QuantizeResult
+from crumb.pipeline import quantize as run_quantize
+from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
+from crumb.texts.mixture import PUBLISHED_LENGTH, PUBLISHED_SEQUENCES
+
+
+def quantize(
+    model: str,
+    /,
+    *,
+    bits: int,
+    out: Path | None = None,
+    group_size: str = "128",
+    zero: ZeroKind = ZeroKind.FIXED,
+    method: Method = Method.GPTQ,
+    scales: Scales | None = None,
+    act_order: bool = True,
+    damping: float | None = None,
+    as_published: Annotated[bool, Parameter(negative=())] = False,
+    embedding: int = 8,
+    head: int = 8,
+    calibrate: str = "wikitext2",
+    sequences: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    restart: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Quantize a checkpoint; a run that was stopped continues when the command is repeated.
+
+    Parameters
+    ----------
+    model: directory, org/name, or org/name@revision.
+    bits: bits of each code: 2, 3, 4, 5, 6 or 8.
+    out: output directory; default is the model's name with the format behind it.
+    group_size: weights that share a scale: 32, 64, 128 or row.
+    zero: fixed (2^(bits-1)), variable (an integer per group) or minimum (a float per group).
+    method: gptq, or round (to nearest, no calibration).
+    scales: search (weighted by H; default for gptq) or minmax (default for round).
+    act_order: choose columns by descending diagonal of H.
+    damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
+    as_published: GPTQ as its paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
+    embedding: bits of the embedding.
+    head: bits of the head, unless it is tied to the embedding.
+    calibrate: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
+    sequences: calibration sequences (default 64).
+    length: tokens of each (default 512).
+    seed: of the draw of sequences.
+    strict: fail where a tensor would need a fallback.
+    restart: replace what a different command left in the output directory.
+    json: print the result as JSON.
+    """
+    settings = choose_settings(method, scales, act_order, damping, as_published, strict)
+    calibration = Calibration(spec=calibrate, seed=seed)
+    if as_published:
+        calibration = replace(
+            calibration, sequences=PUBLISHED_SEQUENCES, length_tokens=PUBLISHED_LENGTH
+        )
+    calibration = replace(
+        calibration,
+        sequences=calibration.sequences if sequences is None else sequences,
+        length_tokens=calibration.length_tokens if length is None else length,
+    )
+    width = parse_group_size(group_size)
+    request = QuantizeRequest(
+        model=model,
+        out=out or default_out(model, bits, group_size, zero),
+        bits=bits,
+        group_size=width,
+        zero=zero,
+        embedding_bits=embedding,
+        head_bits=head,
+        solve=settings,
+        calibration=calibration,
+        restart=restart,
+    )
+    with progress_bar() as bar:
+        listener = Listener(
+            cost=lambda cost: log(cost_line(cost)),
+            progress=lambda step: bar(step.done / step.total, step.doing),
+        )
+        result = run_quantize(request, listener)
+    print_json(summary(result)) if json else print_summary(result)
+
+
+def choose_settings(
+    method: Method,
+    scales: Scales | None,
+    act_order: bool,
+    damping: float | None,
+    as_published: bool,
+    strict: bool,
+) -> SolveSettings:
+    """Solver settings from flags. Raises: UsageError where two contradict."""
+    if as_published:
+        if (method, scales, act_order, damping) != (Method.GPTQ, None, True, None):
+            raise UsageError(
+                "--as-published already says how to solve",
+                do="Drop --method, --scales, --act-order and --damping, or --as-published",
+            )
+        return replace(AS_PUBLISHED, strict=strict)
+    if damping is not None and not 0 < damping <= 1:
+        raise UsageError("damping is out of range", expected="above 0, at most 1", found=damping)
+    by_default = Scales.MINMAX if method is Method.ROUND else Scales.SEARCH
+    return SolveSettings(
+        method=method,
+        scales=scales or by_default,
+        act_order=act_order,
+        damping=damping,
+        strict=strict,
+    )
+
+
+def parse_group_size(text: str) -> int:
+    """A group size from the command line. Raises: UsageError."""
+    if text == "row":
+        return ROW
+    if text.isdecimal() and 0 < len(text) < 8 and int(text) > 0:
+        return int(text)
+    raise UsageError(
+        "not a group size", where="--group-size", expected="a number or row", found=repr(text)
+    )
+
+
+def default_out(model: str, bits: int, group_size: str, zero: ZeroKind) -> Path:
+    """Where the result goes when the user does not say."""
+    name = Path(model.partition("@")[0]).name or "model"
+    group = group_size if group_size == "row" else f"g{group_size}"
+    return Path(f"{name}-int{bits}-{group}-{zero.value}")
+
+
+def cost_line(cost: Cost) -> str:
+    """What a run will take, said before it starts."""
+    return (
+        f"needs about {bytes_text(cost.memory_bytes)} of memory, "
+        f"{duration_text(cost.seconds)}, and {bytes_text(cost.output_bytes)} on disk"
+    )
+
+
+def summary(result: QuantizeResult) -> dict[str, Any]:
+    """The result as a record."""
+    return {
+        "out": str(result.out),
+        "file_bytes": result.file_bytes,
+        "bits_per_weight": result.bits_per_weight,
+        "already_done": result.already_done,
+        "fallbacks": result.manifest["fallbacks"],
+    }
+
+
+def print_summary(result: QuantizeResult) -> None:
+    state = "already quantized" if result.already_done else "quantized"
+    print(
+        f"{state}: {result.out}  {bytes_text(result.file_bytes)}, "
+        f"{result.bits_per_weight:.3f} bits per weight of the whole file"
+    )
+    for name in result.manifest["fallbacks"]:
+        print(f"fallback: {name}: {result.manifest['tensors'][name]['fallback']}")

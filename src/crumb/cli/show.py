@@ -1,0 +1,149 @@
+"""`crumb show`: what a model is and, if it is quantized, what was done to each tensor.
+
+In: a model. Out: family, shapes, formats, errors, the worst layers; or the Plan.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from crumb.architectures.plan import TensorSpec
+from crumb.checkpoints.crumb_directory import MANIFEST
+from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint, read_json
+from crumb.checkpoints.tensor_map import StoredPacked
+from crumb.cli.output import bytes_text, print_json, print_table
+
+WORST = 8
+"""Layers listed as the worst."""
+
+
+def show(
+    model: str,
+    /,
+    *,
+    tensors: Annotated[bool, Parameter(negative=())] = False,
+    plan: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Show a model: family, sizes, formats, error of each tensor.
+
+    Parameters
+    ----------
+    model: directory, org/name, or org/name@revision.
+    tensors: list every tensor, not only the worst.
+    plan: print the plan of operations that executors run.
+    json: print everything as JSON.
+    """
+    checkpoint = open_checkpoint(locate(model))
+    if plan and not json:
+        print(checkpoint.plan)
+        return
+    record = describe(checkpoint)
+    if json:
+        print_json(record | ({"plan": str(checkpoint.plan).splitlines()} if plan else {}))
+        return
+    print_description(record)
+    rows = record["tensors"]
+    measured = [row for row in rows if row["relative_error"] is not None]
+    if not tensors and measured:
+        rows = sorted(measured, key=lambda row: -row["relative_error"])[:WORST]
+        print(f"the {len(rows)} tensors with the largest relative output error:")
+    elif not tensors:
+        return
+    print_table(
+        ["<tensor", "<shape", "<format", "bytes", "bits per weight", "error", "zeros", "<note"],
+        [tensor_row(row) for row in rows],
+    )
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """A model as a record; figures of quantization come from its manifest."""
+    manifest_path = checkpoint.path / MANIFEST
+    manifest = read_json(manifest_path) if manifest_path.exists() else {}
+    records = manifest.get("tensors", {})
+    parameters, size = checkpoint.plan.parameters(), checkpoint.weight_bytes()
+    return {
+        "path": str(checkpoint.path),
+        "family": checkpoint.plan.family,
+        "parameters": parameters,
+        "stages": len(checkpoint.plan.stages),
+        "vocabulary": checkpoint.plan.vocabulary,
+        "max_positions": checkpoint.plan.max_positions,
+        "file_bytes": size,
+        "bits_per_weight": 8 * size / parameters,
+        "job": manifest.get("job"),
+        "fallbacks": manifest.get("fallbacks", []),
+        "tensors": [
+            describe_tensor(checkpoint, spec, records.get(spec.name, {}))
+            for spec in checkpoint.plan.tensors()
+        ],
+    }
+
+
+def describe_tensor(
+    checkpoint: Checkpoint, spec: TensorSpec, record: dict[str, Any]
+) -> dict[str, Any]:
+    """One tensor as a record."""
+    entry = checkpoint.tensors.entry(spec.name)
+    packed = isinstance(entry, StoredPacked)
+    weights = 1
+    for size in spec.shape:
+        weights *= size
+    return {
+        "name": spec.name,
+        "shape": list(spec.shape),
+        "format": entry.format.name if isinstance(entry, StoredPacked) else entry.dtype.name,
+        "quantized": packed,
+        "bytes": entry.size_bytes,
+        "bits_per_weight": 8 * entry.size_bytes / weights,
+        "relative_error": record.get("relative_error"),
+        "zero_share": record.get("zero_share"),
+        "damping": record.get("damping"),
+        "fallback": record.get("fallback"),
+    }
+
+
+def print_description(record: dict[str, Any]) -> None:
+    print(record["path"])
+    print(
+        f"  {record['family']}, {record['parameters'] / 1e6:.1f} M parameters, "
+        f"{record['stages']} stages, vocabulary {record['vocabulary']}, "
+        f"{record['max_positions']} positions"
+    )
+    print(
+        f"  {bytes_text(record['file_bytes'])}, {record['bits_per_weight']:.3f} bits per weight "
+        "of the whole file"
+    )
+    counts: dict[str, int] = {}
+    for tensor in record["tensors"]:
+        counts[tensor["format"]] = counts.get(tensor["format"], 0) + 1
+    print("  " + ", ".join(f"{count} tensors {name}" for name, count in counts.items()))
+    job = record["job"]
+    if job:
+        solve, calibration = job["solve"], job["calibration"]
+        print(f"  quantized by {solve['method']}, scales {solve['scales']}")
+        if calibration:
+            print(
+                f"  calibrated on {calibration['spec']}: {calibration['sequences']} sequences of "
+                f"{calibration['length_tokens']} tokens, seed {calibration['seed']}"
+            )
+    for name in record["fallbacks"]:
+        print(f"  fallback: {name}")
+
+
+def tensor_row(row: dict[str, Any]) -> list[str]:
+    """A tensor's line of the table."""
+    error, zeros = row["relative_error"], row["zero_share"]
+    return [
+        row["name"],
+        "x".join(map(str, row["shape"])),
+        row["format"],
+        str(row["bytes"]),
+        f"{row['bits_per_weight']:.3f}",
+        "" if error is None else f"{error:.5f}",
+        "" if zeros is None else f"{100 * zeros:.1f} %",
+        row["fallback"] or "",
+    ]

@@ -1,0 +1,1 @@
+"""What work will cost before it starts: memory, time and bytes."""

@@ -1,0 +1,163 @@
+"""What a quantization will cost: memory, time, bytes on disk, before it starts.
+
+In: a Plan, the format of each matrix, calibration tokens, settings. Out: a Cost.
+Work is counted in floating-point operations; time is work over the rate of a matrix product
+measured on the spot. Refuses a disk that cannot hold the output.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from crumb.architectures.plan import Attention, Linear, Plan, Stage, TensorSpec
+from crumb.checkpoints.huggingface import Checkpoint
+from crumb.checkpoints.tensor_map import StoredPacked
+from crumb.errors import DoesNotFit
+from crumb.formats.catalog import Format, ZeroKind
+from crumb.solve.problem import Method, Scales, SolveSettings
+
+SEARCH_WORK = {ZeroKind.FIXED: 3200.0, ZeroKind.VARIABLE: 4800.0, ZeroKind.MINIMUM: 1800.0}
+"""Search of scales: operations per weight, as a matrix product's operations cost time."""
+
+SWEEP_WORK = 1500.0
+"""Column sweep, rounding, packing and storing: likewise, per weight."""
+
+FORWARD_OVERHEAD = 2.0
+"""Time of a stage over the time of its matrix products: norms, activations, softmax."""
+
+ROWS_AT_ONCE = 8192
+"""Rows of a matrix that are solved together: bounds the memory of wide embeddings and heads."""
+
+FIXED_BYTES = 150 << 20
+"""The interpreter, its libraries and small buffers."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate; memory is the peak of the process."""
+
+    memory_bytes: int
+    seconds: float
+    output_bytes: int
+
+
+def stage_work(stage: Stage, tokens: int, length_tokens: int) -> float:
+    """Operations of running tokens through a stage."""
+    work = 0.0
+    for operation in stage.operations:
+        if isinstance(operation, Linear):
+            work += 2.0 * operation.in_features * operation.out_features * tokens
+        elif isinstance(operation, Attention):
+            work += 2.0 * length_tokens * operation.heads * operation.head_dim * tokens
+    return work * FORWARD_OVERHEAD
+
+
+def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> float:
+    """Operations of choosing one matrix's codes, statistics apart."""
+    rows, columns = spec.shape
+    work = rows * columns * SWEEP_WORK
+    if settings.scales is Scales.SEARCH:
+        work += rows * columns * SEARCH_WORK[format.zero]
+    if settings.method is Method.GPTQ:
+        work += 2.0 * rows * columns**2
+    return work
+
+
+def input_work(in_features: int, tokens: int) -> float:
+    """Operations of one input's statistics and their factor (f64 counts double)."""
+    return float(in_features) ** 2 * tokens + 2.0 * float(in_features) ** 3 / 3
+
+
+def total_work(
+    plan: Plan, formats: Mapping[str, Format], tokens: tuple[int, int], settings: SolveSettings
+) -> float:
+    """Operations of a whole quantization; tokens is (sequences, length)."""
+    specs = {spec.name: spec for spec in plan.tensors()}
+    work = sum(matrix_work(specs[name], format, settings) for name, format in formats.items())
+    if settings.method is not Method.GPTQ:
+        return work
+    count = tokens[0] * tokens[1]
+    for stage in plan.stages:
+        if stage.name != "head":
+            work += stage_work(stage, count, tokens[1])
+        inputs = {op.input: op.in_features for op in stage.operations if isinstance(op, Linear)}
+        work += sum(input_work(width, count) for width in inputs.values())
+    return work
+
+
+def measured_rate() -> float:
+    """Operations per second of an f32 matrix product on this machine, now."""
+    matrix = np.ones((768, 768), np.float32)
+    matrix @ matrix
+    begin = time.perf_counter()
+    for _ in range(4):
+        matrix @ matrix
+    return 4 * 2.0 * 768**3 / (time.perf_counter() - begin)
+
+
+def estimate(
+    checkpoint: Checkpoint,
+    formats: Mapping[str, Format],
+    tokens: tuple[int, int],
+    settings: SolveSettings,
+) -> Cost:
+    """The cost of a whole quantization; tokens is (sequences, length)."""
+    plan = checkpoint.plan
+    return Cost(
+        peak_bytes(plan, tokens[0] * tokens[1], settings),
+        total_work(plan, formats, tokens, settings) / measured_rate(),
+        output_bytes(checkpoint, formats),
+    )
+
+
+def peak_bytes(plan: Plan, tokens: int, settings: SolveSettings) -> int:
+    """Peak memory of a quantization: statistics, activations, one matrix, the embedding."""
+    peak = 0
+    for stage in plan.stages:
+        widths = [1]
+        for operation in stage.operations:
+            if isinstance(operation, Linear):
+                columns, rows = operation.in_features, min(operation.out_features, ROWS_AT_ONCE)
+                solve = 24 * rows * columns
+                statistics = 16 * columns**2 if settings.method is Method.GPTQ else 0
+                peak = max(peak, solve + statistics + 8 * tokens * columns)
+                widths += [operation.in_features, operation.out_features]
+        if stage.name != "head" and settings.method is Method.GPTQ:
+            linears = 4 * sum(prod(spec.shape) for spec in stage.tensors() if spec.matrix)
+            peak = max(peak, linears + 4 * tokens * (max(widths) + widths[-1]))
+    return peak + FIXED_BYTES
+
+
+def output_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
+    """Bytes of the quantized weight files."""
+    total = 0
+    for spec in checkpoint.plan.tensors():
+        entry = checkpoint.tensors.entry(spec.name)
+        if spec.name in formats and not isinstance(entry, StoredPacked):
+            total += spec.shape[0] * formats[spec.name].row_bits(spec.shape[1]) // 8
+        else:
+            total += entry.size_bytes
+    return total
+
+
+def check_disk(out: Path, needed_bytes: int) -> None:
+    """Refuse to start an output that the disk cannot hold. Raises: DoesNotFit."""
+    place = out
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise DoesNotFit(
+            "the disk is too small for the output",
+            where=out,
+            expected=f"{needed_bytes / 1e6:.1f} MB",
+            found=f"{free / 1e6:.1f} MB free",
+            do="Free some space, or choose --out on another disk",
+        )

@@ -1,0 +1,378 @@
+"""The whole flow, one short function per arrow: checkpoint -> calibrate -> solve -> pack -> store.
+
+In: a QuantizeRequest. Out: a crumb directory and its manifest. Holds the embedding, one group of
+layers and its statistics, whatever the depth; a killed run continues to the same bytes.
+Refuses quantized sources, impossible formats, foreign output directories, full disks.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb import __version__
+from crumb.architectures.plan import Embed, Linear, Plan, Stage, TensorSpec
+from crumb.calibrate.walk import LinearGroup, StageWalk
+from crumb.checkpoints.assemble import assemble_directory
+from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.workspace import Workspace, disk_errors, open_workspace
+from crumb.errors import UsageError
+from crumb.fit.quantize_cost import (
+    ROWS_AT_ONCE,
+    Cost,
+    check_disk,
+    estimate,
+    input_work,
+    matrix_work,
+    output_bytes,
+    stage_work,
+    total_work,
+)
+from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.formats.packed_tensor import PackedTensor, stack_rows
+from crumb.kernels.decode import decode, pack_tensor
+from crumb.run.array_executor import Array
+from crumb.run.model import Model, open_model, start_buffers
+from crumb.run.tokenizer import FILES
+from crumb.solve.gptq import Factored, factor, solve_gptq
+from crumb.solve.problem import LayerProblem, Method, SolveReport, SolveSettings, join_reports
+from crumb.solve.round import solve_round
+from crumb.texts.mixture import CalibrationTokens, draw_calibration
+
+BATCH_TOKENS = 2048
+"""Calibration tokens that run through a stage together."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which text the statistics come from."""
+
+    spec: str = "wikitext2"
+    sequences: int = 64
+    length_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """Everything that decides the bytes of a quantized model."""
+
+    model: str
+    out: Path
+    bits: int
+    group_size: int = 128
+    zero: ZeroKind = ZeroKind.FIXED
+    embedding_bits: int = 8
+    head_bits: int = 8
+    solve: SolveSettings = field(default_factory=SolveSettings)
+    calibration: Calibration = field(default_factory=Calibration)
+    restart: bool = False
+
+    def format_of(self, stage: str) -> Format:
+        """The format of a stage's matrices."""
+        bits = {"embedding": self.embedding_bits, "head": self.head_bits}.get(stage, self.bits)
+        return make_format(bits, self.group_size, self.zero)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; work is in estimated floating-point operations."""
+
+    done: float
+    total: float
+    doing: str
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What a run made."""
+
+    out: Path
+    manifest: dict[str, Any]
+    file_bytes: int
+    bits_per_weight: float
+    already_done: bool = False
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Whom a long run tells: its cost before it starts, then its progress."""
+
+    cost: Callable[[Cost], None] = lambda cost: None
+    progress: Callable[[Progress], None] = lambda progress: None
+
+
+def quantize(request: QuantizeRequest, listener: Listener = Listener()) -> QuantizeResult:
+    """Quantize a checkpoint into request.out.
+
+    Raises: ModelNotFound, CheckpointError, UsageError, TextError, SolveError, OutputConflict,
+    DoesNotFit.
+    """
+    model = open_model(request.model)
+    formats = choose_formats(model.plan, request)
+    check_source(model, formats)
+    drawn = draw(model, request) if needs_calibration(request) else None
+    key = job_key(model, request, drawn)
+    with open_workspace(request.out, key, request.restart) as workspace, disk_errors(request.out):
+        if workspace is None:
+            return result_of(request.out, already_done=True)
+        check_disk(request.out, output_bytes(model.checkpoint, formats))
+        tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
+        listener.cost(estimate(model.checkpoint, formats, tokens.shape, request.solve))
+        run = _Run(model, request, workspace, formats, tokens, listener)
+        manifest = make_manifest(key, drawn, run.all_stages())
+        assemble_directory(model.checkpoint, workspace, manifest, FILES)
+        workspace.publish()
+    return result_of(request.out)
+
+
+def choose_formats(plan: Plan, request: QuantizeRequest) -> dict[str, Format]:
+    """The format of every matrix; a tied one is the embedding's. Raises: UsageError."""
+    formats: dict[str, Format] = {}
+    for stage in plan.stages:
+        for spec in stage.tensors():
+            if spec.matrix and spec.name not in formats:
+                formats[spec.name] = request.format_of(stage.name)
+                formats[spec.name].check_width(spec.shape[1], spec.name)
+    return formats
+
+
+def check_source(model: Model, formats: Mapping[str, Format]) -> None:
+    """Refuse a checkpoint that is quantized already. Raises: UsageError."""
+    for name in formats:
+        if not isinstance(model.checkpoint.tensors.entry(name), StoredArray):
+            raise UsageError(
+                "this model is quantized already",
+                where=model.checkpoint.path,
+                do="Quantize the float checkpoint it was made from",
+            )
+
+
+def needs_calibration(request: QuantizeRequest) -> bool:
+    """Rounding looks at the weights alone."""
+    return request.solve.method is not Method.ROUND
+
+
+def draw(model: Model, request: QuantizeRequest) -> CalibrationTokens:
+    """The calibration tokens. Raises: TextError, UsageError."""
+    asked = request.calibration
+    if asked.length_tokens > model.plan.max_positions:
+        raise UsageError(
+            "the calibration sequences are longer than the model's context",
+            expected=f"at most {model.plan.max_positions} tokens",
+            found=asked.length_tokens,
+        )
+    return draw_calibration(
+        asked.spec,
+        model.tokenizer.encode,
+        sequences=asked.sequences,
+        length=asked.length_tokens,
+        seed=asked.seed,
+    )
+
+
+def job_key(
+    model: Model, request: QuantizeRequest, drawn: CalibrationTokens | None
+) -> dict[str, Any]:
+    """What must be equal for two runs to make the same bytes; the manifest's "job"."""
+    calibration = drawn and asdict(request.calibration) | {"sha256": drawn.sha256()}
+    return {
+        "crumb": __version__,
+        "source_sha256": model.checkpoint.sha256(),
+        "bits": request.bits,
+        "group_size": request.group_size,
+        "zero": request.zero.value,
+        "embedding_bits": request.embedding_bits,
+        "head_bits": request.head_bits,
+        "solve": asdict(request.solve),
+        "calibration": calibration,
+    }
+
+
+def make_manifest(
+    key: dict[str, Any], drawn: CalibrationTokens | None, records: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Where the model came from and what was done to each tensor; no times, so bytes repeat."""
+    return {
+        "manifest_version": 1,
+        "job": key,
+        "calibration_sources": [asdict(source) for source in drawn.sources] if drawn else [],
+        "versions": {
+            "crumb": __version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "fallbacks": sorted(name for name, record in records.items() if record["fallback"]),
+        "tensors": records,
+    }
+
+
+def result_of(out: Path, already_done: bool = False) -> QuantizeResult:
+    """The result that lies in an output directory."""
+    from crumb.checkpoints.crumb_directory import MANIFEST
+    from crumb.checkpoints.huggingface import open_checkpoint, read_json
+
+    checkpoint = open_checkpoint(out)
+    size = checkpoint.weight_bytes()
+    return QuantizeResult(
+        out,
+        read_json(out / MANIFEST),
+        size,
+        8 * size / checkpoint.plan.parameters(),
+        already_done,
+    )
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What is known of the input of a group of layers: its factored H, or H where that failed."""
+
+    hessian: NDArray[np.float64] | None
+    factored: Factored | None
+
+
+def embedded(stage: Stage) -> list[TensorSpec]:
+    """The tables a stage looks up."""
+    return [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
+
+
+def linears(stage: Stage) -> list[Linear]:
+    """The linear layers of a stage."""
+    return [operation for operation in stage.operations if isinstance(operation, Linear)]
+
+
+def make_record(tensor: PackedTensor, report: SolveReport) -> dict[str, Any]:
+    """What the manifest says of one tensor."""
+    return {
+        "format": tensor.format.name,
+        "shape": [tensor.out_features, tensor.in_features],
+        "bytes": tensor.size_bytes,
+        "relative_error": report.relative_error,
+        "zero_share": report.zero_share,
+        "damping": report.damping,
+        "fallback": report.fallback,
+    }
+
+
+class _Run:
+    """One quantization at work: stages in order, each finished tensor stored at once."""
+
+    def __init__(
+        self,
+        model: Model,
+        request: QuantizeRequest,
+        workspace: Workspace,
+        formats: Mapping[str, Format],
+        tokens: NDArray[np.int64],
+        listener: Listener,
+    ) -> None:
+        self.model, self.request, self.workspace = model, request, workspace
+        self.formats, self.tokens, self.listener = formats, tokens, listener
+        self.tensors = model.checkpoint.tensors
+        self.records: dict[str, dict[str, Any]] = {}
+        self.total = total_work(model.plan, formats, tokens.shape, request.solve)
+        self.done = 0.0
+
+    def all_stages(self) -> dict[str, dict[str, Any]]:
+        """Quantize every matrix; returns the manifest's records by tensor name."""
+        per_batch = max(1, BATCH_TOKENS // self.tokens.shape[1])
+        flowing: list[dict[str, Array]] = [
+            start_buffers(self.tokens[begin : begin + per_batch])
+            for begin in range(0, len(self.tokens), per_batch)
+        ]
+        for stage in self.model.plan.stages:
+            for spec in embedded(stage):
+                self.matrix(spec, None)
+            if not needs_calibration(self.request):
+                for linear in linears(stage):
+                    self.matrix(linear.tensors()[0], None)
+            else:
+                flowing = self.calibrated_stage(stage, flowing)
+        return self.records
+
+    def calibrated_stage(
+        self, stage: Stage, flowing: list[dict[str, Array]]
+    ) -> list[dict[str, Array]]:
+        """Quantize a stage's linear layers and run the tokens through the result."""
+        weights = {spec.name: self.decoded(spec.name) for spec in embedded(stage)}
+        for spec in stage.tensors():
+            if not spec.matrix:
+                weights[spec.name] = self.tensors.read_float(spec.name)
+        last = stage is self.model.plan.stages[-1]
+        if last and not any(self.unfinished(linear) for linear in linears(stage)):
+            return flowing
+        walk = StageWalk(stage, [dict(each) for each in flowing], weights)
+        for group in walk.groups():
+            self.group(walk, group)
+            if last:
+                return flowing  # nothing needs the logits
+            walk.weights |= {linear.weight: self.decoded(linear.weight) for linear in group.linears}
+        self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
+        return [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+
+    def group(self, walk: StageWalk, group: LinearGroup) -> None:
+        """Quantize the layers of one group, unless an earlier run did."""
+        given: LayerInput | None = None
+        if any(self.unfinished(linear) for linear in group.linears):
+            statistics = walk.statistics(group)
+            factored = factor(statistics.hessian, statistics.tokens, self.request.solve)
+            given = LayerInput(statistics.hessian if factored is None else None, factored)
+        for linear in group.linears:
+            self.matrix(linear.tensors()[0], given)
+        self.advance(input_work(group.linears[0].in_features, self.tokens.size), walk.stage.name)
+
+    def matrix(self, spec: TensorSpec, given: LayerInput | None) -> None:
+        """Quantize and store one matrix, or take it from an earlier run."""
+        if spec.name in self.records:
+            return  # tied
+        finished = self.workspace.finished(spec.name)
+        if finished is None:
+            tensor, report = self.solve_rows(spec, given)
+            record = make_record(tensor, report)
+            self.workspace.store(spec.name, tensor, record)
+        else:
+            record = finished.record
+        self.records[spec.name] = record
+        self.advance(matrix_work(spec, self.formats[spec.name], self.request.solve), spec.name)
+
+    def solve_rows(
+        self, spec: TensorSpec, given: LayerInput | None
+    ) -> tuple[PackedTensor, SolveReport]:
+        """Solve a matrix some rows at a time; rows do not depend on each other."""
+        parts, reports = [], []
+        for begin in range(0, spec.shape[0], ROWS_AT_ONCE):
+            rows = slice(begin, min(begin + ROWS_AT_ONCE, spec.shape[0]))
+            problem = LayerProblem(
+                name=spec.name,
+                weights=self.tensors.read_float(spec.name, rows),
+                hessian=None if given is None else given.hessian,
+                tokens=self.tokens.size,
+                format=self.formats[spec.name],
+                settings=self.request.solve,
+                first_row=begin,
+            )
+            solution = (
+                solve_round(problem) if given is None else solve_gptq(problem, given.factored)
+            )
+            parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
+            reports.append((solution.report, len(solution.codes)))
+        return stack_rows(parts), join_reports(reports)
+
+    def unfinished(self, linear: Linear) -> bool:
+        return self.workspace.finished(linear.weight) is None
+
+    def decoded(self, name: str) -> Array:
+        """A finished matrix in f32, as the model's users will see it."""
+        finished = self.workspace.finished(name)
+        assert finished is not None, "stored before it is used"
+        return decode(finished.stored.read(name))
+
+    def advance(self, work: float, doing: str) -> None:
+        self.done = min(self.done + work, self.total)
+        self.listener.progress(Progress(self.done, self.total, doing))

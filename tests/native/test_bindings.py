@@ -1,0 +1,183 @@
+"""The native module's boundary: wrong shapes, types, orders and settings raise, and never crash."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import crumb
+from crumb import _native
+
+
+def floats(*shape):
+    return np.ones(shape, np.float32)
+
+
+def codes(*shape):
+    return np.zeros(shape, np.uint8)
+
+
+VALID = {
+    # 3 rows of 40 codes: 2 groups of 32 a row; at 8 bits one code more or less is one byte
+    "pack": {"codes": codes(3, 40), "packed": codes(3, 40), "bits": 8},
+    "unpack": {"packed": codes(3, 40), "codes": codes(3, 40), "bits": 8},
+    "decode": {
+        "packed": codes(3, 40),
+        "scale": floats(3, 2),
+        "offset": floats(3, 2),
+        "weights": floats(3, 40),
+        "group_width": 32,
+        "bits": 8,
+        "zero": 0,
+    },
+    "sweep": {
+        "isa": "baseline",
+        "start": floats(3, 4),
+        "weights": floats(3, 4),
+        "factor": floats(4, 4),
+        "scale": floats(3, 2),
+        "offset": floats(3, 2),
+        "group": np.array([0, 0, 1, 1], np.int32),
+        "codes": codes(3, 4),
+        "error": floats(3, 4),
+        "largest_code": 7,
+        "zero": 0,
+        "rounding": True,
+    },
+    "grid_search": {
+        "isa": "baseline",
+        "weights": floats(3, 40),
+        "importance": floats(40),
+        "shrinks": floats(2),
+        "scale": floats(3, 2),
+        "offset": floats(3, 2),
+        "group_width": 32,
+        "bits": 8,
+        "zero": 0,
+    },
+}
+ARRAYS = [
+    (kernel, name)
+    for kernel, arguments in VALID.items()
+    for name, value in arguments.items()
+    if isinstance(value, np.ndarray)
+]
+ANY_LENGTH = ("grid_search", "shrinks")
+
+
+def call(kernel, **changes):
+    getattr(_native, kernel)(**(VALID[kernel] | changes))
+
+
+@pytest.mark.parametrize("kernel", VALID)
+def test_the_valid_arguments_of_these_tests_are_accepted(kernel):
+    call(kernel)
+
+
+@pytest.mark.parametrize(("kernel", "name"), [pair for pair in ARRAYS if pair != ANY_LENGTH])
+def test_a_wrong_shape_is_a_value_error(kernel, name):
+    array = VALID[kernel][name]
+    for axis in range(array.ndim):
+        for wrong in (
+            np.concatenate([array, array.take([0], axis)], axis),
+            np.ascontiguousarray(np.delete(array, 0, axis)),
+            np.ascontiguousarray(array.take([], axis)),
+        ):
+            with pytest.raises(ValueError, match=r"wrong shape|out of range"):
+                call(kernel, **{name: wrong})
+
+
+@pytest.mark.parametrize(("kernel", "name"), ARRAYS)
+def test_another_dtype_rank_or_memory_order_is_a_type_error(kernel, name):
+    # An array that nanobind converts would take the results and be thrown away.
+    array = VALID[kernel][name]
+    wrongs = [
+        array.astype(np.float64),
+        array.astype(np.int64),
+        array[None],
+        array.repeat(2, 0)[::2],
+    ]
+    if array.ndim == 2:
+        wrongs.append(np.asfortranarray(array))
+    for wrong in wrongs:
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            call(kernel, **{name: wrong})
+
+
+OUTPUTS = [
+    ("pack", "packed"),
+    ("unpack", "codes"),
+    ("decode", "weights"),
+    ("sweep", "codes"),
+    ("sweep", "error"),
+    ("grid_search", "scale"),
+    ("grid_search", "offset"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "name"), OUTPUTS)
+def test_a_read_only_output_is_a_type_error(kernel, name):
+    frozen = VALID[kernel][name].copy()
+    frozen.flags.writeable = False
+    with pytest.raises(TypeError, match="incompatible function arguments"):
+        call(kernel, **{name: frozen})
+
+
+@pytest.mark.parametrize(("kernel", "name"), [pair for pair in ARRAYS if pair not in OUTPUTS])
+def test_a_read_only_input_is_accepted(kernel, name):
+    frozen = VALID[kernel][name].copy()
+    frozen.flags.writeable = False
+    call(kernel, **{name: frozen})
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name", "value"),
+    [
+        *((kernel, "bits", bits) for kernel in VALID if kernel != "sweep" for bits in (-1, 0, 9)),
+        *((kernel, "group_width", n) for kernel in ("decode", "grid_search") for n in (-32, 0)),
+        *((kernel, "isa", "sse9") for kernel in ("sweep", "grid_search")),
+        ("sweep", "group", np.array([0, 0, 1, 2], np.int32)),
+        ("sweep", "group", np.array([0, 0, 1, -1], np.int32)),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_value_error(kernel, name, value):
+    with pytest.raises(ValueError, match=r"must be|not supported here|out of range"):
+        call(kernel, **{name: value})
+
+
+@pytest.mark.parametrize("kernel", ["decode", "grid_search"])
+@pytest.mark.parametrize("group_width", [41, 2**58, 2**63 - 1])
+def test_a_group_wider_than_the_row_is_the_row(kernel, group_width):
+    names = [name for owner, name in OUTPUTS if owner == kernel]
+    one_group = {"scale": floats(3, 1), "offset": floats(3, 1)}
+    results = []
+    for width in (40, group_width):
+        arrays = {name: (VALID[kernel] | one_group)[name].copy() for name in names}
+        call(kernel, **(one_group | arrays | {"group_width": width}))
+        results.append([array.tobytes() for array in arrays.values()])
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("kernel", "rows"), [("sweep", 0), ("grid_search", 0)])
+def test_no_rows_is_no_work(kernel, rows):
+    empty = {
+        name: np.ascontiguousarray(value[:rows])
+        for name, value in VALID[kernel].items()
+        if isinstance(value, np.ndarray) and value.shape[0] == 3
+    }
+    call(kernel, **empty)
+
+
+def test_the_stub_names_every_function_and_argument():
+    stub = ast.parse((Path(crumb.__file__).parent / "_native.pyi").read_text())
+    written = {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in stub.body
+        if isinstance(node, ast.FunctionDef)
+    }
+    public = {name for name in dir(_native) if not name.startswith("_")}
+    assert set(written) == public
+    assert {name: written[name] for name in VALID} == {
+        name: list(arguments) for name, arguments in VALID.items()
+    }

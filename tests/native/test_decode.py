@@ -1,0 +1,68 @@
+"""Native decoding against its slow twin, bit for bit: widths, groups, zero kinds, ragged ends.
+
+Decoding has one implementation for all instruction sets, so CRUMB_ISA plays no part here.
+"""
+
+import numpy as np
+import pytest
+
+from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.grid import GroupParameters, decode_reference, make_parameters
+from crumb.kernels import dispatch
+from crumb.kernels.decode import decode, decode_packed_reference, pack_tensor
+
+
+def random_tensor(format, rows, columns, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (rows, format.groups(columns))
+    codes = rng.integers(0, 1 << format.bits, (rows, columns)).astype(np.uint8)
+    scale = (rng.standard_normal(shape) * 10.0 ** rng.uniform(-7, 4, shape)).astype(np.float32)
+    scale[rng.random(shape) < 0.1] = 0
+    offset = rng.integers(0, 1 << format.bits, shape).astype(np.float32)
+    if format.zero is ZeroKind.MINIMUM:
+        offset = (rng.standard_normal(shape) * 100).astype(np.float32)
+    return codes, make_parameters(format, scale, offset)
+
+
+def assert_same_bits(found, expected):
+    np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+
+
+@pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@pytest.mark.parametrize("zero", list(ZeroKind))
+def test_decoding_gives_the_references_bits(bits, group_size, zero):
+    format = make_format(bits, group_size, zero)
+    for rows, beyond in [(1, 0), (2, 1), (15, 7), (16, 31), (17, 33), (33, 129)]:
+        columns = max(group_size, 1) + beyond
+        codes, parameters = random_tensor(format, rows, columns, seed=rows)
+        tensor = pack_tensor(codes, parameters, format)
+        found = decode(tensor)
+        assert_same_bits(found, decode_packed_reference(tensor))
+        assert_same_bits(found, decode_reference(codes, parameters, format))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_thread_count_does_not_change_the_bits(threads, monkeypatch):
+    format = make_format(3, 32, ZeroKind.VARIABLE)
+    tensor = pack_tensor(*random_tensor(format, 70, 75), format)
+    monkeypatch.setattr(dispatch, "processors", lambda: threads)
+    assert_same_bits(decode(tensor), decode_packed_reference(tensor))
+
+
+def test_a_tensor_without_rows_decodes_to_none():
+    format = make_format(4, ROW, ZeroKind.MINIMUM)
+    tensor = pack_tensor(*random_tensor(format, 0, 12), format)
+    assert decode(tensor).shape == (0, 12)
+
+
+@pytest.mark.parametrize("zero", list(ZeroKind))
+def test_parameters_in_another_memory_order_decode_alike(zero):
+    format = make_format(4, 32, zero)
+    codes, parameters = random_tensor(format, 5, 96)
+    turned = {
+        name: None if array is None else np.asfortranarray(array)
+        for name, array in vars(parameters).items()
+    }
+    tensor = pack_tensor(codes, GroupParameters(**turned), format)
+    assert_same_bits(decode(tensor), decode_reference(codes, parameters, format))
