@@ -29,8 +29,10 @@ lint: $(VENV)/editable.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/editable.stamp
-	@set -e; for file in $(wildcard benchmarks/*.py); do $(BIN)/python $$file; done
+bench: $(VENV)/oracle.stamp
+	$(BIN)/python benchmarks/quality_table.py --model src/crumb/embedded/novella-7m \
+		--calibrate excerpt-calibration --text excerpt-evaluation
+	$(BIN)/python benchmarks/speed_quantize.py
 
 docs: $(VENV)/editable.stamp
 	$(BIN)/python docs/generate.py

@@ -14,6 +14,8 @@ CrumbError                    exit 1, HTTP 500
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class CrumbError(Exception):
     """A failure the user can act on; its text is one line.
@@ -36,6 +38,14 @@ class CrumbError(Exception):
     ) -> None:
         self.what, self.where, self.expected, self.found, self.do = what, where, expected, found, do
         super().__init__(self._line())
+
+    def at(self, where: object) -> Self:
+        """This error, with a place if it had none."""
+        if self.where is not None:
+            return self
+        return type(self)(
+            self.what, where=where, expected=self.expected, found=self.found, do=self.do
+        )
 
     def _line(self) -> str:
         line = self.what if self.where is None else f"{self.where}: {self.what}"

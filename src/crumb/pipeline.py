@@ -21,8 +21,8 @@ from crumb.architectures.plan import Embed, Linear, Plan, Stage, TensorSpec
 from crumb.calibrate.walk import LinearGroup, StageWalk
 from crumb.checkpoints.assemble import assemble_directory
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.workspace import Workspace, disk_errors, open_workspace
-from crumb.errors import UsageError
+from crumb.checkpoints.workspace import Workspace, open_workspace
+from crumb.errors import SolveError, UsageError
 from crumb.fit.quantize_cost import (
     ROWS_AT_ONCE,
     Cost,
@@ -30,9 +30,9 @@ from crumb.fit.quantize_cost import (
     estimate,
     input_work,
     matrix_work,
-    output_bytes,
     stage_work,
     total_work,
+    working_bytes,
 )
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
@@ -40,8 +40,16 @@ from crumb.kernels.decode import decode, pack_tensor
 from crumb.run.array_executor import Array
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.run.tokenizer import FILES
-from crumb.solve.gptq import Factored, factor, solve_gptq
-from crumb.solve.problem import LayerProblem, Method, SolveReport, SolveSettings, join_reports
+from crumb.solve.factored import Factored, factor
+from crumb.solve.gptq import solve_gptq
+from crumb.solve.problem import (
+    LayerProblem,
+    Method,
+    SolveReport,
+    SolveSettings,
+    check_finite,
+    join_reports,
+)
 from crumb.solve.round import solve_round
 from crumb.texts.mixture import CalibrationTokens, draw_calibration
 
@@ -119,10 +127,11 @@ def quantize(request: QuantizeRequest, listener: Listener = Listener()) -> Quant
     check_source(model, formats)
     drawn = draw(model, request) if needs_calibration(request) else None
     key = job_key(model, request, drawn)
-    with open_workspace(request.out, key, request.restart) as workspace, disk_errors(request.out):
+    with open_workspace(request.out, key, request.restart) as workspace:
         if workspace is None:
             return result_of(request.out, already_done=True)
-        check_disk(request.out, output_bytes(model.checkpoint, formats))
+        needed_bytes = working_bytes(model.checkpoint, formats) - workspace.stored_bytes()
+        check_disk(request.out, needed_bytes)
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
         listener.cost(estimate(model.checkpoint, formats, tokens.shape, request.solve))
         run = _Run(model, request, workspace, formats, tokens, listener)
@@ -144,7 +153,10 @@ def choose_formats(plan: Plan, request: QuantizeRequest) -> dict[str, Format]:
 
 
 def check_source(model: Model, formats: Mapping[str, Format]) -> None:
-    """Refuse a checkpoint that is quantized already. Raises: UsageError."""
+    """Refuse a checkpoint that is quantized already, or broken where no solver looks.
+
+    Matrices are checked when their turn comes. Raises: UsageError, SolveError.
+    """
     for name in formats:
         if not isinstance(model.checkpoint.tensors.entry(name), StoredArray):
             raise UsageError(
@@ -152,6 +164,9 @@ def check_source(model: Model, formats: Mapping[str, Format]) -> None:
                 where=model.checkpoint.path,
                 do="Quantize the float checkpoint it was made from",
             )
+    for spec in model.plan.tensors():
+        if not spec.matrix:
+            check_finite(model.checkpoint.tensors.read_float(spec.name), spec.name)
 
 
 def needs_calibration(request: QuantizeRequest) -> bool:
@@ -320,12 +335,16 @@ class _Run:
         """Quantize the layers of one group, unless an earlier run did."""
         given: LayerInput | None = None
         if any(self.unfinished(linear) for linear in group.linears):
-            statistics = walk.statistics(group)
-            factored = factor(statistics.hessian, statistics.tokens, self.request.solve)
-            given = LayerInput(statistics.hessian if factored is None else None, factored)
+            given = self.layer_input(walk, group)
         for linear in group.linears:
             self.matrix(linear.tensors()[0], given)
         self.advance(input_work(group.linears[0].in_features, self.tokens.size), walk.stage.name)
+
+    def layer_input(self, walk: StageWalk, group: LinearGroup) -> LayerInput:
+        """The group's statistics, factored; H itself is let go where the factor exists."""
+        statistics = walk.statistics(group)
+        factored = factor(statistics.hessian, statistics.tokens, self.request.solve)
+        return LayerInput(statistics.hessian if factored is None else None, factored)
 
     def matrix(self, spec: TensorSpec, given: LayerInput | None) -> None:
         """Quantize and store one matrix, or take it from an earlier run."""
@@ -357,9 +376,12 @@ class _Run:
                 settings=self.request.solve,
                 first_row=begin,
             )
-            solution = (
-                solve_round(problem) if given is None else solve_gptq(problem, given.factored)
-            )
+            try:
+                solution = (
+                    solve_round(problem) if given is None else solve_gptq(problem, given.factored)
+                )
+            except SolveError as error:
+                raise error.at(spec.name) from error
             parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
             reports.append((solution.report, len(solution.codes)))
         return stack_rows(parts), join_reports(reports)

@@ -132,6 +132,7 @@ class Rotary(Operation):
     """Rotary position embedding of the first rope.dimensions features of each head.
 
     style "half" pairs feature i with i + dimensions/2, "interleaved" pairs 2i with 2i + 1.
+    Positions are consecutive and the same in every row of a batch.
     """
 
     READS = ("input", "positions")

@@ -10,7 +10,7 @@ import pkgutil
 from functools import cache
 
 import crumb.architectures
-from crumb.architectures.configuration import Configuration
+from crumb.architectures.configuration import Configuration, shown
 from crumb.architectures.family import Family, build_plan
 from crumb.architectures.plan import Plan
 from crumb.errors import UnknownFamily
@@ -38,7 +38,7 @@ def plan_of(configuration: Configuration) -> Plan:
             "no family file for this model_type",
             where="config.json",
             expected=f"one of {', '.join(families())}",
-            found=repr(model_type),
+            found=shown(model_type),
             do="To add a family, write one file in crumb/architectures (docs/adding.md)",
         )
     return build_plan(family, configuration)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from crumb.architectures.plan import Linear, Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.run.array_executor import Array, Context, run_span
@@ -70,7 +72,9 @@ class StageWalk:
         context, begin = Context(self.weights), self._place
 
         def one(buffers: dict[str, Array]) -> None:
-            run_span(self.stage, begin, end, buffers, context)
+            # What overflows here is refused, by name, by the statistics of the next group.
+            with np.errstate(over="ignore", invalid="ignore"):
+                run_span(self.stage, begin, end, buffers, context)
 
         map_batches(one, self.flowing)
         for operation in self.stage.operations[begin:end]:

@@ -58,7 +58,7 @@ def group_packed(
     entries: dict[str, StoredArray | StoredPacked] = {}
     for name, array in arrays.items():
         matrix, _, suffix = name.rpartition(".")
-        if suffix == "codes":
+        if matrix and suffix == "codes":
             entries[matrix] = _packed(path, matrix, arrays, formats)
         elif f"{matrix}.codes" not in arrays:
             entries[name] = array

@@ -30,7 +30,8 @@ def locate(model: str) -> Path:
         path = Path(model).expanduser()
         is_directory, exists = path.is_dir(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:  # too long, not permitted, no such user
-        raise ModelNotFound(f"cannot be a path: {error}", where=repr(model[:200])) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ModelNotFound(f"cannot be a path: {reason}", where=repr(model[:200])) from error
     if model and is_directory:
         return path
     if exists or not HUB_NAME.fullmatch(model):

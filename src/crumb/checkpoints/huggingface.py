@@ -102,13 +102,21 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     raise ModelNotFound("no weights in this directory", where=path, expected=f"{SINGLE} or {INDEX}")
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _indexed_files(index: Path) -> tuple[Path, ...]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError("the index has no weight_map", where=index)
     names = sorted({str(name) for name in weight_map.values()})
     for name in names:
-        if Path(name).name != name or not (index.parent / name).is_file():
+        if Path(name).name != name or not _is_file(index.parent / name):
             raise CheckpointError(
                 "the index names a shard that is not in this directory",
                 where=index,

@@ -150,16 +150,26 @@ def _check_layout(
     arrays: Mapping[str, StoredArray], path: Path, data_start: int, file_bytes: int
 ) -> None:
     """Arrays must follow each other without holes or overlap and end with the file."""
+    for name, array in arrays.items():
+        end = array.offset_bytes + array.size_bytes
+        if end > file_bytes:
+            raise CheckpointError(
+                "a tensor reaches past the end of the file",
+                where=f"{path}: {name}",
+                expected=f"at most {file_bytes} bytes",
+                found=end,
+                do="The file is truncated: copy or download it again",
+            )
     position = data_start
     for name, array in sorted(arrays.items(), key=lambda item: _place(item[1])):
         end = array.offset_bytes + array.size_bytes
-        if array.offset_bytes != position or end > file_bytes:
+        if array.offset_bytes != position:
             raise CheckpointError(
-                "a tensor overlaps another, leaves a hole or reaches past the end of the file",
+                "a tensor overlaps another or follows a hole",
                 where=f"{path}: {name}",
-                expected=f"bytes from {position} to at most {file_bytes}",
+                expected=f"bytes from {position}",
                 found=f"{array.offset_bytes} to {end}",
-                do="The file is truncated or damaged: copy or download it again",
+                do="The file is damaged: copy or download it again",
             )
         position = end
     if position != file_bytes:
@@ -203,10 +213,14 @@ def write_file(path: Path, arrays: Mapping[str, ArrayToWrite], metadata: Mapping
     raw = msgspec.json.encode(header)
     raw += b" " * (-len(raw) % 8)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for array in arrays.values():
-            file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(len(raw).to_bytes(8, "little") + raw)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it would keep the space
+        raise

@@ -73,7 +73,8 @@ class TensorMap:
         if isinstance(entry, StoredPacked):
             weights = decode(entry.read(name))
             return weights if rows is None else weights[rows]
-        return entry.read(rows).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # an f64 beyond f32 becomes infinite, which is refused
+            return entry.read(rows).astype(np.float32, copy=False)
 
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.entries.values())

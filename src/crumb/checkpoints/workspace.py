@@ -2,7 +2,8 @@
 
 In: an output directory and the job's key. Out: stored tensors, or the ones an earlier run left.
 Lies beside the output as `<out>.partial`: job.json, tensors/ (one file each), model/ (assembled,
-then renamed to the output). Refuses another job's directory, and a second process at work there.
+then renamed to the output). A damaged tensor counts as unfinished. Refuses another job's directory,
+one that crumb did not make, and a second process at work there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crumb.checkpoints.crumb_directory import MANIFEST, format_metadata
 from crumb.checkpoints.huggingface import read_json
 from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
 from crumb.checkpoints.tensor_map import StoredPacked
-from crumb.errors import CheckpointError, DoesNotFit, OutputConflict
+from crumb.errors import CheckpointError, CrumbError, DoesNotFit, OutputConflict, UsageError
 from crumb.formats.catalog import parse_format
 from crumb.formats.packed_tensor import PackedTensor
 
@@ -50,16 +51,20 @@ class Workspace:
     key: dict[str, Any]
 
     def finished(self, name: str) -> FinishedTensor | None:
-        """A tensor that an earlier run stored, or None. Raises: CheckpointError."""
-        path = self._tensor_path(name)
-        if not path.exists():
+        """A tensor that an earlier run stored; None if there is none, or it is damaged."""
+        try:
+            arrays, metadata = read_header(self._tensor_path(name))
+            record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
+            format_name, _, width = metadata["format"].partition(" ")
+            rows = arrays["codes"].shape[0]
+            stored = StoredPacked(parse_format(format_name), (rows, int(width)), arrays)
+        except (CrumbError, msgspec.MsgspecError, LookupError, ValueError):
             return None
-        arrays, metadata = read_header(path)
-        record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
-        format_name, _, width = metadata["format"].partition(" ")
-        rows = arrays["codes"].shape[0]
-        stored = StoredPacked(parse_format(format_name), (rows, int(width)), arrays)
         return FinishedTensor(stored, record)
+
+    def stored_bytes(self) -> int:
+        """Size of the finished tensors on disk."""
+        return sum(path.stat().st_size for path in _finished_files(self.partial))
 
     def store(self, name: str, tensor: PackedTensor, record: dict[str, Any]) -> None:
         """Put a finished tensor on disk: synced under a temporary name, then renamed."""
@@ -81,6 +86,7 @@ class Workspace:
     def publish(self) -> None:
         """Turn the assembled model into the output directory, then drop the workspace."""
         sync_directory(self.partial / "model")
+        shutil.rmtree(self.partial / "replaced", ignore_errors=True)
         if self.out.exists():
             self.out.rename(self.partial / "replaced")
         (self.partial / "model").rename(self.out)
@@ -107,39 +113,85 @@ def published_key(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     job = read_json(path).get("job")
-    return job if isinstance(job, dict) else None
+    return job if isinstance(job, dict) and "crumb" in job else None
 
 
 @contextmanager
 def open_workspace(out: Path, key: dict[str, Any], restart: bool) -> Iterator[Workspace | None]:
     """The workspace of a job, locked; None when the output already holds exactly this job.
 
-    restart replaces another job's workspace, and its output once this job is done.
+    restart replaces another job's workspace, and its output once this job is done. A failure
+    leaves finished tensors behind, or nothing when there are none.
 
-    Raises: OutputConflict for another job's directory, DoesNotFit when the disk is full.
+    Raises: UsageError for a path without a name, OutputConflict for another job's directory,
+    DoesNotFit when the disk is full.
     """
+    if out.name in ("", ".."):
+        raise UsageError(
+            "the output needs a name of its own", where=repr(str(out)), do="Choose another --out"
+        )
     beside = out.with_name(out.name + ".partial")
-    if out.exists() and not restart:
-        if published_key(out) == key:
-            shutil.rmtree(beside, ignore_errors=True)
+    with disk_errors(out):
+        done = _is_done(out, key, restart)
+        if done and not beside.exists():
             yield None
             return
-        _refuse(out, published_key(out), key)
-    with disk_errors(out):
-        beside.mkdir(parents=True, exist_ok=True)
-        with (beside / "lock").open("w") as lock:
+        with _locked(beside, out):
+            if _is_done(out, key, restart):  # another process may have finished meanwhile
+                shutil.rmtree(beside, ignore_errors=True)
+                yield None
+                return
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputConflict("another process is quantizing here", where=out) from error
-            if out.exists() and published_key(out) is None:
-                raise OutputConflict(
-                    "the output exists and was not made by crumb, so it will not be replaced",
-                    where=out,
-                    do="Choose another --out",
-                )
-            _claim(beside, out, key, restart)
-            yield Workspace(out, beside, key)
+                _claim(beside, out, key, restart)
+                yield Workspace(out, beside, key)
+            except BaseException:
+                _tidy(beside)
+                raise
+
+
+def _is_done(out: Path, key: dict[str, Any], restart: bool) -> bool:
+    """Whether the output holds this job already. Raises: OutputConflict for anything else there."""
+    if not out.exists():
+        return False
+    earlier = published_key(out)
+    if earlier is None:
+        raise OutputConflict(
+            "the output exists and was not made by crumb, so it will not be replaced",
+            where=out,
+            do="Choose another --out",
+        )
+    if restart:
+        return False
+    if earlier != key:
+        _refuse(out, earlier, key)
+    return True
+
+
+@contextmanager
+def _locked(beside: Path, out: Path) -> Iterator[None]:
+    """The workspace's folder, held by this process alone. Raises: OutputConflict."""
+    beside.mkdir(parents=True, exist_ok=True)
+    with (beside / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A process that has just finished took the folder away, and the lock with it.
+            held = os.path.samestat(os.fstat(lock.fileno()), (beside / "lock").stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise OutputConflict("another process is quantizing here", where=out)
+        yield
+
+
+def _tidy(beside: Path) -> None:
+    """After a failure: keep finished tensors, drop the rest."""
+    shutil.rmtree(beside / "model", ignore_errors=True)
+    if not _finished_files(beside):
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _finished_files(beside: Path) -> list[Path]:
+    return list((beside / "tensors").glob("*.safetensors"))
 
 
 def _claim(beside: Path, out: Path, key: dict[str, Any], restart: bool) -> None:
@@ -147,26 +199,38 @@ def _claim(beside: Path, out: Path, key: dict[str, Any], restart: bool) -> None:
     job = beside / JOB
     earlier = read_json(job) if job.exists() else None
     if earlier != key:
-        if earlier is not None and not restart:
+        if earlier is not None and not restart and _finished_files(beside):
             _refuse(out, earlier, key)
         shutil.rmtree(beside / "tensors", ignore_errors=True)
         write_json(job, key)
     shutil.rmtree(beside / "model", ignore_errors=True)
+    for unfinished in (beside / "tensors").glob("*.tmp"):
+        unfinished.unlink()
     (beside / "tensors").mkdir(exist_ok=True)
     (beside / "model").mkdir()
 
 
-def _refuse(out: Path, earlier: Mapping[str, Any] | None, key: Mapping[str, Any]) -> None:
-    if earlier is None:
-        raise OutputConflict("the output exists already", where=out, do="Choose another --out")
-    changed = sorted(word for word in {*earlier, *key} if earlier.get(word) != key.get(word))
+def _refuse(out: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+    old, new = _flat(earlier), _flat(key)
+    changed = sorted(word for word in {*old, *new} if old.get(word) != new.get(word))
     raise OutputConflict(
         "the output holds the work of a different command",
         where=out,
-        expected=", ".join(f"{word} {_short(key.get(word))}" for word in changed),
-        found=", ".join(f"{word} {_short(earlier.get(word))}" for word in changed),
+        expected=", ".join(f"{word} {_short(new.get(word))}" for word in changed),
+        found=", ".join(f"{word} {_short(old.get(word))}" for word in changed),
         do="Choose another --out, or --restart to discard that work",
     )
+
+
+def _flat(key: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's key with the settings inside it under dotted names."""
+    flat: dict[str, Any] = {}
+    for word, value in key.items():
+        if isinstance(value, dict):
+            flat |= {f"{word}.{inner}": setting for inner, setting in value.items()}
+        else:
+            flat[word] = value
+    return flat
 
 
 def _short(value: Any) -> str:

@@ -86,10 +86,9 @@ def demo(
 ) -> None:
     """Quantize the embedded model to 4, 3 and 2 bits and show what each cost.
 
-    Parameters
-    ----------
-    keep: directory for the quantized models; by default they are removed at the end.
-    json: print the table as JSON.
+    Args:
+        keep: directory for the quantized models; by default they are removed at the end.
+        json: print the table as JSON.
     """
     log(
         f"{MODEL}: {len(VARIANTS)} variants, calibrated on {CALIBRATION.sequences} x "
@@ -155,6 +154,7 @@ def speak(model: Model) -> str:
 
 
 def print_comparison(evaluations: list[Evaluation]) -> None:
+    """The table: the float model, then one line for each variant."""
     first = evaluations[0]
     print(
         f"{MODEL} on {first.text}, protocol {first.protocol}, {first.windows} windows of "
@@ -182,10 +182,12 @@ def print_comparison(evaluations: list[Evaluation]) -> None:
 
 
 def size_cells(evaluation: Evaluation) -> list[str]:
+    """Bytes and bits per weight."""
     return [bytes_text(evaluation.file_bytes), f"{evaluation.bits_per_weight:.3f}"]
 
 
 def perplexity_cell(evaluation: Evaluation) -> str:
+    """Perplexity to two decimals."""
     return f"{evaluation.perplexity.value:.2f}"
 
 

@@ -23,22 +23,21 @@ def evaluate(
     protocol: str = "gptq",
     window: int | None = None,
     limit: int | None = None,
-    fail_if: tuple[str, ...] = (),
+    fail_if: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Measure a model, quantized or not; with --reference also how far it moved.
 
-    Parameters
-    ----------
-    model: directory, org/name, or org/name@revision.
-    reference: the float model to compare with, token by token.
-    text: a file, a directory, wikitext2, ptb, c4, or excerpt-evaluation.
-    protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second
-        half scored).
-    window: another window length in tokens; the protocol's name then says so.
-    limit: score only so many windows.
-    fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
-    json: print the figures as JSON.
+    Args:
+        model: directory, org/name, or org/name@revision.
+        reference: the float model to compare with, token by token.
+        text: a file, a directory, wikitext2, ptb, c4, or excerpt-evaluation.
+        protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second
+            half scored).
+        window: another window length in tokens; the protocol's name then says so.
+        limit: score only so many windows.
+        fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
+        json: print the figures as JSON.
     """
     gates = [Gate.parse(condition) for condition in fail_if]
     for gate in gates:
@@ -66,6 +65,7 @@ def figure_text(figure: Figure, digits: int = 4) -> str:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
+    """Every figure of one evaluation, one line each."""
     print(f"{evaluation.model}")
     print(
         f"  {bytes_text(evaluation.file_bytes)}, {evaluation.bits_per_weight:.3f} bits per weight "

@@ -20,9 +20,8 @@ EXAMPLE_WIDTH = 4096
 def formats(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Show what a quantized number can be: formula, bits, bytes.
 
-    Parameters
-    ----------
-    json: print the table as JSON.
+    Args:
+        json: print the table as JSON.
     """
     rows = catalog_rows()
     if json:

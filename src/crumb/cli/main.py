@@ -17,7 +17,7 @@ from crumb.cli.formats import formats
 from crumb.cli.output import log
 from crumb.cli.quantize import quantize
 from crumb.cli.show import show
-from crumb.errors import CrumbError
+from crumb.errors import CrumbError, DoesNotFit
 
 app = cyclopts.App(
     name="crumb",
@@ -26,6 +26,7 @@ app = cyclopts.App(
     version=crumb.__version__,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command(quantize, name="quantize")
 app.command(evaluate, name="eval")
@@ -42,18 +43,26 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(given, exit_on_error=False, print_error=False)
+        sys.stdout.flush()  # so that a reader who went away is noticed here
     except CrumbError as error:
         log(f"crumb: {error}")
         return error.exit_code
     except cyclopts.CycloptsError as error:
         log(f"crumb: {' '.join(str(error).split())} See `crumb --help`.")
         return USAGE
-    except KeyboardInterrupt:
-        log("crumb: interrupted; the same command continues where it stopped")
+    except KeyboardInterrupt as error:
+        log("; ".join(["crumb: interrupted", *error.args]))
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        what = f"{error.filename or 'the operating system refused'}: {error.strerror or error}"
+        log(f"crumb: {' '.join(what.split())}")
+        return CrumbError.exit_code
+    except MemoryError as error:
+        log(f"crumb: the memory is too small: {error}")
+        return DoesNotFit.exit_code
     return 0
 
 

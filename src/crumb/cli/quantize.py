@@ -46,27 +46,26 @@ def quantize(
 ) -> None:
     """Quantize a checkpoint; a run that was stopped continues when the command is repeated.
 
-    Parameters
-    ----------
-    model: directory, org/name, or org/name@revision.
-    bits: bits of each code: 2, 3, 4, 5, 6 or 8.
-    out: output directory; default is the model's name with the format behind it.
-    group_size: weights that share a scale: 32, 64, 128 or row.
-    zero: fixed (2^(bits-1)), variable (an integer per group) or minimum (a float per group).
-    method: gptq, or round (to nearest, no calibration).
-    scales: search (weighted by H; default for gptq) or minmax (default for round).
-    act_order: choose columns by descending diagonal of H.
-    damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
-    as_published: GPTQ as its paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
-    embedding: bits of the embedding.
-    head: bits of the head, unless it is tied to the embedding.
-    calibrate: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
-    sequences: calibration sequences (default 64).
-    length: tokens of each (default 512).
-    seed: of the draw of sequences.
-    strict: fail where a tensor would need a fallback.
-    restart: replace what a different command left in the output directory.
-    json: print the result as JSON.
+    Args:
+        model: directory, org/name, or org/name@revision.
+        bits: bits of each code: 2, 3, 4, 5, 6 or 8.
+        out: output directory; default is the model's name with the format behind it.
+        group_size: weights that share a scale: 32, 64, 128 or row.
+        zero: fixed (2^(bits-1)), variable (an integer per group) or minimum (a float per group).
+        method: gptq, or round (to nearest, no calibration).
+        scales: search (weighted by H; default for gptq) or minmax (default for round).
+        act_order: choose columns by descending diagonal of H.
+        damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
+        as_published: as GPTQ's paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
+        embedding: bits of the embedding.
+        head: bits of the head, unless it is tied to the embedding.
+        calibrate: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
+        sequences: calibration sequences (default 64).
+        length: tokens of each (default 512).
+        seed: of the draw of sequences.
+        strict: fail where a tensor would need a fallback.
+        restart: replace what a different command left in the output directory.
+        json: print the result as JSON.
     """
     settings = choose_settings(method, scales, act_order, damping, as_published, strict)
     calibration = Calibration(spec=calibrate, seed=seed)
@@ -97,7 +96,10 @@ def quantize(
             cost=lambda cost: log(cost_line(cost)),
             progress=lambda step: bar(step.done / step.total, step.doing),
         )
-        result = run_quantize(request, listener)
+        try:
+            result = run_quantize(request, listener)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt("the same command continues where it stopped") from error
     print_json(summary(result)) if json else print_summary(result)
 
 
@@ -151,7 +153,8 @@ def cost_line(cost: Cost) -> str:
     """What a run will take, said before it starts."""
     return (
         f"needs about {bytes_text(cost.memory_bytes)} of memory, "
-        f"{duration_text(cost.seconds)}, and {bytes_text(cost.output_bytes)} on disk"
+        f"{duration_text(cost.seconds)}, and {bytes_text(cost.working_bytes)} on disk, "
+        f"of which {bytes_text(cost.output_bytes)} stay"
     )
 
 
@@ -167,6 +170,7 @@ def summary(result: QuantizeResult) -> dict[str, Any]:
 
 
 def print_summary(result: QuantizeResult) -> None:
+    """Where the result lies, its size, and every fallback."""
     state = "already quantized" if result.already_done else "quantized"
     print(
         f"{state}: {result.out}  {bytes_text(result.file_bytes)}, "

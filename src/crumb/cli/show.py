@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.architectures.plan import TensorSpec
-from crumb.checkpoints.crumb_directory import MANIFEST
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint, read_json
+from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
+from crumb.checkpoints.manifest import TensorRecord, read_manifest
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.cli.output import bytes_text, print_json, print_table
 
@@ -30,12 +30,11 @@ def show(
 ) -> None:
     """Show a model: family, sizes, formats, error of each tensor.
 
-    Parameters
-    ----------
-    model: directory, org/name, or org/name@revision.
-    tensors: list every tensor, not only the worst.
-    plan: print the plan of operations that executors run.
-    json: print everything as JSON.
+    Args:
+        model: directory, org/name, or org/name@revision.
+        tensors: list every tensor, not only the worst.
+        plan: print the plan of operations that executors run.
+        json: print everything as JSON.
     """
     checkpoint = open_checkpoint(locate(model))
     if plan and not json:
@@ -61,9 +60,7 @@ def show(
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """A model as a record; figures of quantization come from its manifest."""
-    manifest_path = checkpoint.path / MANIFEST
-    manifest = read_json(manifest_path) if manifest_path.exists() else {}
-    records = manifest.get("tensors", {})
+    manifest, raw = read_manifest(checkpoint.path)
     parameters, size = checkpoint.plan.parameters(), checkpoint.weight_bytes()
     return {
         "path": str(checkpoint.path),
@@ -74,17 +71,17 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "max_positions": checkpoint.plan.max_positions,
         "file_bytes": size,
         "bits_per_weight": 8 * size / parameters,
-        "job": manifest.get("job"),
-        "fallbacks": manifest.get("fallbacks", []),
+        "job": raw.get("job"),
+        "fallbacks": manifest.fallbacks,
         "tensors": [
-            describe_tensor(checkpoint, spec, records.get(spec.name, {}))
+            describe_tensor(checkpoint, spec, manifest.tensors.get(spec.name, TensorRecord()))
             for spec in checkpoint.plan.tensors()
         ],
     }
 
 
 def describe_tensor(
-    checkpoint: Checkpoint, spec: TensorSpec, record: dict[str, Any]
+    checkpoint: Checkpoint, spec: TensorSpec, record: TensorRecord
 ) -> dict[str, Any]:
     """One tensor as a record."""
     entry = checkpoint.tensors.entry(spec.name)
@@ -99,14 +96,15 @@ def describe_tensor(
         "quantized": packed,
         "bytes": entry.size_bytes,
         "bits_per_weight": 8 * entry.size_bytes / weights,
-        "relative_error": record.get("relative_error"),
-        "zero_share": record.get("zero_share"),
-        "damping": record.get("damping"),
-        "fallback": record.get("fallback"),
+        "relative_error": record.relative_error,
+        "zero_share": record.zero_share,
+        "damping": record.damping,
+        "fallback": record.fallback,
     }
 
 
 def print_description(record: dict[str, Any]) -> None:
+    """What a model is, in the lines of a terminal."""
     print(record["path"])
     print(
         f"  {record['family']}, {record['parameters'] / 1e6:.1f} M parameters, "

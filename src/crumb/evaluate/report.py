@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from crumb.errors import GateFailed, UsageError
 from crumb.evaluate.scores import TokenScores
 
+LARGEST_EXPONENT = 709.0
+"""exp of more than this is beyond f64."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -72,8 +75,8 @@ def mean_figure(values: NDArray[Any]) -> Figure:
 
 
 def exponential(figure: Figure) -> Figure:
-    """exp of a mean, its error carried along (first order)."""
-    value = math.exp(figure.value)
+    """exp of a mean, its error carried along (first order); infinite beyond f64."""
+    value = math.exp(figure.value) if figure.value < LARGEST_EXPONENT else math.inf
     error = None if figure.standard_error is None else value * figure.standard_error
     return Figure(value, error)
 
@@ -164,13 +167,14 @@ class Gate:
             )
 
     def check(self, evaluation: Evaluation) -> None:
-        """Raises: GateFailed if the condition holds, UsageError if it needs a reference."""
+        """Raises: GateFailed if the condition holds or cannot be told, UsageError if it needs a
+        reference."""
         self.check_usable(evaluation.divergence is not None)
         if self.metric in METRICS or evaluation.divergence is None:
             value = METRICS[self.metric](evaluation)
         else:
             value = PAIRED_METRICS[self.metric](evaluation.divergence)
-        if COMPARISONS[self.comparison](value, self.limit):
+        if math.isnan(value) or COMPARISONS[self.comparison](value, self.limit):
             raise GateFailed(
                 f"{self.metric} is {value:.6g}; --fail-if says that {self.comparison} "
                 f"{self.limit:g} fails",

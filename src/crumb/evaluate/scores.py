@@ -2,7 +2,8 @@
 
 In: a reference (or none), candidates, windows of tokens. Out: TokenScores for each model.
 Windows go through the stages in chunks, so that weights are read once a chunk and logits exist
-for one window at a time. Refuses models whose vocabularies differ.
+for one window at a time. Refuses models whose vocabularies differ, windows longer than a model's
+context, and logits that are not finite.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
-from crumb.errors import UsageError
+from crumb.errors import CheckpointError, UsageError
 from crumb.run.array_executor import Array, Context, run_stage
 from crumb.run.model import Model, start_buffers
 from crumb.run.parallel import map_batches
@@ -81,6 +82,7 @@ def score(
     progress(done, total) counts windows. Raises: UsageError.
     """
     _check_vocabularies(models, tokens)
+    _check_contexts(models, tokens.shape[1])
     per_chunk = max(1, CHUNK_TOKENS // tokens.shape[1])
     rows: list[list[TokenScores]] = []
     for begin in range(0, len(tokens), per_chunk):
@@ -103,6 +105,18 @@ def _check_vocabularies(models: Sequence[Model], tokens: NDArray[np.int64]) -> N
         )
 
 
+def _check_contexts(models: Sequence[Model], length: int) -> None:
+    for model in models:
+        if length > model.plan.max_positions:
+            raise UsageError(
+                "the windows are longer than the model's context",
+                where=model.checkpoint.path,
+                expected=f"at most {model.plan.max_positions} tokens",
+                found=length,
+                do="Ask for shorter ones with --window",
+            )
+
+
 def _hidden(model: Model, windows: NDArray[np.int64]) -> list[dict[str, Array]]:
     """What the head reads, for each window: all stages but the last, one stage at a time."""
     flowing = [start_buffers(model.as_array(window[None, :])) for window in windows]
@@ -112,7 +126,8 @@ def _hidden(model: Model, windows: NDArray[np.int64]) -> list[dict[str, Array]]:
         def one(
             buffers: dict[str, Array], stage: Stage = stage, context: Context = context
         ) -> dict[str, Array]:
-            return buffers | run_stage(stage, dict(buffers), context)
+            with np.errstate(over="ignore", invalid="ignore"):  # refused where the logits are
+                return buffers | run_stage(stage, dict(buffers), context)
 
         flowing = map_batches(one, flowing)
     return flowing
@@ -135,13 +150,25 @@ class _Chunk:
         for model, hidden in zip(self.models, self.hidden, strict=True):
             stage = model.plan.stages[-1]
             context = Context(model.stage_weights(stage))
-            logits = np.asarray(run_stage(stage, dict(hidden[index]), context)["logits"][0])
+            with np.errstate(over="ignore", invalid="ignore"):
+                logits = np.asarray(run_stage(stage, dict(hidden[index]), context)["logits"][0])
             predicting = logits[self.first_scored - 1 : len(tokens) - 1]
+            _check_logits(predicting, model)
             is_reference = self.with_reference and reference is None
             window = _WindowLogits.of(predicting, is_reference)
             reference = window if is_reference else reference
             scores.append(window.scores(tokens[self.first_scored :], reference))
         return scores
+
+
+def _check_logits(logits: Floats, model: Model) -> None:
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            "the model's logits are not finite",
+            where=model.checkpoint.path,
+            found=logits[~np.isfinite(logits)][0],
+            do="Check the checkpoint for NaN, infinite or very large weights",
+        )
 
 
 def _stack(rows: list[TokenScores]) -> TokenScores:

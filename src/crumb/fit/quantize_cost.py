@@ -18,7 +18,6 @@ import numpy as np
 
 from crumb.architectures.plan import Attention, Linear, Plan, Stage, TensorSpec
 from crumb.checkpoints.huggingface import Checkpoint
-from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import DoesNotFit
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.solve.problem import Method, Scales, SolveSettings
@@ -41,10 +40,11 @@ FIXED_BYTES = 150 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """An estimate; memory is the peak of the process."""
+    """An estimate; memory is the peak of the process, working bytes that of the disk."""
 
     memory_bytes: int
     seconds: float
+    working_bytes: int
     output_bytes: int
 
 
@@ -94,12 +94,12 @@ def total_work(
 
 def measured_rate() -> float:
     """Operations per second of an f32 matrix product on this machine, now."""
-    matrix = np.ones((768, 768), np.float32)
+    matrix = np.ones((512, 512), np.float32)
     matrix @ matrix
     begin = time.perf_counter()
-    for _ in range(4):
+    for _ in range(3):
         matrix @ matrix
-    return 4 * 2.0 * 768**3 / (time.perf_counter() - begin)
+    return 3 * 2.0 * 512**3 / (time.perf_counter() - begin)
 
 
 def estimate(
@@ -113,6 +113,7 @@ def estimate(
     return Cost(
         peak_bytes(plan, tokens[0] * tokens[1], settings),
         total_work(plan, formats, tokens, settings) / measured_rate(),
+        working_bytes(checkpoint, formats),
         output_bytes(checkpoint, formats),
     )
 
@@ -135,27 +136,36 @@ def peak_bytes(plan: Plan, tokens: int, settings: SolveSettings) -> int:
     return peak + FIXED_BYTES
 
 
+def packed_bytes(plan: Plan, formats: Mapping[str, Format]) -> int:
+    """Bytes of the quantized matrices."""
+    bits = 0
+    for spec in plan.tensors():
+        if spec.name in formats:
+            bits += spec.shape[0] * formats[spec.name].row_bits(spec.shape[1])
+    return bits // 8
+
+
 def output_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
-    """Bytes of the quantized weight files."""
-    total = 0
-    for spec in checkpoint.plan.tensors():
-        entry = checkpoint.tensors.entry(spec.name)
-        if spec.name in formats and not isinstance(entry, StoredPacked):
-            total += spec.shape[0] * formats[spec.name].row_bits(spec.shape[1]) // 8
-        else:
-            total += entry.size_bytes
-    return total
+    """Bytes of all arrays in the quantized weight files."""
+    kept = [spec.name for spec in checkpoint.plan.tensors() if spec.name not in formats]
+    small = sum(checkpoint.tensors.entry(name).size_bytes for name in kept)
+    return packed_bytes(checkpoint.plan, formats) + small
+
+
+def working_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
+    """Most bytes on disk: at the end each matrix lies both in its own file and in the output."""
+    return output_bytes(checkpoint, formats) + packed_bytes(checkpoint.plan, formats)
 
 
 def check_disk(out: Path, needed_bytes: int) -> None:
-    """Refuse to start an output that the disk cannot hold. Raises: DoesNotFit."""
+    """Refuse to start what the disk cannot hold. Raises: DoesNotFit."""
     place = out
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise DoesNotFit(
-            "the disk is too small for the output",
+            "the disk is too small for the output and the work on it",
             where=out,
             expected=f"{needed_bytes / 1e6:.1f} MB",
             found=f"{free / 1e6:.1f} MB free",

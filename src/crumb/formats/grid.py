@@ -8,6 +8,7 @@ Refuses nothing: a scale of 0 means a group whose weights are all its zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,22 @@ class GroupParameters:
         stored = self.zero_point if format.zero is ZeroKind.VARIABLE else self.minimum
         assert stored is not None, "make_parameters fills what the zero kind stores"
         return stored.astype(np.float32)
+
+
+def choose_rows(
+    first: NDArray[np.bool_], one: GroupParameters, other: GroupParameters
+) -> GroupParameters:
+    """The rows of `one` where first holds, else those of `other`; first is (out_features,)."""
+    column = first[:, None]
+
+    def choose(a: NDArray[Any] | None, b: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if a is None or b is None else np.where(column, a, b)
+
+    return GroupParameters(
+        np.where(column, one.scale, other.scale),
+        choose(one.zero_point, other.zero_point),
+        choose(one.minimum, other.minimum),
+    )
 
 
 def make_parameters(format: Format, scale: Floats, offset: Floats) -> GroupParameters:

@@ -26,6 +26,9 @@ LARGEST_FILE_BYTES = 16 << 20
 LONGEST_PIECE_CHARACTERS = 512
 """Known models have up to 32; every split of a piece is looked at, so this bounds the work."""
 
+MOST_MERGES = 2_000_000
+"""Known models have up to 600,000; a file made for it can have more than ten million."""
+
 SPACE = "▁"
 """How a space is written in pieces."""
 
@@ -379,6 +382,8 @@ def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[tu
         for cut in range(1, len(piece.text)):
             left, right = piece.text[:cut], piece.text[cut:]
             if left in normal and right in normal:
+                if len(merges) == MOST_MERGES:
+                    raise ValueError(f"its pieces have more than {MOST_MERGES} merges")
                 merges.append((-piece.score, token, vocabulary[left], vocabulary[right]))
     return [
         (model.pieces[left].text, model.pieces[right].text) for *_, left, right in sorted(merges)

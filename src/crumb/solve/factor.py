@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 BLOCK = 256
 STRIP = 1024
@@ -34,7 +35,8 @@ def factor_in_place(matrix: Matrix) -> None:
         upper = np.triu(corner)
         symmetric = upper + np.triu(upper, 1).T
         try:
-            lower = np.linalg.cholesky(symmetric[::-1, ::-1])
+            with threadpool_limits(1):  # LAPACK's bits depend on its threads
+                lower = np.linalg.cholesky(symmetric[::-1, ::-1])
         except np.linalg.LinAlgError as error:
             raise NotPositiveDefinite(f"columns {begin} to {end}") from error
         root = lower[::-1, ::-1]

@@ -40,12 +40,13 @@ class SolveSettings:
     damping: float | None = None  # share of the mean diagonal; None: by tokens per column
     act_order: bool = True  # columns by descending diagonal of H
     static_groups: bool = True  # scales from the original weights, before the sweep
+    refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
     block_columns: int = 128
     strict: bool = False  # a fallback is an error
 
 
 AS_PUBLISHED = SolveSettings(
-    scales=Scales.MINMAX, damping=0.01, act_order=False, static_groups=False
+    scales=Scales.MINMAX, damping=0.01, act_order=False, static_groups=False, refits=0
 )
 """GPTQ as its paper and the seeds of this project ran it."""
 
@@ -87,17 +88,21 @@ def check_groups_fit_order(settings: SolveSettings, groups: int, name: str) -> N
 
 
 def check_finite(weights: NDArray[np.float32], name: str, first_row: int = 0) -> None:
-    """Refuse NaN and infinite weights, naming the first. Raises: SolveError."""
+    """Refuse NaN and infinite weights, naming the first; a matrix or a vector.
+
+    Raises: SolveError.
+    """
     # A sum is finite only if every term is; overflow of the f64 sum needs larger terms than f32.
     with np.errstate(invalid="ignore"):
         if np.isfinite(np.sum(weights, dtype=np.float64)):
             return
-    row, column = np.argwhere(~np.isfinite(weights))[0]
+    place = tuple(np.argwhere(~np.isfinite(weights))[0])
+    shown = ", ".join(str(index) for index in (first_row + place[0], *place[1:]))
     raise SolveError(
         "the checkpoint's weights are not finite",
-        where=f"{name}[{first_row + row}, {column}]",
+        where=f"{name}[{shown}]",
         expected="finite numbers",
-        found=weights[row, column],
+        found=weights[place],
         do="The checkpoint is damaged or overflowed when it was converted",
     )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from crumb.formats.grid import decode_reference, encode_reference
 from crumb.solve.problem import LayerProblem, LayerSolution, SolveReport
+from crumb.solve.product import product
 from crumb.solve.scales import fit_scales
 
 
@@ -33,7 +34,7 @@ def solve_round(problem: LayerProblem) -> LayerSolution:
 
 def weighted_square(matrix: NDArray[np.float32], hessian: NDArray[np.float64]) -> float:
     """tr(M H M^T). Shapes: matrix (rows, columns), hessian (columns, columns)."""
-    return float(np.vdot(matrix @ hessian.astype(np.float32), matrix))
+    return float(np.einsum("ij,ij->", product(matrix, hessian), matrix, dtype=np.float64))
 
 
 def zero_share(decoded: NDArray[np.float32]) -> float:

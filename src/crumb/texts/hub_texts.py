@@ -137,9 +137,10 @@ def _read_json_lines(path: Path, column: str, documents: int | None) -> list[str
     try:
         with gzip.open(path, "rb") as lines:
             for line in islice(lines, documents):
-                texts.append(json.loads(line)[column])
-                if not isinstance(texts[-1], str):
+                text = json.loads(line)[column]
+                if not isinstance(text, str):
                     raise TypeError(f"its {column} is not text")
+                texts.append(text)
     except (OSError, EOFError, zlib.error) as error:
         raise TextError(f"cannot be read as gzip: {error}", where=path, do=AGAIN) from error
     except (ValueError, TypeError, LookupError, RecursionError) as error:

@@ -1,0 +1,146 @@
+"""One matrix on its way through the column sweep of GPTQ, block by block.
+
+In: weights, the factored H of their input, the grid of each group (or none: fitted on the way).
+Out: a Pass: codes, targets, errors and each row's loss. Columns are in the sweep's order here;
+column_in_matrix counts all of them, kernels/gptq_sweep.py sees only its column_in_block.
+Refuses nothing: weights and H were checked before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.formats.catalog import ROW, Format
+from crumb.formats.grid import GroupParameters, choose_rows, group_of_column
+from crumb.kernels.gptq_sweep import SweepGrid, sweep
+from crumb.solve.factored import Factored
+from crumb.solve.problem import SolveSettings
+from crumb.solve.product import product
+from crumb.solve.scales import fit_scales
+
+Floats = NDArray[np.float32]
+
+ENERGY_COLUMNS = 512
+"""Columns whose share of tr(W H W^T) is computed at once."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one sweep chose; (rows, columns) arrays are in the sweep's order of columns."""
+
+    codes: NDArray[np.uint8]  # (rows, columns)
+    targets: Floats  # (rows, columns) what each code was nearest to
+    error: Floats  # (rows, columns) weights minus decoded
+    loss: NDArray[np.float64]  # (rows,) error under the damped H
+    parameters: GroupParameters  # in the matrix's order of groups
+
+    def better(self, other: Pass) -> Pass:
+        """Row by row the one with the lower loss; rows do not depend on each other."""
+        mine = self.loss <= other.loss
+        column = mine[:, None]
+        return Pass(
+            np.where(column, self.codes, other.codes),
+            np.where(column, self.targets, other.targets),
+            np.where(column, self.error, other.error),
+            np.where(mine, self.loss, other.loss),
+            choose_rows(mine, self.parameters, other.parameters),
+        )
+
+
+class Layer:
+    """A matrix in the sweep's order of columns, ready to be swept."""
+
+    def __init__(
+        self, weights: Floats, factored: Factored, format: Format, settings: SolveSettings
+    ) -> None:
+        self.factored, self.format, self.settings = factored, format, settings
+        if factored.dead.any():
+            weights = np.where(factored.dead, np.float32(0), weights)
+        self.in_features = weights.shape[1]
+        self.group = group_of_column(format, self.in_features)[factored.order]
+        self.weights: Floats = np.ascontiguousarray(weights[:, factored.order])
+
+    def in_matrix_order(self, swept: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Columns put back where the matrix has them."""
+        return np.ascontiguousarray(swept[:, np.argsort(self.factored.order)])
+
+    def sweep(self, parameters: GroupParameters | None) -> Pass:
+        """Choose every code. Without parameters each group is fitted when its turn comes."""
+        rows = len(self.weights)
+        width = self.format.group_width(self.in_features)
+        step = self.settings.block_columns if parameters is not None else width
+        codes = np.empty(self.weights.shape, np.uint8)
+        targets, error = np.empty_like(self.weights), np.zeros_like(self.weights)
+        loss, fitted = np.zeros(rows, np.float64), []
+        for begin in range(0, self.in_features, step):
+            columns = slice(begin, min(begin + step, self.in_features))
+            root = self.factored.root[: columns.stop, columns]
+            diagonal = root[columns].diagonal()
+            unit = (root / diagonal).astype(np.float32)  # M[: stop, columns]
+            inside = np.triu(unit[columns])  # below lies what is left of H
+            weights = np.ascontiguousarray(self.weights[:, columns])
+            start = weights + product(error[:, :begin], unit[:begin])
+            if parameters is not None:
+                grid = grid_of(parameters, self.format, self.group[columns])
+            else:
+                fitted.append(self.fit(columns, start, weights, inside))
+                one_group = np.zeros(len(inside), np.int32)
+                grid = grid_of(fitted[-1], self.format, one_group)
+            codes[:, columns], error[:, columns] = sweep(start, weights, inside, grid)
+            residual = (start - weights) + product(error[:, columns], inside)
+            targets[:, columns] = (weights - error[:, columns]) + residual
+            loss += np.square(residual, dtype=np.float64) @ np.square(diagonal)
+        return Pass(codes, targets, error, loss, parameters or _join(fitted))
+
+    def fit(
+        self, columns: slice, start: Floats, weights: Floats, inside: Floats
+    ) -> GroupParameters:
+        """Fit one group to its weights as all columns before it have updated them."""
+        one_group = replace(self.format, group_size=ROW)
+        nothing = np.zeros((len(weights), 1), np.float32)
+        unrounded = SweepGrid(one_group, nothing, nothing, np.zeros(len(inside), np.int32))
+        _, drift = sweep(start, weights, inside, unrounded, rounding=False)
+        importance = self.factored.importance[self.factored.order][columns]
+        return fit_scales(weights - drift, importance, one_group, self.settings.scales)
+
+    def energy(self) -> float:
+        """tr(W H W^T): the mean squared output of the layer."""
+        total = 0.0
+        for begin in range(0, self.in_features, ENERGY_COLUMNS):
+            columns = slice(begin, min(begin + ENERGY_COLUMNS, self.in_features))
+            root = self.factored.root[: columns.stop, columns].astype(np.float32)
+            root[columns] = np.triu(root[columns])
+            whole = product(self.weights[:, : columns.stop], root)
+            total += float(column_squares(whole).sum())
+        return total - float(column_squares(self.weights) @ self.factored.surplus)
+
+    def true_error(self, chosen: Pass) -> float:
+        """tr(D H D^T), damping taken off."""
+        added = float(column_squares(chosen.error) @ self.factored.surplus)
+        return max(float(chosen.loss.sum()) - added, 0.0)
+
+
+def column_squares(matrix: Floats) -> NDArray[np.float64]:
+    """Sum of squares of each column."""
+    squares: NDArray[np.float64] = np.einsum("ij,ij->j", matrix, matrix, dtype=np.float64)
+    return squares
+
+
+def grid_of(parameters: GroupParameters, format: Format, group: NDArray[np.int32]) -> SweepGrid:
+    """The grid of some columns, whose groups are given."""
+    scale = parameters.scale.astype(np.float32)
+    return SweepGrid(format, scale, parameters.offset(format), np.ascontiguousarray(group))
+
+
+def _join(parts: list[GroupParameters]) -> GroupParameters:
+    """Parameters of consecutive groups side by side."""
+    points = [part.zero_point for part in parts if part.zero_point is not None]
+    minima = [part.minimum for part in parts if part.minimum is not None]
+    return GroupParameters(
+        np.concatenate([part.scale for part in parts], axis=1),
+        np.concatenate(points, axis=1) if points else None,
+        np.concatenate(minima, axis=1) if minima else None,
+    )

@@ -1,0 +1,64 @@
+"""Record the golden files: what transformers makes of every tiny model.
+
+In: VARIANTS and transformers, which needs PyTorch. Out, for each variant: golden/<variant>.json
+with the configuration as transformers writes it and the printed Plan, and golden/<variant>.npz
+with logits (2, places, vocabulary). Refuses weights that transformers does not take one by one.
+Run: python tests/architectures/record_golden.py [variant ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from tiny_models import GOLDEN, PLACES, VARIANTS, make_tokens, write_model
+
+from crumb.architectures.registry import plan_of
+
+
+def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as the installed transformers writes it."""
+    settings = {key: value for key, value in configuration.items() if key != "model_type"}
+    config = transformers.AutoConfig.for_model(configuration["model_type"], **settings)
+    stated: dict[str, Any] = json.loads(config.to_json_string())
+    stated.pop("transformers_version")
+    return stated
+
+
+def transformers_logits(folder: Path, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits of a model directory, each of whose tensors must be wanted, and none missing."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager"
+    )
+    wrong = {key: found for key, found in info.items() if found}
+    assert not wrong, wrong
+    with torch.no_grad():
+        logits: NDArray[np.float32] = model.eval()(torch.from_numpy(tokens)).logits.numpy()
+    return logits
+
+
+def golden(variant: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
+    """What the golden files of a variant hold."""
+    configuration = restate(VARIANTS[variant])
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_model(Path(name), configuration)
+        logits = transformers_logits(folder, make_tokens(configuration))
+    plan = str(plan_of(configuration)).splitlines()
+    return {"configuration": configuration, "plan": plan}, logits[:, PLACES, :]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for variant in sys.argv[1:] or VARIANTS:
+        stated, logits = golden(variant)
+        (GOLDEN / f"{variant}.json").write_text(json.dumps(stated, indent=1) + "\n")
+        np.savez_compressed(GOLDEN / f"{variant}.npz", logits=logits)
+        print(variant, logits.shape)

@@ -1,0 +1,148 @@
+"""A model's name becomes a directory: local paths, hub names and revisions, and what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from crumb.checkpoints.hub import locate
+from crumb.errors import CrumbError, DoesNotFit, ModelNotFound
+
+MODEL = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}"}
+
+
+def test_a_directory_is_itself_and_wins_over_a_hub_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub_cache: Callable[..., Path]
+) -> None:
+    hub_cache("org/name", MODEL)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert locate("org/name") == Path("org/name")
+    assert locate(str(tmp_path)) == tmp_path
+
+
+def test_a_hub_name_is_its_snapshot_in_the_cache(hub_cache: Callable[..., Path]) -> None:
+    snapshot = hub_cache("org/name", MODEL)
+    assert locate("org/name") == snapshot
+    assert (locate("org/name") / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "refs/pr/7"])
+def test_a_revision_is_looked_up_by_its_own_name(
+    hub_cache: Callable[..., Path], revision: str
+) -> None:
+    snapshot = hub_cache("org/name", MODEL, revision=revision)
+    assert locate(f"org/name@{revision}") == snapshot
+    with pytest.raises(ModelNotFound, match="org/name: the hub could not be reached"):
+        locate("org/name")
+
+
+def test_the_environment_of_the_hub_is_honoured(
+    hub_cache: Callable[..., Path], tmp_path: Path
+) -> None:
+    snapshot = hub_cache("org/name", MODEL)
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_HUB_CACHE", None)
+    program = "from crumb.checkpoints.hub import locate; print(locate('org/name'))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str(snapshot)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nothing", "a/b/c", "org/na me", "org/name@", "x" * 5000, "a\0b", "~nobody-here/x"]
+)
+@pytest.mark.usefixtures("hub_cache")
+def test_a_name_that_is_neither_path_nor_repository_is_refused(name: str) -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        locate(name)
+    assert caught.value.exit_code == 4
+    assert len(str(caught.value)) < 600
+
+
+def test_a_file_is_no_model_directory(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelNotFound, match="neither a model directory nor a hub name"):
+        locate(str(tmp_path / "model.gguf"))
+
+
+def test_a_model_outside_the_cache_says_how_to_reach_it(hub_cache: Callable[..., Path]) -> None:
+    del hub_cache  # there is a cache, but nothing in it
+    with pytest.raises(ModelNotFound, match="HF_HUB_OFFLINE"):
+        locate("org/name")
+
+
+def http_error(kind: type[HfHubHTTPError], status: int) -> HfHubHTTPError:
+    """An error of the hub's server, whatever HTTP client the installed library uses."""
+    response: Any = SimpleNamespace(headers={}, request=None, status_code=status)
+    return kind("the server's words", response=response)
+
+
+FAILURES: list[tuple[Exception, type[CrumbError], str]] = [
+    (http_error(GatedRepoError, 403), ModelNotFound, "asks for permission"),
+    (http_error(HfHubHTTPError, 403), ModelNotFound, "asks for permission"),
+    (http_error(RepositoryNotFoundError, 401), ModelNotFound, "no such repository"),
+    (http_error(RevisionNotFoundError, 404), ModelNotFound, "no such revision"),
+    (http_error(HfHubHTTPError, 500), ModelNotFound, "could not be reached"),
+    (ConnectionError("refused"), ModelNotFound, "could not be reached"),
+    (RuntimeError("a proxy error of some client"), ModelNotFound, "could not be reached"),
+    (OSError(errno.ENOSPC, "No space left on device"), DoesNotFit, "the disk is full"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "words"), FAILURES)
+def test_each_failure_of_the_hub_has_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, kind: type[CrumbError], words: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(kind, match=words) as caught:
+        locate("org/name@v2")
+    assert str(caught.value).startswith("org/name@v2: ")
+    assert caught.value.__cause__ is error
+
+
+def test_only_files_of_use_at_the_top_of_a_repository_are_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def remember(repository: str, **settings: Any) -> str:
+        asked.update(settings, repository=repository)
+        return "/somewhere"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", remember)
+    assert locate("org/name@v2") == Path("/somewhere")
+    assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
+    names = [
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "pytorch_model.bin",
+        "original/consolidated.00.pth",
+        "onnx/config.json",
+        "consolidated.safetensors",
+    ]
+    kept = huggingface_hub.utils.filter_repo_objects(
+        names, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert list(kept) == names[:4]
