@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from crumb import __version__
-from crumb.kernels.dispatch import processors, selected_set
+from crumb.kernels.dispatch import selected_set
+from crumb.kernels.threads import processors
 
 PACKAGES = ("numpy", "torch", "transformers")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CRUMB_ISA")

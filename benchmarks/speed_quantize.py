@@ -32,7 +32,7 @@ from stopwatch import Elapsed, Stopwatch
 from crumb.embedded import MODELS
 from crumb.formats.catalog import ZeroKind, make_format
 from crumb.formats.grid import GroupParameters, decode_reference
-from crumb.kernels.dispatch import processors
+from crumb.kernels.threads import processors
 from crumb.pipeline import Calibration, Listener, Progress, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model
 from crumb.solve.problem import AS_PUBLISHED, SolveSettings
@@ -244,8 +244,12 @@ def compare(ours: dict[str, Any], peer: dict[str, Any]) -> dict[str, Any]:
 def print_summary(record: dict[str, Any]) -> None:
     """The record as two tables."""
     print(f"\n{one_line(record['machine'])}")
-    settings = ", ".join(f"{key} {value}" for key, value in record["job"].items())
-    print(f"{settings}; {record['rounds']} rounds, medians\n")
+    job, tokens = record["job"], record["job"]["calibration"]
+    print(
+        f"{job['model']}, {job['bits']} bits, group size {job['group_size'] or 'row'}, "
+        f"{job['zero']} zero; {tokens['sequences']} x {tokens['length_tokens']} tokens of "
+        f"{tokens['spec']}, seed {tokens['seed']}; medians of {record['rounds']} rounds\n"
+    )
     columns = ["method", "seconds", "in blocks", "processor", "others", "peak MB", "relative error"]
     rows = [
         [

@@ -14,7 +14,8 @@ CrumbError                    exit 1, HTTP 500
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class CrumbError(Exception):
@@ -38,14 +39,6 @@ class CrumbError(Exception):
     ) -> None:
         self.what, self.where, self.expected, self.found, self.do = what, where, expected, found, do
         super().__init__(self._line())
-
-    def at(self, where: object) -> Self:
-        """This error, with a place if it had none."""
-        if self.where is not None:
-            return self
-        return type(self)(
-            self.what, where=where, expected=self.expected, found=self.found, do=self.do
-        )
 
     def _line(self) -> str:
         line = self.what if self.where is None else f"{self.where}: {self.what}"
@@ -113,3 +106,16 @@ class OutputConflict(CrumbError):
 
 class SolveError(CrumbError):
     """Weights or statistics that no solver can work with: NaN, infinity, overflow of fp16."""
+
+
+@contextmanager
+def placed(where: object) -> Iterator[None]:
+    """Say where an error from inside happened, if it does not know itself."""
+    try:
+        yield
+    except CrumbError as error:
+        if error.where is not None:
+            raise
+        raise type(error)(
+            error.what, where=where, expected=error.expected, found=error.found, do=error.do
+        ) from error

@@ -20,9 +20,11 @@ from crumb import __version__
 from crumb.architectures.plan import Embed, Linear, Plan, Stage, TensorSpec
 from crumb.calibrate.walk import LinearGroup, StageWalk
 from crumb.checkpoints.assemble import assemble_directory
+from crumb.checkpoints.crumb_directory import MANIFEST
+from crumb.checkpoints.huggingface import open_checkpoint, read_json
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.workspace import Workspace, open_workspace
-from crumb.errors import SolveError, UsageError
+from crumb.errors import UsageError, placed
 from crumb.fit.quantize_cost import (
     ROWS_AT_ONCE,
     Cost,
@@ -82,8 +84,13 @@ class QuantizeRequest:
     calibration: Calibration = field(default_factory=Calibration)
     restart: bool = False
 
+    def __post_init__(self) -> None:
+        for stage in ("blocks", "embedding", "head"):  # also a head that turns out to be tied
+            with placed(stage):
+                self.format_of(stage)
+
     def format_of(self, stage: str) -> Format:
-        """The format of a stage's matrices."""
+        """The format of a stage's matrices. Raises: UsageError."""
         bits = {"embedding": self.embedding_bits, "head": self.head_bits}.get(stage, self.bits)
         return make_format(bits, self.group_size, self.zero)
 
@@ -230,18 +237,10 @@ def make_manifest(
 
 def result_of(out: Path, already_done: bool = False) -> QuantizeResult:
     """The result that lies in an output directory."""
-    from crumb.checkpoints.crumb_directory import MANIFEST
-    from crumb.checkpoints.huggingface import open_checkpoint, read_json
-
     checkpoint = open_checkpoint(out)
     size = checkpoint.weight_bytes()
-    return QuantizeResult(
-        out,
-        read_json(out / MANIFEST),
-        size,
-        8 * size / checkpoint.plan.parameters(),
-        already_done,
-    )
+    bits_per_weight = 8 * size / checkpoint.plan.parameters()
+    return QuantizeResult(out, read_json(out / MANIFEST), size, bits_per_weight, already_done)
 
 
 @dataclass(frozen=True)
@@ -376,12 +375,10 @@ class _Run:
                 settings=self.request.solve,
                 first_row=begin,
             )
-            try:
+            with placed(spec.name):
                 solution = (
                     solve_round(problem) if given is None else solve_gptq(problem, given.factored)
                 )
-            except SolveError as error:
-                raise error.at(spec.name) from error
             parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
             reports.append((solution.report, len(solution.codes)))
         return stack_rows(parts), join_reports(reports)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 FORMATS = ("errors", "formats")
 KERNELS = (*FORMATS, "kernels")
-CHECKPOINTS = (*KERNELS, "architectures", "checkpoints")
+CHECKPOINTS = (*KERNELS, "architectures", "checkpoints", "embedded")
 RUN = (*CHECKPOINTS, "run")
 STAGES = (*RUN, "texts", "calibrate", "solve", "evaluate", "fit")
 
@@ -27,7 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "architectures": ("errors",),
     "kernels": (*FORMATS, "_native"),
     "solve": KERNELS,
-    "checkpoints": (*KERNELS, "architectures"),
+    "checkpoints": (*KERNELS, "architectures", "embedded"),
     "run": CHECKPOINTS,
     "calibrate": RUN,
     "evaluate": (*RUN, "texts"),
@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline": STAGES,
     "study": (*STAGES, "pipeline"),
     "serve": (*STAGES, "pipeline"),
-    "cli": (*STAGES, "pipeline", "study", "serve", "embedded", "crumb"),
+    "cli": (*STAGES, "pipeline", "study", "serve", "crumb"),
     "crumb": (*STAGES, "pipeline"),
     "__main__": ("cli",),
 }

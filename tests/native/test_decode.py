@@ -8,7 +8,7 @@ import pytest
 
 from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
 from crumb.formats.grid import GroupParameters, decode_reference, make_parameters
-from crumb.kernels import dispatch
+from crumb.kernels import threads as threads_module
 from crumb.kernels.decode import decode, decode_packed_reference, pack_tensor
 
 
@@ -46,7 +46,7 @@ def test_decoding_gives_the_references_bits(bits, group_size, zero):
 def test_the_thread_count_does_not_change_the_bits(threads, monkeypatch):
     format = make_format(3, 32, ZeroKind.VARIABLE)
     tensor = pack_tensor(*random_tensor(format, 70, 75), format)
-    monkeypatch.setattr(dispatch, "processors", lambda: threads)
+    monkeypatch.setattr(threads_module, "processors", lambda: threads)
     assert_same_bits(decode(tensor), decode_packed_reference(tensor))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from crumb.errors import UsageError
 from crumb.kernels import dispatch
+from crumb.kernels import threads as threads_module
 
 NATIVE = Path(__file__).parents[2] / "native"
 TABLES = {
@@ -48,24 +49,24 @@ def test_an_unknown_crumb_isa_is_a_usage_error_naming_the_choices(name, monkeypa
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 @pytest.mark.parametrize("rows", [0, 1, 15, 16, 17, 33, 100, 4096])
 def test_slices_cover_all_rows_once_and_split_between_lane_sets(rows, threads, monkeypatch):
-    monkeypatch.setattr(dispatch, "processors", lambda: threads)
+    monkeypatch.setattr(threads_module, "processors", lambda: threads)
     parts = []
-    dispatch.over_rows(rows, parts.append)
+    threads_module.over_rows(rows, parts.append)
     parts.sort(key=lambda part: part.start)
     assert [row for part in parts for row in range(rows)[part]] == list(range(rows))
     assert len(parts) <= threads
-    assert all(part.start % dispatch.ROWS_PER_LANE_SET == 0 for part in parts)
+    assert all(part.start % threads_module.ROWS_PER_LANE_SET == 0 for part in parts)
 
 
 def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
-    monkeypatch.setattr(dispatch, "processors", lambda: 2)
+    monkeypatch.setattr(threads_module, "processors", lambda: 2)
 
     def work(part):
         if part.start:
             raise OverflowError(f"rows from {part.start}")
 
     with pytest.raises(OverflowError, match="rows from 16"):
-        dispatch.over_rows(32, work)
+        threads_module.over_rows(32, work)
 
 
 def compile_flags(source):

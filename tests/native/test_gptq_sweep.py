@@ -5,6 +5,7 @@ import pytest
 
 from crumb.formats.catalog import CATALOG, ZeroKind, make_format
 from crumb.kernels import dispatch, gptq_sweep
+from crumb.kernels import threads as threads_module
 from crumb.kernels.gptq_sweep import SweepGrid, sweep, sweep_reference
 
 ISA = pytest.mark.parametrize("isa", dispatch.supported_sets())
@@ -95,7 +96,7 @@ def test_ties_round_as_the_reference_rounds(isa, zero, monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_thread_count_does_not_change_the_bits(threads, monkeypatch):
     block = random_block(make_format(3, 32, ZeroKind.VARIABLE), 70, 33)
-    monkeypatch.setattr(dispatch, "processors", lambda: threads)
+    monkeypatch.setattr(threads_module, "processors", lambda: threads)
     assert_same_bits(sweep(*block), sweep_reference(*block))
 
 

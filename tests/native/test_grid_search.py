@@ -10,6 +10,7 @@ import pytest
 
 from crumb.formats.catalog import CATALOG, ROW, ZeroKind, make_format
 from crumb.kernels import dispatch, grid_search
+from crumb.kernels import threads as threads_module
 from crumb.kernels.grid_search import SHRINKS, grid_search_reference
 
 ISA = pytest.mark.parametrize("isa", dispatch.supported_sets())
@@ -115,7 +116,7 @@ def test_all_shrink_factors_together_give_the_references_bits(isa, zero, monkeyp
 def test_the_thread_count_does_not_change_the_bits(threads, monkeypatch):
     format = make_format(4, 32, ZeroKind.MINIMUM)
     monkeypatch.setattr(grid_search, "SHRINKS", FEW)
-    monkeypatch.setattr(dispatch, "processors", lambda: threads)
+    monkeypatch.setattr(threads_module, "processors", lambda: threads)
     found = grid_search.grid_search(*random_layer(70, 40), format)
     assert_same_bits(found, expected(format, 70, 40, few=True))
 

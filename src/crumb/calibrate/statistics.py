@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import SolveError
-from crumb.run.parallel import map_batches
+from crumb.kernels.threads import parallel_map
 
 STRIP = 128
 """Rows of H that are accumulated at once: bounds the f32 product held beside the total."""
@@ -45,7 +45,7 @@ def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStati
                 hessian[begin:end, begin:] += batch[:, begin:end].T @ batch[:, begin:]
         hessian[begin:end, begin:] /= tokens
 
-    map_batches(strip, range(0, in_features, STRIP))
+    parallel_map(strip, range(0, in_features, STRIP))
     _mirror(hessian)
     if not np.isfinite(hessian.diagonal()).all():
         raise SolveError(

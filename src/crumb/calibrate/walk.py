@@ -16,8 +16,8 @@ import numpy as np
 
 from crumb.architectures.plan import Linear, Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
+from crumb.kernels.threads import parallel_map
 from crumb.run.array_executor import Array, Context, run_span
-from crumb.run.parallel import map_batches
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StageWalk:
             with np.errstate(over="ignore", invalid="ignore"):
                 run_span(self.stage, begin, end, buffers, context)
 
-        map_batches(one, self.flowing)
+        parallel_map(one, self.flowing)
         for operation in self.stage.operations[begin:end]:
             for spec in operation.tensors():
                 if spec.matrix:

@@ -78,7 +78,9 @@ def _packed(
         format = parse_format(name)
     except CrumbError as error:
         raise CheckpointError(
-            "a packed matrix without a readable format", where=f"{path}: {matrix}", found=repr(name)
+            "a packed matrix without a readable format",
+            where=f"{path}: {matrix}",
+            found=repr(name[:80]),
         ) from error
     if not width.isdecimal() or len(width) > 9 or len(parts["codes"].shape) != 2:
         raise CheckpointError("a packed matrix without a width", where=f"{path}: {matrix}")

@@ -1,6 +1,6 @@
-"""Where a model named by the user lies: a local path, or a repository on the Hugging Face hub.
+"""Where a model lies: a local path, inside this package, or a repository on the Hugging Face hub.
 
-In: "path", "org/name" or "org/name@revision". Out: a local directory.
+In: "path", "novella-7m", "org/name" or "org/name@revision". Out: a local directory.
 The hub's own environment applies (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE); only the configuration,
 safetensors and tokenizer files at the top of a repository are fetched. A directory that is there
 wins over a hub name. Refuses names that are neither.
@@ -12,6 +12,7 @@ import errno
 import re
 from pathlib import Path
 
+from crumb.embedded import MODELS
 from crumb.errors import CrumbError, DoesNotFit, ModelNotFound
 
 WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
@@ -34,6 +35,8 @@ def locate(model: str) -> Path:
         raise ModelNotFound(f"cannot be a path: {reason}", where=repr(model[:200])) from error
     if model and is_directory:
         return path
+    if model in MODELS:
+        return MODELS[model]
     if exists or not HUB_NAME.fullmatch(model):
         raise ModelNotFound(
             "neither a model directory nor a hub name",

@@ -29,7 +29,7 @@ from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CheckpointError, CrumbError, DoesNotFit, OutputConflict, UsageError
 from crumb.formats.catalog import parse_format
-from crumb.formats.packed_tensor import PackedTensor
+from crumb.formats.packed_tensor import PackedTensor, stored_shapes
 
 JOB = "job.json"
 
@@ -56,11 +56,15 @@ class Workspace:
             arrays, metadata = read_header(self._tensor_path(name))
             record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
             format_name, _, width = metadata["format"].partition(" ")
-            rows = arrays["codes"].shape[0]
-            stored = StoredPacked(parse_format(format_name), (rows, int(width)), arrays)
+            shape = (arrays["codes"].shape[0], int(width))
+            expected = stored_shapes(parse_format(format_name), *shape)
         except (CrumbError, msgspec.MsgspecError, LookupError, ValueError):
             return None
-        return FinishedTensor(stored, record)
+        if {
+            suffix: (array.shape, array.dtype.name) for suffix, array in arrays.items()
+        } != expected:
+            return None
+        return FinishedTensor(StoredPacked(parse_format(format_name), shape, arrays), record)
 
     def stored_bytes(self) -> int:
         """Size of the finished tensors on disk."""
@@ -196,18 +200,25 @@ def _finished_files(beside: Path) -> list[Path]:
 
 def _claim(beside: Path, out: Path, key: dict[str, Any], restart: bool) -> None:
     """Take over the workspace's earlier work if it is this job's; same job, same bytes."""
-    job = beside / JOB
-    earlier = read_json(job) if job.exists() else None
+    earlier = _claimed_key(beside)
     if earlier != key:
-        if earlier is not None and not restart and _finished_files(beside):
+        if not restart and _finished_files(beside):
             _refuse(out, earlier, key)
         shutil.rmtree(beside / "tensors", ignore_errors=True)
-        write_json(job, key)
+        write_json(beside / JOB, key)
     shutil.rmtree(beside / "model", ignore_errors=True)
     for unfinished in (beside / "tensors").glob("*.tmp"):
         unfinished.unlink()
     (beside / "tensors").mkdir(exist_ok=True)
     (beside / "model").mkdir()
+
+
+def _claimed_key(beside: Path) -> dict[str, Any]:
+    """The key of the job whose work lies here; empty where none says so."""
+    try:
+        return read_json(beside / JOB)
+    except CrumbError:
+        return {}
 
 
 def _refuse(out: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:

@@ -24,7 +24,6 @@ from crumb.cli.output import (
     print_table,
     progress_bar,
 )
-from crumb.embedded import MODELS
 from crumb.evaluate.comparison import evaluate_models
 from crumb.evaluate.report import Evaluation
 from crumb.formats.catalog import ZeroKind, group_name
@@ -38,8 +37,8 @@ from crumb.texts.sources import read_text
 from crumb.texts.windows import cut_windows
 
 MODEL = "novella-7m"
-WINDOW_TOKENS, WINDOWS = 512, 20
-CALIBRATION = Calibration("excerpt-calibration", sequences=24, length_tokens=512)
+WINDOW_TOKENS, WINDOWS = 512, 16
+CALIBRATION = Calibration("excerpt-calibration", sequences=16, length_tokens=512)
 
 SOLVERS = {
     "round": SolveSettings(method=Method.ROUND, scales=Scales.MINMAX),
@@ -74,7 +73,7 @@ VARIANTS = [
     for method in SOLVERS
 ]
 
-EXPECTED_SECONDS = 75.0
+EXPECTED_SECONDS = 60.0
 EVALUATION_SHARE = 0.55
 """Share of the time that evaluation takes, for the bar."""
 
@@ -101,7 +100,7 @@ def demo(
         for index, variant in enumerate(VARIANTS):
             bar((1 - EVALUATION_SHARE) * index / len(VARIANTS), f"quantize {variant.name}")
             quantize_variant(variant, folder)
-        reference = open_model(str(MODELS[MODEL]))
+        reference = open_model(MODEL)
         models = [open_model(str(folder / variant.name)) for variant in VARIANTS]
         evaluations = evaluate_all(reference, models, bar)
         spoken = models[VARIANTS.index(Variant(*SPOKEN))]
@@ -119,7 +118,7 @@ def demo(
 def quantize_variant(variant: Variant, folder: Path) -> None:
     """Quantize the embedded model one way."""
     request = QuantizeRequest(
-        model=str(MODELS[MODEL]),
+        model=MODEL,
         out=folder / variant.name,
         bits=variant.bits,
         group_size=variant.group_size,

@@ -10,6 +10,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from crumb.cli.output import bytes_text, print_json, progress_bar
+from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluate.comparison import evaluate as run_evaluate
 from crumb.evaluate.report import Evaluation, Figure, Gate
 
@@ -21,8 +22,8 @@ def evaluate(
     reference: str | None = None,
     text: str = "wikitext2",
     protocol: str = "gptq",
-    window: int | None = None,
-    limit: int | None = None,
+    window: OptionalWhole = None,
+    limit: OptionalWhole = None,
     fail_if: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:

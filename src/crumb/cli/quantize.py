@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
+from crumb.cli.whole_number import OptionalWhole, Whole
 from crumb.errors import UsageError
 from crumb.fit.quantize_cost import Cost
 from crumb.formats.catalog import ROW, ZeroKind
@@ -25,7 +26,7 @@ def quantize(
     model: str,
     /,
     *,
-    bits: int,
+    bits: Whole,
     out: Path | None = None,
     group_size: str = "128",
     zero: ZeroKind = ZeroKind.FIXED,
@@ -34,12 +35,12 @@ def quantize(
     act_order: bool = True,
     damping: float | None = None,
     as_published: Annotated[bool, Parameter(negative=())] = False,
-    embedding: int = 8,
-    head: int = 8,
+    embedding: Whole = 8,
+    head: Whole = 8,
     calibrate: str = "wikitext2",
-    sequences: int | None = None,
-    length: int | None = None,
-    seed: int = 0,
+    sequences: OptionalWhole = None,
+    length: OptionalWhole = None,
+    seed: Whole = 0,
     strict: Annotated[bool, Parameter(negative=())] = False,
     restart: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -135,10 +136,10 @@ def parse_group_size(text: str) -> int:
     """A group size from the command line. Raises: UsageError."""
     if text == "row":
         return ROW
-    if text.isdecimal() and 0 < len(text) < 8 and int(text) > 0:
+    if text.isascii() and text.isdecimal() and len(text) < 8 and int(text) > 0:
         return int(text)
     raise UsageError(
-        "not a group size", where="--group-size", expected="a number or row", found=repr(text)
+        "not a group size", where="--group-size", expected="a number or row", found=repr(text[:40])
     )
 
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
 from crumb.errors import CheckpointError, UsageError
-from crumb.run.array_executor import Array, Context, run_stage
+from crumb.kernels.threads import parallel_map
+from crumb.run.array_executor import Array, Context, as_numpy, run_stage
 from crumb.run.model import Model, start_buffers
-from crumb.run.parallel import map_batches
 
 Floats = NDArray[np.float32]
 
@@ -89,7 +89,7 @@ def score(
         windows = tokens[begin : begin + per_chunk]
         hidden = [_hidden(model, windows) for model in models]
         chunk = _Chunk(models, hidden, windows, first_scored, with_reference)
-        rows.extend(map_batches(chunk.score_window, range(len(windows))))
+        rows.extend(parallel_map(chunk.score_window, range(len(windows))))
         progress(begin + len(windows), len(tokens))
     return [_stack([row[index] for row in rows]) for index in range(len(models))]
 
@@ -129,7 +129,7 @@ def _hidden(model: Model, windows: NDArray[np.int64]) -> list[dict[str, Array]]:
             with np.errstate(over="ignore", invalid="ignore"):  # refused where the logits are
                 return buffers | run_stage(stage, dict(buffers), context)
 
-        flowing = map_batches(one, flowing)
+        flowing = parallel_map(one, flowing)
     return flowing
 
 
@@ -151,7 +151,7 @@ class _Chunk:
             stage = model.plan.stages[-1]
             context = Context(model.stage_weights(stage))
             with np.errstate(over="ignore", invalid="ignore"):
-                logits = np.asarray(run_stage(stage, dict(hidden[index]), context)["logits"][0])
+                logits = as_numpy(run_stage(stage, dict(hidden[index]), context)["logits"][0])
             predicting = logits[self.first_scored - 1 : len(tokens) - 1]
             _check_logits(predicting, model)
             is_reference = self.with_reference and reference is None

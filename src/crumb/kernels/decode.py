@@ -16,7 +16,8 @@ from crumb.formats.catalog import Format
 from crumb.formats.grid import GroupParameters, decode_reference
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.bit_stream import pack
-from crumb.kernels.dispatch import ZERO_CODE, over_rows
+from crumb.kernels.dispatch import ZERO_CODE
+from crumb.kernels.threads import over_rows
 
 Floats = NDArray[np.float32]
 

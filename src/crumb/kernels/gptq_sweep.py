@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from crumb import _native
 from crumb.formats.catalog import Format
 from crumb.formats.grid import decode_columns, encode_columns
-from crumb.kernels.dispatch import ZERO_CODE, over_rows, selected_set
+from crumb.kernels.dispatch import ZERO_CODE, selected_set
+from crumb.kernels.threads import over_rows
 
 Floats = NDArray[np.float32]
 

@@ -8,12 +8,15 @@ not positive definite; the caller raises the damping and tries again on the rest
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+
+from crumb.kernels.threads import parallel_map, single_blas
 
 BLOCK = 256
-STRIP = 1024
+STRIP = 512
 
 Matrix = NDArray[np.float64]
 
@@ -28,28 +31,36 @@ def factor_in_place(matrix: Matrix) -> None:
     Works from the last block of columns to the first: R_kk from the flipped Cholesky factor,
     R_ik = A_ik R_kk^-T, then A_ij -= R_ik R_jk^T for the columns before.
     """
-    size = len(matrix)
-    for begin in reversed(range(0, size, BLOCK)):
-        end = min(begin + BLOCK, size)
-        corner = matrix[begin:end, begin:end]
-        upper = np.triu(corner)
-        symmetric = upper + np.triu(upper, 1).T
-        try:
-            with threadpool_limits(1):  # LAPACK's bits depend on its threads
-                lower = np.linalg.cholesky(symmetric[::-1, ::-1])
-        except np.linalg.LinAlgError as error:
-            raise NotPositiveDefinite(f"columns {begin} to {end}") from error
-        root = lower[::-1, ::-1]
-        if not np.isfinite(root).all():
-            raise NotPositiveDefinite(f"columns {begin} to {end}")
-        panel = matrix[:begin, begin:end] @ np.linalg.inv(root).T
-        matrix[:begin, begin:end] = panel
-        corner[:] = np.triu(root) + np.tril(corner, -1)
-        for first in range(0, begin, STRIP):
-            last = min(first + STRIP, begin)
-            product = panel[:last] @ panel[first:last].T
-            product[first:] = np.triu(product[first:])  # the lower triangle stays as it was
-            matrix[:last, first:last] -= product
+    with single_blas():
+        for begin in reversed(range(0, len(matrix), BLOCK)):
+            panel = _factor_block(matrix, begin, min(begin + BLOCK, len(matrix)))
+            parallel_map(partial(_update_strip, matrix, panel), range(0, begin, STRIP))
+
+
+def _factor_block(matrix: Matrix, begin: int, end: int) -> Matrix:
+    """Factor the columns begin .. end; returns R_ik for the rows before them."""
+    corner = matrix[begin:end, begin:end]
+    upper = np.triu(corner)
+    symmetric = upper + np.triu(upper, 1).T
+    try:
+        lower = np.linalg.cholesky(symmetric[::-1, ::-1])
+    except np.linalg.LinAlgError as error:
+        raise NotPositiveDefinite(f"columns {begin} to {end}") from error
+    root = lower[::-1, ::-1]
+    if not np.isfinite(root).all():
+        raise NotPositiveDefinite(f"columns {begin} to {end}")
+    panel: Matrix = matrix[:begin, begin:end] @ np.linalg.inv(root).T
+    matrix[:begin, begin:end] = panel
+    corner[:] = np.triu(root) + np.tril(corner, -1)
+    return panel
+
+
+def _update_strip(matrix: Matrix, panel: Matrix, first: int) -> None:
+    """Take the block's part off the columns first .. first + STRIP before it."""
+    last = min(first + STRIP, len(panel))
+    product = panel[:last] @ panel[first:last].T
+    product[first:] = np.triu(product[first:])  # the lower triangle stays as it was
+    matrix[:last, first:last] -= product
 
 
 def restore(matrix: Matrix, diagonal: Matrix) -> None:

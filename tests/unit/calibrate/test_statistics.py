@@ -6,7 +6,7 @@ import pytest
 from crumb.calibrate import statistics
 from crumb.calibrate.statistics import STRIP, accumulate
 from crumb.errors import SolveError
-from crumb.run import parallel
+from crumb.kernels import threads as parallel
 
 UNIT = 2.0**-24
 

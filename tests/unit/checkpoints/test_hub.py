@@ -146,3 +146,10 @@ def test_only_files_of_use_at_the_top_of_a_repository_are_fetched(
         names, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
     assert list(kept) == names[:4]
+
+
+def test_the_embedded_model_is_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (locate("novella-7m") / "model.safetensors").is_file()
+    (tmp_path / "novella-7m").mkdir()
+    assert locate("novella-7m") == Path("novella-7m")  # a directory that is there wins

@@ -9,8 +9,8 @@ from threadpoolctl import threadpool_limits
 from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import ROW, ZeroKind, make_format
 from crumb.formats.grid import decode_reference
-from crumb.kernels import dispatch
-from crumb.solve.factored import default_damping, factor
+from crumb.kernels import threads as threads_module
+from crumb.solve.factored import factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
 from crumb.solve.round import solve_round
@@ -45,33 +45,6 @@ def with_eigenvalue(problem, share):
 
 
 # ---- Damping -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tokens_per_column", "damping"),
-    [(0, 0.1), (0.5, 0.1), (2, 0.1), (4, 0.05), (8, 0.01), (1000, 0.01)],
-)
-def test_damping_follows_the_tokens_per_column(tokens_per_column, damping, make_problem):
-    # The interpolation between two table values costs a few roundings of f64.
-    asked = default_damping(int(tokens_per_column * 64), 64)
-    assert asked == pytest.approx(damping, rel=1e-14, abs=0)
-    problem = make_problem(4, 64, INT3, SolveSettings())
-    solution = solve_gptq(replace(problem, tokens=int(tokens_per_column * 64)))
-    assert solution.report.damping == asked
-    assert solution.report.fallback is None
-
-
-def test_damping_falls_steadily_between_the_table_values():
-    dampings = [default_damping(tokens, 64) for tokens in range(128, 513)]
-    assert dampings == sorted(dampings, reverse=True)
-    assert len(set(dampings)) == len(dampings)
-
-
-def test_damping_that_is_asked_for_is_used(make_problem):
-    problem = make_problem(4, 64, INT3, SolveSettings(damping=0.37))
-    assert solve_gptq(problem).report.damping == 0.37
-    factored = factor(problem.hessian, problem.tokens, problem.settings)
-    assert factored.added == 0.37 * problem.hessian.diagonal().mean()
 
 
 @pytest.mark.parametrize(
@@ -284,7 +257,7 @@ def test_the_same_inputs_give_the_same_bytes_on_any_threads(
     before = problem.weights.tobytes(), problem.hessian.tobytes()
     results = []
     for threads in (1, 2, 1, 5):
-        monkeypatch.setattr(dispatch, "processors", lambda threads=threads: threads)
+        monkeypatch.setattr(threads_module, "processors", lambda threads=threads: threads)
         solution = solve_gptq(problem)
         results.append((stored_bytes(solution), solution.report))
     assert all(result == results[0] for result in results)

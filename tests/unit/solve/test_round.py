@@ -44,10 +44,10 @@ def test_without_h_nothing_is_said_of_the_error(make_problem):
 
 @KINDS
 def test_the_diagonal_of_h_lowers_the_error_under_h(zero, make_problem):
-    # Columns of H differ by three powers of ten here, so blind scales must lose.
+    # Columns of H differ by three powers of ten, so scales that do not see it lose some percent.
     problem = make_problem(32, 128, make_format(2, 32, zero), ROUND)
     diagonal = 10.0 ** np.random.default_rng(0).uniform(-3, 0, 128)
     problem = replace(problem, hessian=np.diag(diagonal))
     seen, blind = solve_round(problem), solve_round(replace(problem, hessian=None))
     values = decode_reference(blind.codes, blind.parameters, problem.format)
-    assert seen.report.error < np.sum((problem.weights - values) ** 2 * diagonal)
+    assert seen.report.error < 0.95 * np.sum((problem.weights - values) ** 2 * diagonal)

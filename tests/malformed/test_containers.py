@@ -1,0 +1,256 @@
+"""Quantized models that are damaged, of another version, or not what their metadata says.
+
+In: a crumb directory, broken on purpose. Out: one line that names the file or matrix; what still
+can be shown is shown.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import eval_line, quantize_line, refusal, succeed
+from tiny_checkpoint import QUERY, entry, write_checkpoint, write_raw
+
+from crumb.cli.main import main
+
+Capsys = pytest.CaptureFixture[str]
+Header = dict[str, Any]
+MODEL = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A quantized tiny checkpoint with integer zero points."""
+    place = tmp_path_factory.mktemp("container")
+    model = write_checkpoint(place / "tiny")
+    line = quantize_line(model, place / "out", method="round", zero="variable")
+    assert main(line) == 0
+    return place / "out"
+
+
+@pytest.fixture
+def container(pristine: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(pristine, tmp_path / "container"))
+
+
+def change_json(path: Path, change: Callable[[Any], Any]) -> None:
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def change_header(path: Path, change: Callable[[Header], None]) -> None:
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    write_raw(path, json.dumps(header).encode(), raw[8 + length :])
+
+
+def test_the_container_is_fine_before_it_is_broken(container: Path, capsys: Capsys) -> None:
+    succeed(capsys, "show", container)
+    succeed(capsys, *eval_line(container))
+
+
+OTHERS: list[Any] = [
+    {"quant_method": "crumb", "layout": "row-stream", "layout_version": 2},
+    {"quant_method": "crumb", "layout": "tile", "layout_version": 1},
+    {"quant_method": "crumb"},
+    {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    {},
+    [],
+    "crumb",
+    7,
+]
+
+
+@pytest.mark.parametrize("quantization", OTHERS, ids=str)
+def test_another_layout_or_version_says_which_can_be_read(
+    quantization: object, container: Path, capsys: Capsys
+) -> None:
+    change_json(
+        container / "config.json", lambda config: config | {"quantization_config": quantization}
+    )
+    for line in (["show", container], eval_line(container), quantize_line(container, "out")):
+        said = refusal(capsys, 1, *line)
+        assert "cannot be read by this version" in said
+        assert "expected quant_method crumb, layout row-stream, layout_version 1" in said
+        assert "Quantize the float checkpoint again" in said
+
+
+def test_a_configuration_that_forgot_the_container_lacks_its_tensors(
+    container: Path, capsys: Capsys
+) -> None:
+    def forget(config: Any) -> Any:
+        del config["quantization_config"]
+        return config
+
+    change_json(container / "config.json", forget)
+    said = refusal(capsys, 1, "show", container)
+    assert "lacks a tensor" in said
+    assert "model.embed_tokens.weight" in said
+
+
+def test_a_truncated_container_is_refused(container: Path, capsys: Capsys) -> None:
+    raw = (container / MODEL).read_bytes()
+    for end in (0, 8, 5000, len(raw) // 2, len(raw) - 1):
+        (container / MODEL).write_bytes(raw[:end])
+        assert MODEL in refusal(capsys, 1, "show", container)
+
+
+def drop_metadata(header: Header) -> None:
+    del header["__metadata__"][QUERY]
+
+
+def set_metadata(text: str) -> Callable[[Header], None]:
+    def change(header: Header) -> None:
+        header["__metadata__"][QUERY] = text
+
+    return change
+
+
+def rename(suffix: str, other: str) -> Callable[[Header], None]:
+    def change(header: Header) -> None:
+        header[f"{QUERY}.{other}"] = header.pop(f"{QUERY}.{suffix}")
+
+    return change
+
+
+def reshape(suffix: str, dtype: str, shape: list[int]) -> Callable[[Header], None]:
+    def change(header: Header) -> None:
+        begin, end = header[f"{QUERY}.{suffix}"]["data_offsets"]
+        header[f"{QUERY}.{suffix}"] = entry(dtype, shape, begin, end)
+
+    return change
+
+
+DAMAGES: dict[str, tuple[Callable[[Header], None], str]] = {
+    "no metadata": (drop_metadata, "without a readable format"),
+    "unknown format": (set_metadata("int9-g32-variable 64"), "without a readable format"),
+    "hostile format": (set_metadata("x" * 9000 + " 64"), "without a readable format"),
+    "no width": (set_metadata("int3-g32-variable"), "without a width"),
+    "width of letters": (set_metadata("int3-g32-variable abc"), "without a width"),
+    "negative width": (set_metadata("int3-g32-variable -64"), "without a width"),
+    "huge width": (set_metadata("int3-g32-variable 99999999999999999999"), "without a width"),
+    "width 0": (set_metadata("int3-g32-variable 0"), "shape"),
+    "another width": (set_metadata("int3-g32-variable 128"), "shape"),
+    "another bit width": (set_metadata("int4-g32-variable 64"), "does not follow from int4"),
+    "another group": (set_metadata("int3-g64-variable 64"), "does not follow from int3-g64"),
+    "fixed zero": (set_metadata("int3-g32-fixed 64"), "does not store this array"),
+    "no scale": (rename("scale", "scales"), "does not follow from int3"),
+    "no zero point": (rename("zero_point", "zeros"), "does not follow from int3"),
+    "zero point named minimum": (rename("zero_point", "minimum"), "does not store this array"),
+    "no codes": (rename("codes", "code"), "lacks a tensor"),
+    "codes in one row": (reshape("codes", "U8", [1, 64 * 24]), "shape"),
+    "codes as a vector": (reshape("codes", "U8", [64 * 24]), "without a width"),
+    "codes of signed bytes": (reshape("codes", "I8", [64, 24]), "does not follow from int3"),
+    "scale of bf16": (reshape("scale", "BF16", [64, 2]), "does not follow from int3"),
+    "scale the other way": (reshape("scale", "F16", [2, 64]), "does not follow from int3"),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_packed_matrix_that_does_not_add_up_is_refused_by_name(
+    damage: Callable[[Header], None], said: str, container: Path, capsys: Capsys
+) -> None:
+    change_header(container / MODEL, damage)
+    line = refusal(capsys, 1, *eval_line(container))
+    assert QUERY in line
+    assert said in line
+    assert len(line) < 600
+
+
+def test_an_array_called_codes_alone_is_no_matrix(container: Path, capsys: Capsys) -> None:
+    """Its matrix would have an empty name, which metadata can describe."""
+
+    def add(header: Header) -> None:
+        end = max(known["data_offsets"][1] for name, known in header.items() if name[0] != "_")
+        header["codes"] = entry("U8", [0, 24], end, end)
+        header["__metadata__"][""] = "int3-g32-variable 64"
+
+    change_header(container / MODEL, add)
+    succeed(capsys, *eval_line(container))
+
+
+def test_codes_and_scales_may_hold_any_bits_but_not_nan(container: Path, capsys: Capsys) -> None:
+    """Every code and zero point decodes to something; a scale can be infinite or NaN."""
+    raw = bytearray((container / MODEL).read_bytes())
+    start = 8 + int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8:start])
+    for suffix in ("codes", "zero_point"):
+        begin, end = (start + place for place in header[f"{QUERY}.{suffix}"]["data_offsets"])
+        raw[begin:end] = b"\xff" * (end - begin)
+    (container / MODEL).write_bytes(raw)
+    succeed(capsys, *eval_line(container))
+    begin, end = (start + place for place in header[f"{QUERY}.scale"]["data_offsets"])
+    raw[begin:end] = b"\xff" * (end - begin)
+    (container / MODEL).write_bytes(raw)
+    assert "logits are not finite" in refusal(capsys, 1, *eval_line(container))
+
+
+def test_a_quantized_model_is_no_source(container: Path, refused: Any) -> None:
+    line = refused(2, container)
+    assert "quantized already" in line
+    assert "float checkpoint" in line
+
+
+def test_a_model_without_manifest_still_runs_but_is_nobodys_output(
+    container: Path, tiny: Path, capsys: Capsys
+) -> None:
+    (container / "manifest.json").unlink()
+    succeed(capsys, *eval_line(container))
+    shown = json.loads(succeed(capsys, "show", container, "--json"))
+    assert shown["job"] is None
+    assert {row["relative_error"] for row in shown["tensors"]} == {None}
+    line = refusal(capsys, 1, *quantize_line(tiny, container, restart=True))
+    assert "was not made by crumb" in line
+    assert (container / MODEL).exists()
+
+
+NO_MANIFESTS: dict[str, Any] = {
+    "list": [],
+    "tensors is a list": {"tensors": []},
+    "a record is text": {"tensors": {QUERY: "int3"}},
+    "an error is text": {"tensors": {QUERY: {"relative_error": "small"}}},
+    "job is a number": {"job": 3},
+    "job without solver": {"job": {"crumb": "0.1.0"}},
+    "fallbacks of numbers": {"fallbacks": [1, 2]},
+    "calibration is a list": {"job": {"solve": {"method": "a", "scales": "b"}, "calibration": []}},
+}
+
+
+@pytest.mark.parametrize("manifest", NO_MANIFESTS.values(), ids=NO_MANIFESTS.keys())
+def test_a_manifest_of_other_types_is_refused_by_name(
+    manifest: object, container: Path, capsys: Capsys
+) -> None:
+    (container / "manifest.json").write_text(json.dumps(manifest))
+    assert "manifest.json" in refusal(capsys, 1, "show", container)
+    succeed(capsys, *eval_line(container))
+
+
+def test_a_manifest_that_is_no_json_is_refused_and_its_directory_kept(
+    container: Path, tiny: Path, capsys: Capsys
+) -> None:
+    (container / "manifest.json").write_text("{")
+    assert "manifest.json" in refusal(capsys, 1, "show", container)
+    line = refusal(capsys, 1, *quantize_line(tiny, container, restart=True))
+    assert "manifest.json" in line
+    assert (container / MODEL).exists()
+
+
+def test_a_damaged_output_is_made_again_with_restart(
+    tiny: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    """Its manifest says the job is done, so only reading the weights can tell."""
+    out = tmp_path / "out"
+    succeed(capsys, *quantize_line(tiny, out))
+    whole = (out / MODEL).read_bytes()
+    (out / MODEL).write_bytes(whole[:1000])
+    line = refusal(capsys, 1, *quantize_line(tiny, out))
+    assert str(out / MODEL) in line
+    succeed(capsys, *quantize_line(tiny, out, restart=True))
+    assert (out / MODEL).read_bytes() == whole
