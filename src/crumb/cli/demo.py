@@ -37,8 +37,8 @@ from crumb.texts.sources import read_text
 from crumb.texts.windows import cut_windows
 
 MODEL = "novella-7m"
-WINDOW_TOKENS, WINDOWS = 512, 16
-CALIBRATION = Calibration("excerpt-calibration", sequences=16, length_tokens=512)
+WINDOW_TOKENS, WINDOWS = 512, 12
+CALIBRATION = Calibration("excerpt-calibration", sequences=12, length_tokens=512)
 
 SOLVERS = {
     "round": SolveSettings(method=Method.ROUND, scales=Scales.MINMAX),

@@ -35,7 +35,7 @@ def evaluate(
         text: a file, a directory, wikitext2, ptb, c4, or excerpt-evaluation.
         protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second
             half scored).
-        window: another window length in tokens; the protocol's name then says so.
+        window: another window length in tokens; the result says which.
         limit: score only so many windows.
         fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
         json: print the figures as JSON.

@@ -5,6 +5,7 @@ In: the process's arguments. Out: results on stdout, progress and errors on stde
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -60,6 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
         what = f"{error.filename or 'the operating system refused'}: {error.strerror or error}"
         log(f"crumb: {' '.join(what.split())}")
         return CrumbError.exit_code
+    except UnicodeError as error:
+        log(f"crumb: a name that is not Unicode: {' '.join(str(error).split())}")
+        return CrumbError.exit_code
     except MemoryError as error:
         log(f"crumb: the memory is too small: {error}")
         return DoesNotFit.exit_code
@@ -68,4 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the installed command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # ± and paths of any bytes on any terminal
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(main())

@@ -5,6 +5,7 @@ In: records. Out: text. Bars only on a terminal; NO_COLOR is honoured by rich it
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +32,11 @@ def log(line: str) -> None:
 
 def print_json(value: Any) -> None:
     """A record on stdout as indented JSON."""
-    raw = msgspec.json.encode(value, enc_hook=str)
-    print(msgspec.json.format(raw, indent=2).decode())
+    try:
+        text = msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode()
+    except UnicodeEncodeError:  # a path that is not UTF-8: its bytes as escapes
+        text = json.dumps(msgspec.to_builtins(value, enc_hook=str), indent=2)
+    print(text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -22,7 +22,7 @@ from crumb.errors import DoesNotFit
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.solve.problem import Method, Scales, SolveSettings
 
-SEARCH_WORK = {ZeroKind.FIXED: 3200.0, ZeroKind.VARIABLE: 4800.0, ZeroKind.MINIMUM: 1800.0}
+SEARCH_WORK = {ZeroKind.FIXED: 1100.0, ZeroKind.VARIABLE: 1700.0, ZeroKind.MINIMUM: 650.0}
 """Search of scales: operations per weight, as a matrix product's operations cost time."""
 
 SWEEP_WORK = 1500.0
@@ -62,12 +62,12 @@ def stage_work(stage: Stage, tokens: int, length_tokens: int) -> float:
 def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> float:
     """Operations of choosing one matrix's codes, statistics apart."""
     rows, columns = spec.shape
-    work = rows * columns * SWEEP_WORK
-    if settings.scales is Scales.SEARCH:
-        work += rows * columns * SEARCH_WORK[format.zero]
-    if settings.method is Method.GPTQ:
-        work += 2.0 * rows * columns**2
-    return work
+    search = SEARCH_WORK[format.zero] if settings.scales is Scales.SEARCH else 0.0
+    once = rows * columns * (SWEEP_WORK + search)
+    if settings.method is not Method.GPTQ:
+        return once
+    passes = 1 + (settings.refits if settings.scales is Scales.SEARCH else 0)
+    return passes * (once + rows * columns**2) + rows * columns**2
 
 
 def input_work(in_features: int, tokens: int) -> float:

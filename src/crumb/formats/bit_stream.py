@@ -52,7 +52,7 @@ def check_codes(codes: NDArray[Any], bits: int) -> None:
 def diagram(bits: int) -> str:
     """Which code each bit of a period of the stream belongs to, most significant bit at the left.
 
-    Drawn from the packer itself: byte k prints the index of the code behind each of its bits.
+    Byte k prints the index of the code behind each of its bits.
     """
     period = math.lcm(bits, 8)
     owners = np.repeat(np.arange(period // bits), bits).reshape(-1, 8)[:, ::-1]
