@@ -77,7 +77,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     settings = _optional(path / "tokenizer_config.json")
     if (path / "tokenizer.json").exists():
         with _library_failures(path / "tokenizer.json", "the tokenizer cannot be read"):
-            backend = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+            backend = tokenizers.Tokenizer.from_buffer((path / "tokenizer.json").read_bytes())
     elif (path / "tokenizer.model").exists():
         backend = convert_sentencepiece(
             path / "tokenizer.model",

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import SolveError
-from crumb.formats.grid import GroupParameters, decode_reference
+from crumb.formats.grid import GroupParameters
 from crumb.solve.factored import Factored, factor
 from crumb.solve.problem import LayerProblem, LayerSolution, Scales, SolveReport
-from crumb.solve.round import solve_round, zero_share
+from crumb.solve.round import solve_round
 from crumb.solve.scales import fit_scales
 from crumb.solve.sweep import Layer, Pass
 
@@ -51,12 +51,11 @@ def _swept(problem: LayerProblem, factored: Factored) -> LayerSolution:
     best = layer.sweep(_first_parameters(layer, problem.weights))
     if settings.scales is Scales.SEARCH and settings.static_groups:
         best = _refitted(layer, best)
-    codes = layer.in_matrix_order(best.codes).astype(np.uint8, copy=False)
-    decoded = decode_reference(codes, best.parameters, format)
+    codes = layer.in_matrix_order(best.codes)
     report = SolveReport(
         error=layer.true_error(best),
         energy=layer.energy(),
-        zero_share=zero_share(decoded),
+        zero_share=layer.zero_share(best),
         damping=factored.damping,
         fallback=factored.fallback,
     )
@@ -82,7 +81,7 @@ def _refitted(layer: Layer, best: Pass) -> Pass:
     importance, settings = layer.factored.importance, layer.settings
     wanted = best.targets
     for _ in range(settings.refits):
-        targets = layer.in_matrix_order(wanted).astype(np.float32, copy=False)
+        targets = layer.in_matrix_order(wanted)
         last = layer.sweep(fit_scales(targets, importance, layer.format, settings.scales))
         best = best.better(last)
         wanted = (wanted + last.targets) * np.float32(0.5)

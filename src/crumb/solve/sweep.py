@@ -9,6 +9,7 @@ Refuses nothing: weights and H were checked before.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from crumb.formats.catalog import ROW, Format
 from crumb.formats.grid import GroupParameters, choose_rows, group_of_column
 from crumb.kernels.gptq_sweep import SweepGrid, sweep
+from crumb.kernels.threads import over_rows
 from crumb.solve.factored import Factored
 from crumb.solve.problem import SolveSettings
 from crumb.solve.product import product
 from crumb.solve.scales import fit_scales
 
 Floats = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 
 ENERGY_COLUMNS = 512
 """Columns whose share of tr(W H W^T) is computed at once."""
@@ -61,11 +64,12 @@ class Layer:
             weights = np.where(factored.dead, np.float32(0), weights)
         self.in_features = weights.shape[1]
         self.group = group_of_column(format, self.in_features)[factored.order]
-        self.weights: Floats = np.ascontiguousarray(weights[:, factored.order])
+        self.weights: Floats = take_columns(weights, factored.order)
+        self._back = np.argsort(factored.order)
 
-    def in_matrix_order(self, swept: NDArray[np.generic]) -> NDArray[np.generic]:
+    def in_matrix_order(self, swept: NDArray[Number]) -> NDArray[Number]:
         """Columns put back where the matrix has them."""
-        return np.ascontiguousarray(swept[:, np.argsort(self.factored.order)])
+        return take_columns(swept, self._back)
 
     def sweep(self, parameters: GroupParameters | None) -> Pass:
         """Choose every code. Without parameters each group is fitted when its turn comes."""
@@ -117,10 +121,25 @@ class Layer:
             total += float(column_squares(whole).sum())
         return total - float(column_squares(self.weights) @ self.factored.surplus)
 
+    def zero_share(self, chosen: Pass) -> float:
+        """Share of weights that decode to 0: those whose error is the weight itself."""
+        return float(np.count_nonzero(chosen.error == self.weights) / self.weights.size)
+
     def true_error(self, chosen: Pass) -> float:
         """tr(D H D^T), damping taken off."""
         added = float(column_squares(chosen.error) @ self.factored.surplus)
         return max(float(chosen.loss.sum()) - added, 0.0)
+
+
+def take_columns(matrix: NDArray[Number], order: NDArray[np.intp]) -> NDArray[Number]:
+    """The columns of a matrix in another order, contiguous."""
+    taken = np.empty_like(matrix, order="C")
+
+    def work(rows: slice) -> None:
+        np.take(matrix[rows], order, axis=1, out=taken[rows], mode="clip")
+
+    over_rows(len(matrix), work)
+    return taken
 
 
 def column_squares(matrix: Floats) -> NDArray[np.float64]:

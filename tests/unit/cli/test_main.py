@@ -1,0 +1,232 @@
+"""The `crumb` command: help, usage errors, exit codes, and what goes to which stream.
+
+In: command lines, run in this process and, where signals and pipes matter, as processes. Out: one
+line on stderr for every failure; stdout holds results alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import crumb, eval_line, quantize_line, refusal, run_process, start, succeed
+from tiny_checkpoint import write_checkpoint
+
+import crumb as package
+from crumb import errors
+from crumb.cli import main as entry
+from crumb.cli.demo import demo
+from crumb.cli.eval import evaluate
+from crumb.cli.formats import formats
+from crumb.cli.quantize import quantize
+from crumb.cli.show import show
+
+Capsys = pytest.CaptureFixture[str]
+
+VERBS: dict[str, Callable[..., None]] = {
+    "quantize": quantize,
+    "eval": evaluate,
+    "show": show,
+    "formats": formats,
+    "demo": demo,
+}
+
+
+def test_help_names_every_verb_with_its_purpose(capsys: Capsys) -> None:
+    text = succeed(capsys, "--help")
+    for verb, function in VERBS.items():
+        assert re.search(rf"^\W+{verb} ", text, re.MULTILINE), verb
+        first = (function.__doc__ or "").split(":")[0].split(";")[0].split()[:3]
+        assert " ".join(first) in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_names_every_option_and_says_what_it_is_for(
+    verb: str, capsys: Capsys
+) -> None:
+    text = succeed(capsys, verb, "--help")
+    for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
+        is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        shown = f"--{name.replace('_', '-')}" if is_option else name.upper()
+        line = re.search(rf"^\W+{shown}\b(.*)$", text, re.MULTILINE)
+        assert line, shown
+        assert len(re.findall(r"[a-z]{2,}", line[1])) >= 2, f"{shown} is not explained"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_only_true_flags_have_a_negative_form(verb: str, capsys: Capsys) -> None:
+    text = succeed(capsys, verb, "--help")
+    negative = set(re.findall(r"--(?:no|empty)-[a-z-]+", text))
+    assert negative == ({"--no-act-order"} if verb == "quantize" else set())
+
+
+def test_the_version_is_the_packages(capsys: Capsys) -> None:
+    assert succeed(capsys, "--version").strip() == package.__version__
+
+
+def test_crumb_alone_shows_its_help(capsys: Capsys) -> None:
+    assert "Usage: crumb" in succeed(capsys)
+
+
+USAGE: list[tuple[list[str], str]] = [
+    (["bake"], "bake"),
+    (["quantise", "x", "--bits", "3"], "quantise"),
+    (["quantize"], "MODEL"),
+    (["quantize", "x"], "--bits"),
+    (["quantize", "x", "--bits"], "--bits"),
+    (["quantize", "x", "--bits", "3", "--colour", "red"], "--colour"),
+    (["quantize", "x", "y", "--bits", "3"], "y"),
+    (["quantize", "x", "--bits", "3", "--bits", "4"], "--bits"),
+    (["eval"], "MODEL"),
+    (["eval", "x", "--window", "1e3"], "--window"),
+    (["show", "x", "--json", "--jsn"], "--jsn"),
+    (["formats", "extra"], "extra"),
+    (["demo", "--keep"], "--keep"),
+    (["--nonsense"], "--nonsense"),
+]
+
+
+@pytest.mark.parametrize(("line", "named"), USAGE, ids=lambda value: " ".join(value)[:40])
+def test_a_command_that_cannot_be_read_is_exit_2_in_one_line(
+    line: list[str], named: str, capsys: Capsys
+) -> None:
+    said = refusal(capsys, 2, *line)
+    assert named in said
+    assert said.endswith("See `crumb --help`.")
+
+
+def test_a_mistyped_option_is_suggested(capsys: Capsys) -> None:
+    said = refusal(capsys, 2, "quantize", "x", "--bits", "3", "--sequence", "4")
+    assert "--sequences" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.CrumbError("broken"), 1),
+        (errors.UsageError("wrong"), 2),
+        (errors.GateFailed("failed"), 3),
+        (errors.DoesNotFit("full"), 3),
+        (errors.ModelNotFound("none"), 4),
+        (errors.CheckpointError("cut", where="a\nb", expected="1\n2", found="\t", do="Look"), 1),
+        (OSError(28, "No space left on device", "/dev/full"), 1),
+        (OSError("odd"), 1),
+        (MemoryError("Unable to allocate 7 TiB"), 3),
+        (KeyboardInterrupt(), 130),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), 1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_failure_is_one_line_and_its_exit_code(
+    error: BaseException, code: int, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(entry, "app", fail)
+    refusal(capsys, code, "formats")
+
+
+def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback is what a bug report needs."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(entry, "app", fail)
+    with pytest.raises(ZeroDivisionError):
+        entry.main(["formats"])
+
+
+@pytest.mark.parametrize("line", [["formats"], ["formats", "--json"], ["--help"]], ids=str)
+def test_a_reader_who_goes_away_ends_the_command_quietly(line: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = "from crumb.cli.main import run; run()"
+    with os.fdopen(writing, "wb") as gone:
+        process = subprocess.run(
+            [sys.executable, "-c", program, *line], stdout=gone, stderr=subprocess.PIPE, check=False
+        )
+    assert process.returncode == 1
+    assert process.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    program = "from crumb.cli.main import run; run()"
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [sys.executable, "-c", program, "formats"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert process.returncode != 0
+    assert b"No space left on device" in process.stderr
+    assert b"Traceback" not in process.stderr
+
+
+def test_any_terminal_and_any_path_can_be_written_to(tmp_path: Path) -> None:
+    """± and box lines where only ASCII goes, and a directory whose name is no UTF-8."""
+    model = write_checkpoint(tmp_path / os.fsdecode(b"caf\xe9"))
+    evaluation = run_process(*eval_line(model), PYTHONIOENCODING="ascii")
+    shown = run_process("show", model, "--json", PYTHONIOENCODING="ascii")
+    for finished in (evaluation, shown):
+        assert finished.code == 0, finished.err
+        assert finished.err == ""
+        assert "caf\\udce9" in finished.out
+    assert " \\xb1 " in evaluation.out
+    assert json.loads(shown.out)["path"] == str(model)
+
+
+def test_an_interrupted_evaluation_does_not_promise_to_continue(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "tiny")
+    process = start("eval", model, "--text", "excerpt-evaluation", "--window", 256)
+    assert process.stderr is not None
+    process.send_signal(signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate()
+    # Before Python has imported our code, the interpreter itself reports the signal.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "continues" not in err
+    assert out == ""
+
+
+def test_a_script_of_that_name_is_installed() -> None:
+    script = Path(sys.executable).with_name("crumb")
+    finished = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == package.__version__
+
+
+def test_nothing_but_results_reaches_stdout(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress lines, made frequent here, and the announced cost go to stderr."""
+    from crumb.cli import output
+
+    monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
+    model = write_checkpoint(tmp_path / "tiny")
+    finished = crumb(capsys, *quantize_line(model, tmp_path / "out"))
+    assert finished.code == 0
+    (summary,) = finished.out.splitlines()
+    assert summary.startswith("quantized: ")
+    announced, *progress = finished.err.splitlines()
+    assert announced.startswith("needs about ")
+    shares = [int(line.split("%")[0]) for line in progress]
+    assert len(shares) > 20
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    assert all("remain" in line for line in progress)
+    finished = crumb(capsys, *eval_line(model))
+    assert "perplexity" in finished.out
+    assert "windows" in finished.err

@@ -1,0 +1,261 @@
+"""What a quantization will cost, said before it starts: bytes exactly, time and memory sensibly.
+
+In: tiny checkpoints, formats, settings. Out: estimates that grow with the work, and byte counts
+equal to what is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_checkpoint import make_tensors, write_checkpoint
+
+from crumb.architectures.registry import plan_of
+from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
+from crumb.checkpoints.safetensors import read_header
+from crumb.checkpoints.workspace import Workspace
+from crumb.embedded import MODELS
+from crumb.errors import DoesNotFit
+from crumb.fit import quantize_cost
+from crumb.fit.quantize_cost import (
+    check_disk,
+    estimate,
+    measured_rate,
+    output_bytes,
+    packed_bytes,
+    peak_bytes,
+    total_work,
+    working_bytes,
+)
+from crumb.formats.catalog import ROW, Format, ZeroKind, make_format
+from crumb.pipeline import (
+    Calibration,
+    Listener,
+    Progress,
+    QuantizeRequest,
+    choose_formats,
+    quantize,
+)
+from crumb.solve.problem import Method, Scales, SolveSettings
+
+ROUNDING = SolveSettings(method=Method.ROUND, scales=Scales.MINMAX)
+
+
+def opened(folder: Path, **sizes: int) -> Checkpoint:
+    tensors = make_tensors(**sizes)
+    name = "-".join(f"{word}{size}" for word, size in sizes.items()) or "tiny"
+    return open_checkpoint(write_checkpoint(folder / name, tensors))
+
+
+def formats_of(checkpoint: Checkpoint, bits: int = 3) -> dict[str, Format]:
+    request = QuantizeRequest(str(checkpoint.path), Path("out"), bits=bits, group_size=32)
+    return choose_formats(checkpoint.plan, request)
+
+
+@pytest.mark.parametrize(
+    ("bits", "group_size", "zero"),
+    [*itertools.product((2, 3, 8), (32, ROW), ZeroKind), (5, 64, ZeroKind.MINIMUM)],
+)
+def test_output_bytes_are_exactly_those_written(
+    bits: int, group_size: int, zero: ZeroKind, tmp_path: Path
+) -> None:
+    """An own head of other bits, and a width of 96 that groups of 64 do not divide."""
+    model = write_checkpoint(tmp_path / "model", make_tensors(tied=False))
+    request = QuantizeRequest(
+        str(model),
+        tmp_path / "out",
+        bits=bits,
+        group_size=group_size,
+        zero=zero,
+        head_bits=6,
+        solve=ROUNDING,
+    )
+    quantize(request)
+    arrays, _ = read_header(tmp_path / "out" / "model.safetensors")
+    written = sum(array.size_bytes for array in arrays.values())
+    checkpoint = open_checkpoint(model)
+    assert output_bytes(checkpoint, choose_formats(checkpoint.plan, request)) == written
+
+
+def test_working_bytes_are_those_on_the_disk_before_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Matrices lie there twice, everything else once; headers and JSON come on top."""
+    model = write_checkpoint(tmp_path / "model")
+    seen: list[int] = []
+
+    def look(workspace: Workspace) -> None:
+        files = workspace.partial.rglob("*.safetensors")
+        sizes = [read_header(path)[0].values() for path in files]
+        seen.append(sum(array.size_bytes for arrays in sizes for array in arrays))
+
+    monkeypatch.setattr(Workspace, "publish", look)
+    request = QuantizeRequest(str(model), tmp_path / "out", bits=4, group_size=32, solve=ROUNDING)
+    with pytest.raises(Exception, match="no such model directory"):
+        quantize(request)
+    checkpoint = open_checkpoint(model)
+    assert seen == [working_bytes(checkpoint, choose_formats(checkpoint.plan, request))]
+
+
+def test_packed_bytes_leave_out_what_is_no_matrix(tmp_path: Path) -> None:
+    checkpoint = opened(tmp_path)
+    formats = formats_of(checkpoint)
+    norms = 7 * 64 * 2
+    assert output_bytes(checkpoint, formats) == packed_bytes(checkpoint.plan, formats) + norms
+    assert packed_bytes(checkpoint.plan, {}) == 0
+
+
+GROWING = [
+    ({}, {"blocks": 6}),
+    ({}, {"hidden": 128}),
+    ({}, {"feed_forward": 512}),
+]
+
+
+@pytest.mark.parametrize(("small", "large"), GROWING, ids=str)
+@pytest.mark.parametrize("method", Method)
+def test_estimates_are_positive_and_grow_with_the_model(
+    small: dict[str, int],
+    large: dict[str, int],
+    method: Method,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantize_cost, "measured_rate", lambda: 1e9)
+    settings = SolveSettings(method=method)
+    first, second = (
+        estimate(checkpoint, formats_of(checkpoint), (64, 128), settings)
+        for checkpoint in (opened(tmp_path, **small), opened(tmp_path, **large))
+    )
+    assert first.seconds > 0
+    assert 0 < first.output_bytes < first.working_bytes
+    assert second.seconds > first.seconds
+    assert second.output_bytes > first.output_bytes
+    assert second.working_bytes > first.working_bytes
+    # One block is held at a time, so depth alone costs no memory.
+    assert second.memory_bytes >= first.memory_bytes
+    if method is Method.GPTQ:
+        assert (second.memory_bytes == first.memory_bytes) == ("blocks" in large)
+
+
+def test_more_tokens_cost_time_and_memory_where_there_is_calibration(tmp_path: Path) -> None:
+    plan = opened(tmp_path).plan
+    formats = formats_of(opened(tmp_path))
+    gptq = SolveSettings()
+    assert total_work(plan, formats, (128, 64), gptq) > total_work(plan, formats, (64, 64), gptq)
+    assert peak_bytes(plan, 128 * 64, gptq) > peak_bytes(plan, 64 * 64, gptq)
+    assert total_work(plan, formats, (0, 1), ROUNDING) < total_work(plan, formats, (64, 64), gptq)
+
+
+def test_longer_sequences_of_the_same_tokens_cost_more_attention(tmp_path: Path) -> None:
+    checkpoint = opened(tmp_path)
+    works = [
+        total_work(checkpoint.plan, formats_of(checkpoint), tokens, SolveSettings())
+        for tokens in ((256, 32), (32, 256))
+    ]
+    assert works[0] < works[1]
+
+
+def test_searching_scales_costs_more_than_their_extremes(tmp_path: Path) -> None:
+    checkpoint = opened(tmp_path)
+    formats = formats_of(checkpoint)
+    search = SolveSettings(method=Method.ROUND, scales=Scales.SEARCH)
+    assert total_work(checkpoint.plan, formats, (0, 1), search) > total_work(
+        checkpoint.plan, formats, (0, 1), ROUNDING
+    )
+
+
+def test_the_rate_of_this_machine_is_believable() -> None:
+    """Between a slow emulator and the fastest processor there is."""
+    assert 1e8 < measured_rate() < 1e14
+
+
+@pytest.mark.parametrize("method", Method)
+def test_reported_progress_rises_to_the_estimated_work(method: Method, tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    steps: list[Progress] = []
+    request = QuantizeRequest(
+        str(model),
+        tmp_path / "out",
+        bits=3,
+        group_size=32,
+        solve=SolveSettings(method=method),
+        calibration=Calibration("excerpt-calibration", sequences=2, length_tokens=32),
+    )
+    quantize(request, Listener(progress=steps.append))
+    done = [step.done for step in steps]
+    assert done == sorted(done)
+    assert len({step.total for step in steps}) == 1
+    assert done[-1] == pytest.approx(steps[-1].total, rel=0.02)
+    assert {step.doing for step in steps} >= set(make_tensors()) - {
+        name for name in make_tensors() if "norm" in name
+    }
+
+
+def test_a_tied_head_is_not_counted_twice(tmp_path: Path) -> None:
+    tied = open_checkpoint(write_checkpoint(tmp_path / "tied"))
+    own = open_checkpoint(write_checkpoint(tmp_path / "own", make_tensors(tied=False)))
+    head = 300 * make_format(8, 32, ZeroKind.FIXED).row_bits(64) // 8
+    difference = output_bytes(own, formats_of(own)) - output_bytes(tied, formats_of(tied))
+    assert difference == head
+
+
+def test_a_disk_is_asked_where_the_output_will_lie(tmp_path: Path) -> None:
+    """Its parents may not exist yet."""
+    check_disk(tmp_path / "a" / "b" / "c", 1)
+    with pytest.raises(DoesNotFit, match="expected 1000000000000.0 MB"):
+        check_disk(tmp_path / "a" / "b" / "c", 10**18)
+
+
+def test_seven_billion_parameters_at_three_bits_fit_where_they_should() -> None:
+    """The known sizes of LLaMA-7B: 6.61 G weights in blocks, 2 x 131 M in embedding and head."""
+    llama = {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+    }
+    plan = plan_of(llama)
+    formats = choose_formats(plan, QuantizeRequest("llama", Path("out"), bits=3))
+    in_blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    bits = in_blocks * (3 + 16 / 128) + 2 * 32000 * 4096 * (8 + 16 / 128)
+    assert packed_bytes(plan, formats) == bits / 8
+    few, many = (peak_bytes(plan, tokens, SolveSettings()) for tokens in (32_768, 262_144))
+    block_bytes = 4 * in_blocks / 32
+    assert block_bytes < few < 5e9  # not the 27 GB of the whole model
+    assert many > few
+
+
+@pytest.mark.oracle
+def test_the_announced_memory_covers_the_measured_peak(tmp_path: Path) -> None:
+    """Slow, hence among the oracle's tests: a process of its own quantizes the embedded model."""
+    import resource
+    import subprocess
+    import sys
+
+    program = (
+        "import resource, sys; from crumb.cli.main import main; code = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    calibration = ["--calibrate", "excerpt-calibration", "--sequences", "32"]
+    line = ["quantize", MODELS["novella-7m"], "--bits", "3", "--out", tmp_path / "out"]
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *map(str, line), *calibration],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert resource.RUSAGE_SELF == 0
+    measured = 1024 * int(finished.stdout.splitlines()[-1])
+    checkpoint = open_checkpoint(MODELS["novella-7m"])
+    announced = peak_bytes(checkpoint.plan, 32 * 512, replace(SolveSettings()))
+    print(f"announced {announced / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert measured < announced
+    assert announced < 2 * measured
