@@ -190,6 +190,8 @@ def main() -> None:
         positions=asked.length,
     )
     machine = describe_machine()
+    if asked.scratch is not None:
+        asked.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.scratch) as scratch:
         check_disk(Path(scratch), sizes)
         runs = [

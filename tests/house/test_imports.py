@@ -31,7 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run": CHECKPOINTS,
     "calibrate": RUN,
     "evaluate": (*RUN, "texts"),
-    "fit": (*RUN, "solve"),
+    "fit": (*RUN, "solve", "evaluate", "texts"),
     "pipeline": STAGES,
     "study": (*STAGES, "pipeline"),
     "serve": (*STAGES, "pipeline"),

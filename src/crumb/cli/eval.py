@@ -5,14 +5,18 @@ In: a model, a text, a protocol. Out: figures on stdout; exit 3 when a --fail-if
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from crumb.cli.output import bytes_text, print_json, progress_bar
+from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
 from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluate.comparison import evaluate as run_evaluate
 from crumb.evaluate.report import Evaluation, Figure, Gate
+from crumb.fit.evaluation_cost import estimate_evaluation
+from crumb.run.model import Model
+from crumb.texts.windows import Windows
 
 
 def evaluate(
@@ -52,10 +56,20 @@ def evaluate(
             window,
             limit,
             lambda done, total: bar(done / total, f"{done} of {total} windows"),
+            log_cost,
         )
     print_json(evaluation) if json else print_evaluation(evaluation)
     for gate in gates:
         gate.check(evaluation)
+
+
+def log_cost(models: Sequence[Model], windows: Windows) -> None:
+    """What the evaluation will take, said before it starts."""
+    cost = estimate_evaluation([model.plan for model in models], windows.tokens.shape)
+    log(
+        f"needs about {bytes_text(cost.memory_bytes)} of memory and {duration_text(cost.seconds)} "
+        f"for {len(windows.tokens)} windows"
+    )
 
 
 def figure_text(figure: Figure, digits: int = 4) -> str:

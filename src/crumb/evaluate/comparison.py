@@ -70,9 +70,11 @@ def evaluate(
     window_tokens: int | None = None,
     limit_windows: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    begin: Callable[[Sequence[Model], Windows], None] = lambda models, windows: None,
 ) -> Evaluation:
     """Evaluate one model by name, against a reference if given.
 
+    begin(models, windows) is told what will be scored.
     Raises: ModelNotFound, CheckpointError, TextError, UsageError.
     """
     candidate = open_model(model)
@@ -85,4 +87,5 @@ def evaluate(
         limit=limit_windows,
         begin_token=candidate.tokenizer.begin_token,
     )
+    begin([candidate, against] if against else [candidate], windows)
     return evaluate_models([candidate], against, windows, progress)[-1]

@@ -182,7 +182,7 @@ def test_any_terminal_and_any_path_can_be_written_to(tmp_path: Path) -> None:
     shown = run_process("show", model, "--json", PYTHONIOENCODING="ascii")
     for finished in (evaluation, shown):
         assert finished.code == 0, finished.err
-        assert finished.err == ""
+        assert finished.err == "" or finished.err.startswith("needs about")
         assert "caf\\udce9" in finished.out
     assert " \\xb1 " in evaluation.out
     assert json.loads(shown.out)["path"] == str(model)
