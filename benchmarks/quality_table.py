@@ -73,7 +73,6 @@ def make_model(variant: Variant, arguments: argparse.Namespace) -> Model:
         zero=variant.zero,
         solve=settings,
         calibration=Calibration(arguments.calibrate, sequences, length, arguments.seed),
-        restart=True,
     )
     return open_model(str(quantize(request).out))
 

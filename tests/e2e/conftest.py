@@ -5,6 +5,7 @@ In: nothing. Out: directories.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,9 @@ def quantized_novella(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path: Path) -> Path:
     """A tiny checkpoint."""
     return write_checkpoint(tmp_path / "tiny")
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power is cut here, and waiting for the disk thousands of times takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)

@@ -5,6 +5,7 @@ In: nothing. Out: a tiny directory; a command that must refuse it and leave noth
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,3 +34,9 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
         return line
 
     return check
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power is cut here, and waiting for the disk thousands of times takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)

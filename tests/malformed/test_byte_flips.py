@@ -120,7 +120,7 @@ FILES: dict[str, tuple[str, int]] = {
 
 @pytest.mark.parametrize("name", FILES)
 @given(data=st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_a_damaged_checkpoint_opens_or_says_why_not(
     name: str, original: Path, scratch: Path, data: st.DataObject
 ) -> None:
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_opens_or_says_why_not(
 
 
 @given(changes=edits(400))
-@settings(max_examples=100)
+@settings(max_examples=60)
 def test_a_damaged_manifest_is_read_or_refused(
     changes: Edits, original: Path, scratch: Path
 ) -> None:

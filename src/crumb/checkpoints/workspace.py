@@ -60,9 +60,8 @@ class Workspace:
             expected = stored_shapes(parse_format(format_name), *shape)
         except (CrumbError, msgspec.MsgspecError, LookupError, ValueError):
             return None
-        if {
-            suffix: (array.shape, array.dtype.name) for suffix, array in arrays.items()
-        } != expected:
+        found = {suffix: (array.shape, array.dtype.name) for suffix, array in arrays.items()}
+        if found != expected:
             return None
         return FinishedTensor(StoredPacked(parse_format(format_name), shape, arrays), record)
 

@@ -33,8 +33,31 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SPOKEN_TOKENS", 6)
 
 
-def test_the_demo_prints_a_table_and_two_texts(capsys: Capsys) -> None:
-    finished = crumb(capsys, "demo")
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first demo leaves its models and the second finds them."""
+    return tmp_path_factory.mktemp("kept")
+
+
+def test_the_demo_as_json_keeps_its_models_where_it_is_told(kept: Path, capsys: Capsys) -> None:
+    finished = crumb(capsys, "demo", "--json", "--keep", kept)
+    assert finished.code == 0
+    record = json.loads(finished.out)
+    assert [Path(each["model"]).name for each in record["models"]] == [
+        "novella-7m",
+        FIRST.name,
+        SECOND.name,
+    ]
+    float_model, four, three = record["models"]
+    assert float_model["divergence"] is None
+    assert 0 < four["divergence"]["kl"]["value"] < three["divergence"]["kl"]["value"]
+    assert three["file_bytes"] < four["file_bytes"] < float_model["file_bytes"]
+    assert len(record["texts"]) == 2
+    assert sorted(path.name for path in kept.iterdir()) == sorted([FIRST.name, SECOND.name])
+
+
+def test_the_demo_prints_a_table_and_two_texts_of_kept_models(kept: Path, capsys: Capsys) -> None:
+    finished = crumb(capsys, "demo", "--keep", kept)
     assert finished.code == 0
     assert "novella-7m on excerpt-evaluation, protocol gptq, 3 windows of 64" in finished.out
     rows = {}
@@ -50,23 +73,6 @@ def test_the_demo_prints_a_table_and_two_texts(capsys: Capsys) -> None:
     assert texts[0].count("The old man looked at the sea") == 2
     assert "about 700 MB of memory" in finished.err
     assert finished.err_lines[-1].startswith("done in ")
-
-
-def test_the_demo_as_json_keeps_its_models_where_it_is_told(tmp_path: Path, capsys: Capsys) -> None:
-    finished = crumb(capsys, "demo", "--json", "--keep", tmp_path)
-    assert finished.code == 0
-    record = json.loads(finished.out)
-    assert [Path(each["model"]).name for each in record["models"]] == [
-        "novella-7m",
-        FIRST.name,
-        SECOND.name,
-    ]
-    float_model, four, three = record["models"]
-    assert float_model["divergence"] is None
-    assert 0 < four["divergence"]["kl"]["value"] < three["divergence"]["kl"]["value"]
-    assert three["file_bytes"] < four["file_bytes"] < float_model["file_bytes"]
-    assert len(record["texts"]) == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([FIRST.name, SECOND.name])
 
 
 def test_the_variants_of_the_demo_have_names_of_their_own() -> None:

@@ -1,0 +1,93 @@
+"""What each part of the solver is worth: output error of every layer under settings that differ.
+
+In: a float model, calibration tokens, formats. Out: JSON with the machine, a Markdown table of
+tr(D H D^T) / tr(W H W^T) relative to GPTQ as published: geometric means over the layers.
+H is that of the float model's inputs, the same for all settings; nothing is carried between
+layers, so the table shows the solver alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from layer_errors import BATCH_SEQUENCES, geometric_mean
+from machine import describe_machine, one_line
+from report import RESULTS, print_table, write_record
+
+from crumb.calibrate.walk import StageWalk
+from crumb.formats.catalog import parse_format
+from crumb.run.model import Model, open_model, start_buffers
+from crumb.solve.factored import factor
+from crumb.solve.gptq import solve_gptq
+from crumb.solve.problem import AS_PUBLISHED, LayerProblem, Scales, SolveSettings
+from crumb.texts.mixture import draw_calibration
+
+DEFAULT = SolveSettings()
+VARIANTS = {
+    "as published": AS_PUBLISHED,
+    "static groups": replace(AS_PUBLISHED, static_groups=True),
+    "act-order, static groups": replace(DEFAULT, scales=Scales.MINMAX, damping=0.01),
+    "search, no refit": replace(DEFAULT, refits=0),
+    "search, 1 refit": replace(DEFAULT, refits=1),
+    "default: search, 3 refits": DEFAULT,
+    "search, 6 refits": replace(DEFAULT, refits=6),
+    "default without act-order": replace(DEFAULT, act_order=False),
+}
+FORMATS = ("int2-g128-fixed", "int2-g32-variable", "int3-g128-fixed", "int3-g32-variable")
+FORMATS += ("int4-g128-fixed", "int2-g128-minimum")
+
+
+def errors_of(model: Model, arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
+    """(format, variant) -> relative error of each layer."""
+    drawn = draw_calibration(arguments.calibrate, model.tokenizer.encode).tokens
+    flowing = [
+        start_buffers(drawn[begin : begin + BATCH_SEQUENCES])
+        for begin in range(0, len(drawn), BATCH_SEQUENCES)
+    ]
+    errors: dict[tuple[str, str], list[float]] = {}
+    for stage in model.plan.stages[:-1]:
+        walk = StageWalk(stage, [dict(each) for each in flowing], model.stage_weights(stage))
+        for group in walk.groups():
+            statistics = walk.statistics(group)
+            for variant, settings in VARIANTS.items():
+                factored = factor(statistics.hessian, statistics.tokens, settings)
+                for linear in group.linears:
+                    weights = model.checkpoint.tensors.read_float(linear.weight)
+                    for name in arguments.formats:
+                        problem = LayerProblem(
+                            linear.weight, weights, None, drawn.size, parse_format(name), settings
+                        )
+                        report = solve_gptq(problem, factored).report
+                        errors.setdefault((name, variant), []).append(report.relative_error or 0.0)
+        flowing = [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="novella-7m")
+    parser.add_argument("--calibrate", default="excerpt-calibration")
+    parser.add_argument("--formats", nargs="+", default=FORMATS)
+    parser.add_argument("--out", type=Path, default=RESULTS / "solver_ablation.json")
+    arguments = parser.parse_args()
+    errors = errors_of(open_model(arguments.model), arguments)
+    table = {
+        variant: {
+            name: geometric_mean(errors[name, variant])
+            / geometric_mean(errors[name, "as published"])
+            for name in arguments.formats
+        }
+        for variant in VARIANTS
+    }
+    machine = describe_machine()
+    settings = {"model": arguments.model, "calibrate": arguments.calibrate}
+    write_record(arguments.out, {"machine": machine, "settings": settings, "ratios": table})
+    print(one_line(machine) + "\n")
+    rows = [[name, *[f"{value:.3f}" for value in row.values()]] for name, row in table.items()]
+    print_table(["settings", *arguments.formats], rows)
+
+
+if __name__ == "__main__":
+    main()
