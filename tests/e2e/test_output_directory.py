@@ -146,6 +146,16 @@ def test_an_output_that_is_a_file_is_refused(
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_link_that_leads_nowhere_is_refused_before_the_work(
+    tiny: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    """A directory cannot be renamed onto a link, which would show only at the very end."""
+    (tmp_path / "out").symlink_to(tmp_path / "other-disk" / "out")
+    line = refusal(capsys, 1, *quantize_line(tiny, tmp_path / "out"))
+    assert str(tmp_path / "out") in line
+    assert not (tmp_path / "out.partial").exists()
+
+
 def test_the_source_itself_is_no_output(tiny: Path, capsys: Capsys) -> None:
     before = digest(tiny)
     refusal(capsys, 1, *quantize_line(tiny, tiny, restart=True))

@@ -168,9 +168,9 @@ def test_thirty_kills_of_a_trained_model_change_no_byte(tmp_path: Path) -> None:
     landed: list[int] = []
     for attempt in range(30):
         process = start(*line)
-        # Two more tensors at least, so that 30 kills do not end before the 57th; then any moment.
-        wait_for_tensors(process, out, min(2 * attempt, 57))
-        time.sleep(generator.uniform(0.0, 0.4))
+        # In steps up to the 52nd of 57 tensors, so that all land; then at any moment.
+        wait_for_tensors(process, out, attempt * 54 // 30)
+        time.sleep(generator.uniform(0.0, 0.2))
         process.kill()
         process.communicate()
         if process.returncode != -signal.SIGKILL:

@@ -7,7 +7,6 @@ One tensor is in memory at a time; shards hold at most SHARD_BYTES.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from crumb.checkpoints.crumb_directory import MANIFEST, quantization_config
 from crumb.checkpoints.huggingface import INDEX, SINGLE, Checkpoint
 from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, write_file
-from crumb.checkpoints.workspace import Workspace, write_json
+from crumb.checkpoints.workspace import Workspace, write_json, write_synced
 from crumb.errors import CheckpointError
 
 SHARD_BYTES = 4 << 30
@@ -33,7 +32,7 @@ def assemble_directory(
     write_json(target / "config.json", configuration)
     for name in copied:
         if (source.path / name).exists():
-            shutil.copyfile(source.path / name, target / name)
+            write_synced(target / name, (source.path / name).read_bytes())
     write_json(target / MANIFEST, manifest)
 
 

@@ -154,7 +154,7 @@ def open_workspace(out: Path, key: dict[str, Any], restart: bool) -> Iterator[Wo
 
 def _is_done(out: Path, key: dict[str, Any], restart: bool) -> bool:
     """Whether the output holds this job already. Raises: OutputConflict for anything else there."""
-    if not out.exists():
+    if not out.exists() and not out.is_symlink():
         return False
     earlier = published_key(out)
     if earlier is None:
@@ -250,9 +250,14 @@ def _short(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write readable JSON: to a temporary name, synced, then renamed."""
+    write_synced(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a small file: to a temporary name, synced, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

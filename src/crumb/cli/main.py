@@ -5,6 +5,7 @@ In: the process's arguments. Out: results on stdout, progress and errors on stde
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -49,17 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
         log(f"crumb: {error}")
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        log(f"crumb: {' '.join(str(error).split())} See `crumb --help`.")
+        log(f"crumb: {' '.join(str(error).split()).rstrip('.')}. See `crumb --help`.")
         return USAGE
     except KeyboardInterrupt as error:
         log("; ".join(["crumb: interrupted", *error.args]))
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _drop_output()
+        return CrumbError.exit_code
     except OSError as error:
         what = f"{error.filename or 'the operating system refused'}: {error.strerror or error}"
         log(f"crumb: {' '.join(what.split())}")
+        if error.filename is None:
+            _drop_output()
         return CrumbError.exit_code
     except UnicodeError as error:
         log(f"crumb: a name that is not Unicode: {' '.join(str(error).split())}")
@@ -68,6 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
         log(f"crumb: the memory is too small: {error}")
         return DoesNotFit.exit_code
     return 0
+
+
+def _drop_output() -> None:
+    """Send what is still held back for stdout nowhere, or Python fails on it once more at exit."""
+    with contextlib.suppress(OSError):
+        output = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
 
 
 def run() -> None:

@@ -46,10 +46,10 @@ def generate(
     """Sampled tokens after a prompt, until the end token or count_tokens."""
     session = Session(model)
     generator = np.random.default_rng(sampling.seed)
-    logits = session.feed(prompt)[-1]
+    waiting = list(prompt)  # a token is fed only when another is wanted after it
     for _ in range(count_tokens):
-        token = sample(logits, sampling, generator)
+        token = sample(session.feed(waiting)[-1], sampling, generator)
         if token in model.tokenizer.end_tokens:
             return
         yield token
-        logits = session.feed([token])[-1]
+        waiting = [token]

@@ -6,11 +6,11 @@ line on stderr for every failure; stdout holds results alone.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import crumb, eval_line, quantize_line, refusal, run_process, start, succeed
+from command_line import crumb, eval_line, quantize_line, refusal, run_process, succeed
 from tiny_checkpoint import write_checkpoint
 
 import crumb as package
@@ -175,11 +175,13 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
             [sys.executable, "-c", program, "formats"],
             stdout=full,
             stderr=subprocess.PIPE,
+            text=True,
             check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
         )
-    assert process.returncode != 0
-    assert b"No space left on device" in process.stderr
-    assert b"Traceback" not in process.stderr
+    assert process.returncode == 1
+    (said,) = process.stderr.splitlines()
+    assert said == "crumb: the operating system refused: No space left on device"
 
 
 def test_any_terminal_and_any_path_can_be_written_to(tmp_path: Path) -> None:
@@ -195,18 +197,19 @@ def test_any_terminal_and_any_path_can_be_written_to(tmp_path: Path) -> None:
     assert json.loads(shown.out)["path"] == str(model)
 
 
-def test_an_interrupted_evaluation_does_not_promise_to_continue(tmp_path: Path) -> None:
-    model = write_checkpoint(tmp_path / "tiny")
-    process = start("eval", model, "--text", "excerpt-evaluation", "--window", 256)
-    assert process.stderr is not None
-    process.send_signal(signal.SIGSTOP)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate()
-    # Before Python has imported our code, the interpreter itself reports the signal.
-    assert process.returncode in (130, -signal.SIGINT)
-    assert "continues" not in err
-    assert out == ""
+def test_only_an_interrupted_quantization_promises_to_continue(
+    tmp_path: Path, capsys: Capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    for verb in ("eval", "quantize"):
+        module = importlib.import_module(f"crumb.cli.{verb}")
+        worker = "run_evaluate" if verb == "eval" else "run_quantize"
+        monkeypatch.setattr(module, worker, interrupt)
+    assert refusal(capsys, 130, *eval_line(tmp_path)) == "crumb: interrupted"
+    said = refusal(capsys, 130, *quantize_line(tmp_path, tmp_path / "out"))
+    assert said == "crumb: interrupted; the same command continues where it stopped"
 
 
 def test_a_script_of_that_name_is_installed() -> None:
