@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from crumb import __version__
 from crumb.kernels.dispatch import selected_set
+from crumb.kernels.processor import processor_name
 from crumb.kernels.threads import processors
 
 PACKAGES = ("numpy", "torch", "transformers")
@@ -34,16 +34,6 @@ def describe_machine() -> dict[str, Any]:
         "versions": {name: version_or_none(name) for name in PACKAGES},
         "variables": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
     }
-
-
-def processor_name() -> str:
-    """The processor as the kernel names it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def version_or_none(package: str) -> str | None:

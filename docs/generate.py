@@ -72,7 +72,8 @@ def cli_page() -> str:
 
 def _verb(name: str, verb: Any) -> str:
     text = parse(inspect.cleandoc(verb.help or ""))
-    arguments = list(verb.assemble_argument_collection(parse_docstring=True))
+    collection = verb.assemble_argument_collection(parse_docstring=True)
+    arguments = [argument for argument in collection if not argument.children]
     usage = ["crumb", name, *filter(None, map(_usage, arguments))]
     rows = [_row(argument) for argument in arguments]
     blocks = [
@@ -97,7 +98,8 @@ def _row(argument: Any) -> tuple[str, str, str, str]:
     default = argument.field_info.default
     needed = argument.required or default is inspect.Parameter.empty
     default = default.value if isinstance(default, Enum) else default
-    shown = "required" if needed else "" if default in (None, False, ()) else f"`{default}`"
+    unset = default is None or default is False or default == ()
+    shown = "required" if needed else "" if unset else f"`{default}`"
     names = ", ".join(f"`{name}`" for name in argument.names)
     meaning = " ".join((argument.parameter.help or "").split())
     return names, _value(argument).replace("|", "\\|"), shown, meaning

@@ -5,12 +5,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <stdexcept>
 
+#include "engine_bindings.hpp"
 #include "kernels.hpp"
+#include "limits_bindings.hpp"
+#include "tile.hpp"
 
 namespace nb = nanobind;
 using namespace crumb;
@@ -20,6 +24,7 @@ using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using BytesOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Levels = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Groups = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 namespace {
@@ -50,6 +55,15 @@ std::vector<std::string> supported_sets() {
   return names;
 }
 
+std::vector<std::tuple<std::string, bool, std::string>> compiled_sets() {
+  Choice choices[kMaxChoices];
+  const int count = list_choices(choices);
+  std::vector<std::tuple<std::string, bool, std::string>> rows;
+  for (int i = 0; i < count; ++i)
+    rows.emplace_back(choices[i].table->name, choices[i].supported, choices[i].needs);
+  return rows;
+}
+
 void require_bits(int bits) { require(bits >= 1 && bits <= 8, "bits must be 1 to 8"); }
 
 // A group never reaches past the row, so its workspace is bounded by the row.
@@ -71,20 +85,6 @@ void unpack(Bytes packed, BytesOut codes, int bits) {
   require(is(packed, rows, (count * bits + 7) / 8), "packed has the wrong shape");
   nb::gil_scoped_release release;
   unpack_codes(packed.data(), codes.data(), rows, count, bits);
-}
-
-void decode(Bytes packed, Floats scale, Floats offset, FloatsOut weights, int64_t group_width,
-            int bits, int zero) {
-  require_bits(bits);
-  require(group_width > 0, "group_width must be positive");
-  const size_t rows = weights.shape(0), count = weights.shape(1);
-  group_width = within(group_width, count);
-  const size_t groups = (count + group_width - 1) / group_width;
-  require(is(packed, rows, (count * bits + 7) / 8), "packed has the wrong shape");
-  require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
-  nb::gil_scoped_release release;
-  decode_rows(packed.data(), scale.data(), offset.data(), weights.data(), rows, count, group_width,
-              bits, zero);
 }
 
 void sweep(const std::string& isa, Floats start, Floats weights, Floats factor, Floats scale,
@@ -121,6 +121,56 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
                      int(shrinks.shape(0)), bits, zero});
 }
 
+// The shape of a matrix whose tiles these are, everything about them checked.
+template <class Tiles>
+TileShape tile_shape(const Tiles& tiles, size_t rows, size_t columns, int64_t group_width, int bits,
+                     int zero) {
+  require((bits >= 2 && bits <= 6) || bits == 8, "bits must be 2 to 6 or 8");
+  require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
+  require(group_width > 0, "group_width must be positive");
+  const TileShape shape{int64_t(rows), int64_t(columns), within(group_width, columns), bits, zero};
+  require(is(tiles, tile_count(rows), tile_bytes(bits, zero, shape.group_width, columns)),
+          "tiles have the wrong shape");
+  return shape;
+}
+
+template <class Part>
+void require_parameters(const TileShape& shape, const Part& scale, const Part& offset) {
+  const size_t groups = group_count(shape.group_width, shape.columns);
+  const size_t offset_bytes = (header_bytes(shape.zero) - scale_bytes()) / kTileRows;
+  require(is(scale, shape.rows, 2 * groups) && is(offset, shape.rows, offset_bytes * groups),
+          "scale or offset: wrong shape");
+}
+
+void pack_matrix(Bytes codes, Bytes scale, Bytes offset, BytesOut tiles, int64_t group_width,
+                 int bits, int zero) {
+  const TileShape shape =
+      tile_shape(tiles, codes.shape(0), codes.shape(1), group_width, bits, zero);
+  require_parameters(shape, scale, offset);
+  nb::gil_scoped_release release;
+  pack_tiles(shape, codes.data(), scale.data(), offset.data(), tiles.data());
+}
+
+void unpack_matrix(Bytes tiles, BytesOut codes, BytesOut scale, BytesOut offset,
+                   int64_t group_width, int bits, int zero) {
+  const TileShape shape =
+      tile_shape(tiles, codes.shape(0), codes.shape(1), group_width, bits, zero);
+  require_parameters(shape, scale, offset);
+  nb::gil_scoped_release release;
+  unpack_tiles(shape, tiles.data(), codes.data(), scale.data(), offset.data());
+}
+
+void decode_matrix(Bytes tiles, Levels table, FloatsOut weights, int64_t group_width, int bits,
+                   int zero) {
+  const TileShape shape =
+      tile_shape(tiles, weights.shape(0), weights.shape(1), group_width, bits, zero);
+  const bool plain = table.shape(0) == 0;
+  require(plain || table.shape(0) == size_t(1) << bits, "table has the wrong shape");
+  require(plain || zero == kFixed, "with a table zero must be fixed");
+  nb::gil_scoped_release release;
+  decode_tiles(shape, tiles.data(), plain ? nullptr : table.data(), weights.data());
+}
+
 // An array taken as it is: a converted copy of an output would be filled and thrown away.
 auto array(const char* name) { return nb::arg(name).noconvert(); }
 
@@ -129,14 +179,21 @@ auto array(const char* name) { return nb::arg(name).noconvert(); }
 NB_MODULE(_native, m) {
   m.doc() = "Crumb's native kernels; use them through crumb.kernels.";
   m.def("supported_sets", &supported_sets, "Instruction sets this machine runs, slowest first.");
+  m.def("compiled_sets", &compiled_sets, "(name, whether it runs here, what it needs) of each.");
+  bind_engine(m);
+  bind_limits(m);
   m.def("pack", &pack, array("codes"), array("packed"), nb::arg("bits"));
   m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));
-  m.def("decode", &decode, array("packed"), array("scale"), array("offset"), array("weights"),
-        nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
   m.def("sweep", &sweep, nb::arg("isa"), array("start"), array("weights"), array("factor"),
         array("scale"), array("offset"), array("group"), array("codes"), array("error"),
         nb::arg("largest_code"), nb::arg("zero"), nb::arg("rounding"));
   m.def("grid_search", &grid_search, nb::arg("isa"), array("weights"), array("importance"),
         array("shrinks"), array("scale"), array("offset"), nb::arg("group_width"),
         nb::arg("bits"), nb::arg("zero"));
+  m.def("pack_tiles", &pack_matrix, array("codes"), array("scale"), array("offset"),
+        array("tiles"), nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
+  m.def("unpack_tiles", &unpack_matrix, array("tiles"), array("codes"), array("scale"),
+        array("offset"), nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
+  m.def("decode_tiles", &decode_matrix, array("tiles"), array("table"), array("weights"),
+        nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
 }

@@ -1,4 +1,4 @@
-// The dense bit stream of formats/bit_stream.py: pack, unpack, and unpack-and-decode.
+// The dense bit stream of formats/bit_stream.py: pack and unpack.
 // In: rows of codes or bytes. Out: the other. Least significant bit first, rows padded to a byte.
 #include "kernels.hpp"
 
@@ -40,39 +40,6 @@ void unpack_codes(const uint8_t* packed, uint8_t* codes, int64_t rows, int64_t c
       out[j] = uint8_t(window & mask);
       window >>= bits;
       held -= bits;
-    }
-  }
-}
-
-void decode_rows(const uint8_t* packed, const float* scale, const float* offset, float* weights,
-                 int64_t rows, int64_t count, int64_t group_width, int bits, int zero) {
-  const int64_t row_bytes = (count * bits + 7) / 8;
-  const int64_t groups = (count + group_width - 1) / group_width;
-  const int levels = 1 << bits;
-  float value[256];
-  for (int64_t row = 0; row < rows; ++row) {
-    const uint8_t* in = packed + row * row_bytes;
-    float* out = weights + row * count;
-    uint32_t window = 0;
-    int held = 0;
-    for (int64_t group = 0; group < groups; ++group) {
-      const float s = scale[row * groups + group];
-      const float o = offset[row * groups + group];
-      const int64_t begin = group * group_width;
-      const int64_t end = begin + group_width < count ? begin + group_width : count;
-      const bool tabulate = levels <= end - begin;
-      for (int q = 0; tabulate && q < levels; ++q)
-        value[q] = zero == kMinimum ? float(q) * s + o : (float(q) - o) * s;
-      for (int64_t j = begin; j < end; ++j) {
-        while (held < bits) {
-          window |= uint32_t(*in++) << held;
-          held += 8;
-        }
-        const uint32_t q = window & uint32_t(levels - 1);
-        window >>= bits;
-        held -= bits;
-        out[j] = tabulate ? value[q] : zero == kMinimum ? float(q) * s + o : (float(q) - o) * s;
-      }
     }
   }
 }

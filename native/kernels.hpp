@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <new>
 
+#include "run_kernels.hpp"
+
 namespace crumb {
 
 constexpr float kRoundLimit = 1024.0f;  // same as formats/grid.py ROUND_LIMIT
@@ -45,25 +47,30 @@ struct KernelTable {
   const char* name;
   void (*sweep)(const Sweep&);
   void (*grid_search)(const GridSearch&);
+  RunKernels run;
 };
 
 extern const KernelTable kBaselineKernels;
 #ifdef CRUMB_X86
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
+extern const KernelTable kAmxKernels;
+#endif
+#ifdef CRUMB_NEON
+extern const KernelTable kNeonDotprodKernels;
+extern const KernelTable kNeonI8mmKernels;
 #endif
 
 struct Choice {
   const KernelTable* table;
   bool supported;
+  const char* needs;  // of the processor, as Linux names its features
 };
-constexpr int kMaxChoices = 3;
+constexpr int kMaxChoices = 4;
 // Every compiled instruction set, slowest first, and whether this machine can run it.
 int list_choices(Choice out[kMaxChoices]);
 
 void pack_codes(const uint8_t* codes, uint8_t* packed, int64_t rows, int64_t count, int bits);
 void unpack_codes(const uint8_t* packed, uint8_t* codes, int64_t rows, int64_t count, int bits);
-void decode_rows(const uint8_t* packed, const float* scale, const float* offset, float* weights,
-                 int64_t rows, int64_t count, int64_t group_width, int bits, int zero);
 
 }  // namespace crumb

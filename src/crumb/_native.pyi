@@ -8,10 +8,27 @@ _Bytes = NDArray[np.uint8]
 def supported_sets() -> list[str]: ...
 def pack(codes: _Bytes, packed: _Bytes, bits: int) -> None: ...
 def unpack(packed: _Bytes, codes: _Bytes, bits: int) -> None: ...
-def decode(
-    packed: _Bytes,
-    scale: _Floats,
-    offset: _Floats,
+def pack_tiles(
+    codes: _Bytes,
+    scale: _Bytes,
+    offset: _Bytes,
+    tiles: _Bytes,
+    group_width: int,
+    bits: int,
+    zero: int,
+) -> None: ...
+def unpack_tiles(
+    tiles: _Bytes,
+    codes: _Bytes,
+    scale: _Bytes,
+    offset: _Bytes,
+    group_width: int,
+    bits: int,
+    zero: int,
+) -> None: ...
+def decode_tiles(
+    tiles: _Bytes,
+    table: NDArray[np.int8],
     weights: _Floats,
     group_width: int,
     bits: int,
@@ -42,3 +59,95 @@ def grid_search(
     bits: int,
     zero: int,
 ) -> None: ...
+def compiled_sets() -> list[tuple[str, bool, str]]: ...
+def read_pass(isa: str, array: NDArray[np.uint8], threads: int) -> float: ...
+def dot_peak(isa: str, threads: int, seconds: float) -> float: ...
+def matmul_scratch_bytes(columns: int) -> int: ...
+def attention_scratch_floats(context_tokens: int, head_dim: int) -> int: ...
+def cache_head_bytes(head_dim: int, kind: int) -> int: ...
+
+PAGE_TOKENS: int
+
+class NativeEngine:
+    """native/engine_bindings.cpp says what each call checks; indices are those of add_*."""
+
+    def __init__(self, isa: str, threads: int, scratch: _Bytes) -> None: ...
+    def add_buffer(self, data: _Floats, width: int) -> int: ...
+    def add_activations(
+        self,
+        codes: NDArray[np.int8],
+        scale: _Floats,
+        sum: NDArray[np.int32],
+        columns: int,
+        block_inputs: int,
+    ) -> int: ...
+    def add_tiles(
+        self,
+        tiles: _Bytes,
+        rows: int,
+        columns: int,
+        group_width: int,
+        bits: int,
+        zero: int,
+        table: _Bytes | None,
+    ) -> int: ...
+    def add_floats(self, weights: _Bytes, columns: int, kind: int) -> int: ...
+    def embed(self, of_positions: bool, out: int, matrix: int) -> None: ...
+    def norm(
+        self,
+        input: int,
+        out: int,
+        weight: _Floats,
+        bias: _Floats | None,
+        epsilon: float,
+        centered: bool,
+    ) -> None: ...
+    def quantize(self, input: int, activations: int) -> None: ...
+    def linear(
+        self,
+        input: int,
+        activations: int,
+        out: int,
+        matrix: int,
+        bias: _Floats | None,
+        joined: bool,
+    ) -> None: ...
+    def split(self, input: int, outs: list[int], outer: int, inner: int) -> None: ...
+    def rotary(
+        self,
+        input: int,
+        out: int,
+        heads: int,
+        dimensions: int,
+        interleaved: bool,
+        turns: _Floats,
+    ) -> None: ...
+    def attention(
+        self,
+        query: int,
+        key: int,
+        value: int,
+        out: int,
+        heads: int,
+        key_value_heads: int,
+        scale: float,
+        soft_cap: float,
+        causal: bool,
+        window: int,
+        pages: _Bytes,
+        kind: int,
+    ) -> None: ...
+    def elementwise(self, left: int, right: int, out: int, kind: int) -> None: ...
+    def select(self, input: int, out: int) -> None: ...
+    def operation_count(self) -> int: ...
+    def set_timed(self, timed: bool) -> None: ...
+    def seconds(self) -> list[tuple[str, float]]: ...
+    def step(
+        self,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        segments: NDArray[np.int64],
+        pages: NDArray[np.int32],
+        selected: NDArray[np.int32],
+        operations: int,
+    ) -> None: ...

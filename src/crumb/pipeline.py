@@ -38,7 +38,8 @@ from crumb.fit.quantize_cost import (
 )
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
-from crumb.kernels.decode import decode, pack_tensor
+from crumb.kernels.decode import decode
+from crumb.kernels.tile import pack_tensor
 from crumb.run.array_executor import Array
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.run.tokenizer import FILES

@@ -102,7 +102,7 @@ def test_what_belongs_to_the_tokenizer_travels_with_the_model(quantized_novella:
         assert (quantized_novella / name).read_bytes() == (NOVELLA / name).read_bytes()
     written = json.loads((quantized_novella / "config.json").read_text())
     container = written.pop("quantization_config")
-    assert container == {"quant_method": "crumb", "layout": "row-stream", "layout_version": 1}
+    assert container == {"quant_method": "crumb", "layout": "tile", "layout_version": 1}
     assert written == json.loads((NOVELLA / "config.json").read_text())
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumb.errors import UsageError
-from crumb.formats.bit_stream import diagram, pack_reference, row_bytes, unpack_reference
+from crumb.formats.bit_stream import pack_reference, row_bytes, unpack_reference
 from crumb.formats.catalog import CATALOG
 
 WIDTHS = [row.bits for row in CATALOG.values()]
@@ -91,19 +91,3 @@ def test_a_code_that_does_not_fit_is_refused(bits):
     codes = np.array([[0, 1 << bits]], np.uint8)
     with pytest.raises(UsageError, match=f"expected at most {(1 << bits) - 1}, found {1 << bits}"):
         pack_reference(codes, bits)
-
-
-def test_the_diagram_of_3_bits_is_as_drawn_by_hand():
-    assert diagram(3) == "22111000 54443332 77766655"
-
-
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_the_diagram_shows_the_owner_of_each_bit(bits):
-    drawn = diagram(bits).split()
-    count = 8 * len(drawn) // bits
-    for place in range(count):
-        codes = np.zeros((1, count), np.uint8)
-        codes[0, place] = (1 << bits) - 1
-        owned = [format(byte, "08b") for byte in pack_reference(codes, bits)[0]]
-        shown = ["".join("01"[owner == f"{place:x}"] for owner in byte) for byte in drawn]
-        assert owned == shown

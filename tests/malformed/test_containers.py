@@ -57,8 +57,10 @@ def test_the_container_is_fine_before_it_is_broken(container: Path, capsys: Caps
 
 
 OTHERS: list[Any] = [
-    {"quant_method": "crumb", "layout": "row-stream", "layout_version": 2},
-    {"quant_method": "crumb", "layout": "tile", "layout_version": 1},
+    {"quant_method": "crumb", "layout": "tile", "layout_version": 2},
+    {"quant_method": "crumb", "layout": "tile", "layout_version": "1"},
+    {"quant_method": "crumb", "layout": "tiles", "layout_version": 1},
+    {"quant_method": "crumb", "layout": ["tile"], "layout_version": 1},
     {"quant_method": "crumb"},
     {"quant_method": "gptq", "bits": 4, "group_size": 128},
     {},
@@ -78,7 +80,19 @@ def test_another_layout_or_version_says_which_can_be_read(
     for line in (["show", container], eval_line(container), quantize_line(container, "out")):
         said = refusal(capsys, 1, *line)
         assert "cannot be read by this version" in said
-        assert "expected quant_method crumb, layout row-stream, layout_version 1" in said
+        assert "expected quant_method crumb, layout tile, layout_version 1" in said
+        assert "Quantize the float checkpoint again" in said
+
+
+def test_the_layout_of_earlier_versions_is_refused_by_its_name(
+    container: Path, capsys: Capsys
+) -> None:
+    old = {"quant_method": "crumb", "layout": "row-stream", "layout_version": 1}
+    change_json(container / "config.json", lambda config: config | {"quantization_config": old})
+    for line in (["show", container], eval_line(container), quantize_line(container, "out")):
+        said = refusal(capsys, 1, *line)
+        assert "the layout row-stream of earlier versions cannot be read by this version" in said
+        assert "expected quant_method crumb, layout tile, layout_version 1" in said
         assert "Quantize the float checkpoint again" in said
 
 
@@ -120,36 +134,57 @@ def rename(suffix: str, other: str) -> Callable[[Header], None]:
     return change
 
 
-def reshape(suffix: str, dtype: str, shape: list[int]) -> Callable[[Header], None]:
+def reshape(dtype: str, shape: list[int]) -> Callable[[Header], None]:
     def change(header: Header) -> None:
-        begin, end = header[f"{QUERY}.{suffix}"]["data_offsets"]
-        header[f"{QUERY}.{suffix}"] = entry(dtype, shape, begin, end)
+        begin, end = header[f"{QUERY}.tiles"]["data_offsets"]
+        header[f"{QUERY}.tiles"] = entry(dtype, shape, begin, end)
 
     return change
 
 
+def also_plain(header: Header) -> None:
+    end = max(known["data_offsets"][1] for name, known in header.items() if name[0] != "_")
+    header[QUERY] = entry("F16", [0, 64], end, end)
+
+
+# The query is 64 x 64 of int3-g32-variable: 4 tiles of 2 blocks of 32 + 16 + 192 bytes.
+TILES, TILE_BYTES = 4, 480
+UNREADABLE, UNSIZED, UNFIT = (
+    "without a readable format",
+    "without out_features and in_features",
+    "does not follow from",
+)
 DAMAGES: dict[str, tuple[Callable[[Header], None], str]] = {
-    "no metadata": (drop_metadata, "without a readable format"),
-    "unknown format": (set_metadata("int9-g32-variable 64"), "without a readable format"),
-    "hostile format": (set_metadata("x" * 9000 + " 64"), "without a readable format"),
-    "no width": (set_metadata("int3-g32-variable"), "without a width"),
-    "width of letters": (set_metadata("int3-g32-variable abc"), "without a width"),
-    "negative width": (set_metadata("int3-g32-variable -64"), "without a width"),
-    "huge width": (set_metadata("int3-g32-variable 99999999999999999999"), "without a width"),
-    "width 0": (set_metadata("int3-g32-variable 0"), "shape"),
-    "another width": (set_metadata("int3-g32-variable 128"), "shape"),
-    "another bit width": (set_metadata("int4-g32-variable 64"), "does not follow from int4"),
-    "another group": (set_metadata("int3-g64-variable 64"), "does not follow from int3-g64"),
-    "fixed zero": (set_metadata("int3-g32-fixed 64"), "does not store this array"),
-    "no scale": (rename("scale", "scales"), "does not follow from int3"),
-    "no zero point": (rename("zero_point", "zeros"), "does not follow from int3"),
-    "zero point named minimum": (rename("zero_point", "minimum"), "does not store this array"),
-    "no codes": (rename("codes", "code"), "lacks a tensor"),
-    "codes in one row": (reshape("codes", "U8", [1, 64 * 24]), "shape"),
-    "codes as a vector": (reshape("codes", "U8", [64 * 24]), "without a width"),
-    "codes of signed bytes": (reshape("codes", "I8", [64, 24]), "does not follow from int3"),
-    "scale of bf16": (reshape("scale", "BF16", [64, 2]), "does not follow from int3"),
-    "scale the other way": (reshape("scale", "F16", [2, 64]), "does not follow from int3"),
+    "no metadata": (drop_metadata, UNREADABLE),
+    "unknown format": (set_metadata("int9-g32-variable 64 64"), UNREADABLE),
+    "hostile format": (set_metadata("x" * 9000 + " 64 64"), UNREADABLE),
+    "sizes first": (set_metadata("64 64 int3-g32-variable"), UNREADABLE),
+    "no sizes": (set_metadata("int3-g32-variable"), UNSIZED),
+    "one size, as earlier versions wrote": (set_metadata("int3-g32-variable 64"), UNSIZED),
+    "three sizes": (set_metadata("int3-g32-variable 64 64 64"), UNSIZED),
+    "two spaces": (set_metadata("int3-g32-variable 64  64"), UNSIZED),
+    "size of letters": (set_metadata("int3-g32-variable 64 abc"), UNSIZED),
+    "size of other digits": (set_metadata("int3-g32-variable 64 ٦٤"), UNSIZED),
+    "negative size": (set_metadata("int3-g32-variable -64 64"), UNSIZED),
+    "huge size": (set_metadata("int3-g32-variable 64 99999999999999999999"), UNSIZED),
+    "many rows": (set_metadata("int3-g32-variable 999999999 64"), UNFIT),
+    "many columns": (set_metadata("int3-g32-variable 64 999999999"), UNFIT),
+    "no columns": (set_metadata("int3-g32-variable 64 0"), "without columns"),
+    "no rows": (set_metadata("int3-g32-variable 0 64"), UNFIT),
+    "fewer rows of the same tiles": (set_metadata("int3-g32-variable 63 64"), "shape"),
+    "fewer columns of the same tiles": (set_metadata("int3-g32-variable 64 63"), "shape"),
+    "another width": (set_metadata("int3-g32-variable 64 128"), UNFIT),
+    "another bit width": (set_metadata("int4-g32-variable 64 64"), "does not follow from int4"),
+    "another group": (set_metadata("int3-g64-variable 64 64"), "does not follow from int3-g64"),
+    "another zero": (set_metadata("int3-g32-fixed 64 64"), "does not follow from int3-g32-fixed"),
+    "no tiles": (rename("tiles", "tile"), "lacks a tensor"),
+    "arrays of earlier versions": (rename("tiles", "codes"), "lacks a tensor"),
+    "tiles in one row": (reshape("U8", [1, TILES * TILE_BYTES]), UNFIT),
+    "tiles as a vector": (reshape("U8", [TILES * TILE_BYTES]), UNFIT),
+    "tiles the other way": (reshape("U8", [TILE_BYTES, TILES]), UNFIT),
+    "tiles of signed bytes": (reshape("I8", [TILES, TILE_BYTES]), UNFIT),
+    "tiles of halves": (reshape("F16", [TILES, TILE_BYTES // 2]), UNFIT),
+    "also a plain matrix": (also_plain, "both packed and plain"),
 }
 
 
@@ -164,30 +199,33 @@ def test_a_packed_matrix_that_does_not_add_up_is_refused_by_name(
     assert len(line) < 600
 
 
-def test_an_array_called_codes_alone_is_no_matrix(container: Path, capsys: Capsys) -> None:
+def test_an_array_called_tiles_alone_is_no_matrix(container: Path, capsys: Capsys) -> None:
     """Its matrix would have an empty name, which metadata can describe."""
 
     def add(header: Header) -> None:
         end = max(known["data_offsets"][1] for name, known in header.items() if name[0] != "_")
-        header["codes"] = entry("U8", [0, 24], end, end)
-        header["__metadata__"][""] = "int3-g32-variable 64"
+        header["tiles"] = entry("U8", [0, TILE_BYTES], end, end)
+        header["__metadata__"][""] = "int3-g32-variable 0 64"
 
     change_header(container / MODEL, add)
     succeed(capsys, *eval_line(container))
 
 
-def test_codes_and_scales_may_hold_any_bits_but_not_nan(container: Path, capsys: Capsys) -> None:
+def test_codes_and_zero_points_may_hold_any_bits_but_scales_not_nan(
+    container: Path, capsys: Capsys
+) -> None:
     """Every code and zero point decodes to something; a scale can be infinite or NaN."""
     raw = bytearray((container / MODEL).read_bytes())
     start = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:start])
-    for suffix in ("codes", "zero_point"):
-        begin, end = (start + place for place in header[f"{QUERY}.{suffix}"]["data_offsets"])
-        raw[begin:end] = b"\xff" * (end - begin)
+    begin, end = (start + place for place in header[f"{QUERY}.tiles"]["data_offsets"])
+    blocks = range(begin, end, 32 + 16 + 192)
+    for block in blocks:
+        raw[block + 32 : block + 240] = b"\xff" * 208
     (container / MODEL).write_bytes(raw)
     succeed(capsys, *eval_line(container))
-    begin, end = (start + place for place in header[f"{QUERY}.scale"]["data_offsets"])
-    raw[begin:end] = b"\xff" * (end - begin)
+    for block in blocks:
+        raw[block : block + 32] = b"\xff" * 32
     (container / MODEL).write_bytes(raw)
     assert "logits are not finite" in refusal(capsys, 1, *eval_line(container))
 

@@ -52,8 +52,8 @@ def cut(share: float) -> Callable[[Path], None]:
 
 def other_metadata(metadata: str) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        codes = '"codes": {"dtype": "U8", "shape": [1, 1], "data_offsets": [0, 1]}'
-        write_raw(path, f'{{"__metadata__": {metadata}, {codes}}}'.encode(), b"\0")
+        tiles = '"tiles": {"dtype": "U8", "shape": [1, 448], "data_offsets": [0, 448]}'
+        write_raw(path, f'{{"__metadata__": {metadata}, {tiles}}}'.encode(), bytes(448))
 
     return damage
 
@@ -68,12 +68,14 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "text": lambda path: path.write_text("tensor") and None,
     "another program's file": lambda path: write_safetensors(path, {"a": np.zeros(3, np.float32)}),
     "no metadata": other_metadata("{}"),
-    "no record": other_metadata('{"format": "int3-g32-fixed 64"}'),
-    "broken record": other_metadata('{"format": "int3-g32-fixed 64", "record": "{"}'),
-    "record is a list": other_metadata('{"format": "int3-g32-fixed 64", "record": "[]"}'),
-    "unknown format": other_metadata('{"format": "int9 64", "record": "{}"}'),
-    "no width": other_metadata('{"format": "int3-g32-fixed", "record": "{}"}'),
-    "no scale": other_metadata('{"format": "int3-g32-fixed 64", "record": "{}"}'),
+    "no record": other_metadata('{"format": "int3-g32-fixed 1 64"}'),
+    "broken record": other_metadata('{"format": "int3-g32-fixed 1 64", "record": "{"}'),
+    "record is a list": other_metadata('{"format": "int3-g32-fixed 1 64", "record": "[]"}'),
+    "unknown format": other_metadata('{"format": "int9 1 64", "record": "{}"}'),
+    "no sizes": other_metadata('{"format": "int3-g32-fixed", "record": "{}"}'),
+    "one size": other_metadata('{"format": "int3-g32-fixed 64", "record": "{}"}'),
+    "tiles of another format": other_metadata('{"format": "int4-g32-fixed 1 64", "record": "{}"}'),
+    "tiles of more rows": other_metadata('{"format": "int3-g32-fixed 17 64", "record": "{}"}'),
 }
 
 

@@ -22,13 +22,31 @@ VALID = {
     # 3 rows of 40 codes: 2 groups of 32 a row; at 8 bits one code more or less is one byte
     "pack": {"codes": codes(3, 40), "packed": codes(3, 40), "bits": 8},
     "unpack": {"packed": codes(3, 40), "codes": codes(3, 40), "bits": 8},
-    "decode": {
-        "packed": codes(3, 40),
-        "scale": floats(3, 2),
-        "offset": floats(3, 2),
-        "weights": floats(3, 40),
+    # 20 rows are 2 tiles; 40 inputs are groups of 32 and 8, a chunk each; 3 bits: 192 bytes
+    "pack_tiles": {
+        "codes": codes(20, 40),
+        "scale": codes(20, 4),
+        "offset": codes(20, 2),
+        "tiles": codes(2, 480),
         "group_width": 32,
-        "bits": 8,
+        "bits": 3,
+        "zero": 1,
+    },
+    "unpack_tiles": {
+        "tiles": codes(2, 480),
+        "codes": codes(20, 40),
+        "scale": codes(20, 4),
+        "offset": codes(20, 2),
+        "group_width": 32,
+        "bits": 3,
+        "zero": 1,
+    },
+    "decode_tiles": {
+        "tiles": codes(2, 576),
+        "table": np.zeros(16, np.int8),
+        "weights": floats(20, 40),
+        "group_width": 32,
+        "bits": 4,
         "zero": 0,
     },
     "sweep": {
@@ -64,6 +82,15 @@ ARRAYS = [
     if isinstance(value, np.ndarray)
 ]
 ANY_LENGTH = ("grid_search", "shrinks")
+TILE_KERNELS = ("pack_tiles", "unpack_tiles", "decode_tiles")
+STEPS = {
+    ("pack_tiles", "codes", 1): 32,
+    ("unpack_tiles", "codes", 1): 32,
+    ("decode_tiles", "weights", 0): 16,
+    ("decode_tiles", "weights", 1): 32,
+}
+"""Rows or inputs that tiles are padded to: fewer more or less have tiles of the same shape."""
+MAY_BE_EMPTY = ("decode_tiles", "table")
 
 
 def call(kernel, **changes):
@@ -79,11 +106,14 @@ def test_the_valid_arguments_of_these_tests_are_accepted(kernel):
 def test_a_wrong_shape_is_a_value_error(kernel, name):
     array = VALID[kernel][name]
     for axis in range(array.ndim):
-        for wrong in (
-            np.concatenate([array, array.take([0], axis)], axis),
-            np.ascontiguousarray(np.delete(array, 0, axis)),
-            np.ascontiguousarray(array.take([], axis)),
-        ):
+        step = range(STEPS.get((kernel, name, axis), 1))
+        wrongs = [
+            np.concatenate([array, array.take(step, axis)], axis),
+            np.ascontiguousarray(np.delete(array, step, axis)),
+        ]
+        if (kernel, name) != MAY_BE_EMPTY:
+            wrongs.append(np.ascontiguousarray(array.take([], axis)))
+        for wrong in wrongs:
             with pytest.raises(ValueError, match=r"wrong shape|out of range"):
                 call(kernel, **{name: wrong})
 
@@ -108,7 +138,11 @@ def test_another_dtype_rank_or_memory_order_is_a_type_error(kernel, name):
 OUTPUTS = [
     ("pack", "packed"),
     ("unpack", "codes"),
-    ("decode", "weights"),
+    ("pack_tiles", "tiles"),
+    ("unpack_tiles", "codes"),
+    ("unpack_tiles", "scale"),
+    ("unpack_tiles", "offset"),
+    ("decode_tiles", "weights"),
     ("sweep", "codes"),
     ("sweep", "error"),
     ("grid_search", "scale"),
@@ -135,7 +169,13 @@ def test_a_read_only_input_is_accepted(kernel, name):
     ("kernel", "name", "value"),
     [
         *((kernel, "bits", bits) for kernel in VALID if kernel != "sweep" for bits in (-1, 0, 9)),
-        *((kernel, "group_width", n) for kernel in ("decode", "grid_search") for n in (-32, 0)),
+        *((kernel, "bits", bits) for kernel in TILE_KERNELS for bits in (1, 7)),
+        *((kernel, "zero", zero) for kernel in TILE_KERNELS for zero in (-1, 3)),
+        *(
+            (kernel, "group_width", n)
+            for kernel in (*TILE_KERNELS, "grid_search")
+            for n in (-32, 0)
+        ),
         *((kernel, "isa", "sse9") for kernel in ("sweep", "grid_search")),
         ("sweep", "group", np.array([0, 0, 1, 2], np.int32)),
         ("sweep", "group", np.array([0, 0, 1, -1], np.int32)),
@@ -146,17 +186,30 @@ def test_a_setting_that_cannot_be_is_a_value_error(kernel, name, value):
         call(kernel, **{name: value})
 
 
-@pytest.mark.parametrize("kernel", ["decode", "grid_search"])
+ONE_GROUP = {
+    "decode_tiles": {"tiles": codes(2, 32 + 2 * 256)},
+    "grid_search": {"scale": floats(3, 1), "offset": floats(3, 1)},
+}
+
+
+@pytest.mark.parametrize("kernel", ONE_GROUP)
 @pytest.mark.parametrize("group_width", [41, 2**58, 2**63 - 1])
 def test_a_group_wider_than_the_row_is_the_row(kernel, group_width):
     names = [name for owner, name in OUTPUTS if owner == kernel]
-    one_group = {"scale": floats(3, 1), "offset": floats(3, 1)}
+    one_group = ONE_GROUP[kernel]
     results = []
     for width in (40, group_width):
         arrays = {name: (VALID[kernel] | one_group)[name].copy() for name in names}
         call(kernel, **(one_group | arrays | {"group_width": width}))
         results.append([array.tobytes() for array in arrays.values()])
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_a_table_has_a_fixed_zero(zero):
+    header_bytes = {1: 48, 2: 64}[zero]
+    with pytest.raises(ValueError, match="zero must be fixed"):
+        call("decode_tiles", zero=zero, tiles=codes(2, 2 * (header_bytes + 256)))
 
 
 @pytest.mark.parametrize(("kernel", "rows"), [("sweep", 0), ("grid_search", 0)])
@@ -176,8 +229,21 @@ def test_the_stub_names_every_function_and_argument():
         for node in stub.body
         if isinstance(node, ast.FunctionDef)
     }
+    others = {
+        node.name: [each.name for each in node.body if isinstance(each, ast.FunctionDef)]
+        for node in stub.body
+        if isinstance(node, ast.ClassDef)
+    }
+    constants = {
+        node.target.id
+        for node in stub.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     public = {name for name in dir(_native) if not name.startswith("_")}
-    assert set(written) == public
+    assert written.keys() | others.keys() | constants == public
+    for name, methods in others.items():
+        found = {each for each in dir(getattr(_native, name)) if not each.startswith("_")}
+        assert set(methods) - {"__init__"} == found
     assert {name: written[name] for name in VALID} == {
         name: list(arguments) for name, arguments in VALID.items()
     }

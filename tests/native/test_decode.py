@@ -6,10 +6,19 @@ Decoding has one implementation for all instruction sets, so CRUMB_ISA plays no 
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.catalog import (
+    CATALOG,
+    GROUP_SIZES,
+    ROW,
+    CodeRow,
+    Format,
+    ZeroKind,
+    make_format,
+)
 from crumb.formats.grid import GroupParameters, decode_reference, make_parameters
 from crumb.kernels import threads as threads_module
-from crumb.kernels.decode import decode, decode_packed_reference, pack_tensor
+from crumb.kernels.decode import decode, decode_packed_reference
+from crumb.kernels.tile import pack_tensor
 
 
 def random_tensor(format, rows, columns, seed=0):
@@ -66,3 +75,35 @@ def test_parameters_in_another_memory_order_decode_alike(zero):
     }
     tensor = pack_tensor(codes, GroupParameters(**turned), format)
     assert_same_bits(decode(tensor), decode_reference(codes, parameters, format))
+
+
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+def test_a_table_gives_each_code_its_level(group_size):
+    levels = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+    format = Format(CodeRow("levels4", 4, table=levels), group_size, ZeroKind.FIXED)
+    codes, parameters = random_tensor(format, 17, 160)
+    tensor = pack_tensor(codes, parameters, format)
+    found = decode(tensor)
+    assert_same_bits(found, decode_packed_reference(tensor))
+    scale = np.repeat(parameters.scale, format.group_width(160), axis=1)[:, :160]
+    by_hand = np.array(levels, np.float32)[codes] * scale.astype(np.float32)
+    np.testing.assert_array_equal(found, by_hand)
+
+
+def test_every_scale_and_minimum_of_fp16_decodes_as_the_reference_does():
+    """All 63488 finite values of fp16, as scales and the other way round as minima."""
+    format = make_format(2, 32, ZeroKind.MINIMUM)
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].reshape(-1, 2)
+    assert finite.size == 63488
+    codes = np.tile(np.arange(4, dtype=np.uint8), (len(finite), 16))
+    tensor = pack_tensor(codes, GroupParameters(finite, minimum=finite[::-1].copy()), format)
+    assert_same_bits(decode(tensor), decode_packed_reference(tensor))
+
+
+@pytest.mark.parametrize("half", [np.inf, -np.inf, np.nan])
+def test_a_scale_that_is_not_finite_stays_so(half):
+    format = make_format(4, 32, ZeroKind.FIXED)
+    scale = np.full((1, 1), half, np.float16)
+    tensor = pack_tensor(np.full((1, 32), 9, np.uint8), GroupParameters(scale), format)
+    np.testing.assert_array_equal(decode(tensor), np.full((1, 32), half, np.float32))

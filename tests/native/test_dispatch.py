@@ -1,22 +1,20 @@
 """Which instruction set runs, how rows are shared out, and that the sets share no symbol."""
 
 import platform
-import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
+from native_program import SETS, set_flags, shared_flags, shared_symbols
 
 from crumb.errors import UsageError
 from crumb.kernels import dispatch
 from crumb.kernels import threads as threads_module
 
-NATIVE = Path(__file__).parents[2] / "native"
 TABLES = {
-    "isa_baseline.cpp": "crumb::kBaselineKernels",
-    "isa_avx2.cpp": "crumb::kAvx2Kernels",
-    "isa_avx512.cpp": "crumb::kAvx512Kernels",
+    "baseline": "crumb::kBaselineKernels",
+    "avx2": "crumb::kAvx2Kernels",
+    "avx512": "crumb::kAvx512Kernels",
+    "amx": "crumb::kAmxKernels",
 }
 
 
@@ -69,28 +67,21 @@ def test_an_error_in_a_worker_reaches_the_caller(monkeypatch):
         threads_module.over_rows(32, work)
 
 
-def compile_flags(source):
-    """The instruction-set flags that CMakeLists.txt gives this file."""
-    lists = (NATIVE.parent / "CMakeLists.txt").read_text()
-    found = re.search(source + r'\s+PROPERTIES COMPILE_OPTIONS\s+"([^"]*)"', lists)
-    return found[1].split(";") if found else []
+def test_flags_of_a_set_are_those_that_cmake_gives_it():
+    assert set_flags("isa_baseline.cpp") == []
+    assert set_flags("isa_avx2.cpp") == ["-mavx2", "-mfma", "-mf16c"]
+    assert set(set_flags("isa_amx.cpp")) - set(set_flags("isa_avx512.cpp")) == {
+        "-mamx-tile",
+        "-mamx-int8",
+    }
+    assert "-ffp-contract=off" in shared_flags()
 
 
-@pytest.mark.parametrize("source", TABLES)
-def test_a_set_shares_no_symbol_with_another(source, tmp_path):
+@pytest.mark.parametrize("isa", TABLES)
+def test_a_set_shares_no_symbol_with_another(isa, tmp_path):
     compiler, nm = shutil.which("c++"), shutil.which("nm")
     if not (compiler and nm and platform.machine() == "x86_64"):
         pytest.skip("needs a C++ compiler and nm on x86-64")
-    item = tmp_path / "set.o"
-    # Unoptimised, so that nothing shared can hide by being inlined; -w: GCC warns that the
-    # calling convention of wide vectors depends on the set, which is what we test.
-    flags = ["-std=c++20", "-O0", "-w", "-DCRUMB_X86=1", *compile_flags(source)]
-    subprocess.run([compiler, *flags, "-c", NATIVE / source, "-o", item], check=True)
-    listing = subprocess.run(
-        [nm, "--demangle", "--defined-only", item], check=True, capture_output=True, text=True
-    )
-    symbols = [line.split(maxsplit=2)[1:] for line in listing.stdout.splitlines()]
-    # Lower case is local to the object; u, v and w are the exceptions, shared or weak.
-    shared = [name for kind, name in symbols if kind.isupper() or kind in "uvw"]
-    assert shared == [TABLES[source]]
-    assert any("(anonymous namespace)::sweep" in name for _, name in symbols)
+    source = SETS["x86_64"][isa]
+    shared = shared_symbols(source, "x86_64", compiler, nm, tmp_path / "set.o")
+    assert shared == [TABLES[isa]]

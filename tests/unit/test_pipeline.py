@@ -155,10 +155,10 @@ def test_gptq_leaves_less_error_than_rounding_in_every_layer(
 def test_rows_solved_apart_are_the_rows_solved_together(
     request_of_tiny: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wide embeddings and heads are solved some rows at a time; by rounding, bit for bit."""
+    """Wide embeddings and heads are solved some tiles at a time; by rounding, bit for bit."""
     request = replace(request_of_tiny, solve=SolveSettings(method=Method.ROUND))
     quantize(request)
-    monkeypatch.setattr(pipeline, "ROWS_AT_ONCE", 70)
+    monkeypatch.setattr(pipeline, "ROWS_AT_ONCE", 64)
     apart = replace(request, out=request.out.with_name("apart"))
     quantize(apart)
     for name in ("model.safetensors", "manifest.json"):

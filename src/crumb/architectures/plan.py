@@ -150,6 +150,7 @@ class Attention(Operation):
     """softmax(scale q k^T + mask) v for each head; key and value heads may be fewer.
 
     With a state slot, earlier keys and values are prepended; window counts the query itself.
+    A soft cap c turns each score s into c tanh(s / c).
     """
 
     READS = ("query", "key", "value")
@@ -165,6 +166,7 @@ class Attention(Operation):
     causal: bool
     window: int | None
     state: str | None
+    soft_cap: float | None = None
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,22 @@
 
 In: a source checkpoint, a workspace whose matrices are all finished, the manifest. Out: shards,
 index, config.json, tokenizer files and manifest.json in the workspace's model/.
-One tensor is in memory at a time; shards hold at most SHARD_BYTES.
+One tensor is in memory at a time; shards hold at most SHARD_BYTES, matrices before small tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crumb.checkpoints.crumb_directory import MANIFEST, quantization_config
+from crumb.checkpoints.crumb_directory import (
+    MANIFEST,
+    TILES,
+    matrix_metadata,
+    quantization_config,
+)
 from crumb.checkpoints.huggingface import INDEX, SINGLE, Checkpoint
 from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, write_file
 from crumb.checkpoints.workspace import Workspace, write_json, write_synced
@@ -19,7 +25,14 @@ from crumb.errors import CheckpointError
 
 SHARD_BYTES = 4 << 30
 
-Named = tuple[str, dict[str, ArrayToWrite], dict[str, str]]  # tensor, its arrays, its metadata
+
+@dataclass(frozen=True)
+class _Part:
+    """One array of a shard."""
+
+    name: str
+    array: ArrayToWrite
+    metadata: dict[str, str]  # of a packed matrix, empty otherwise
 
 
 def assemble_directory(
@@ -36,40 +49,40 @@ def assemble_directory(
     write_json(target / MANIFEST, manifest)
 
 
-def _gather(source: Checkpoint, workspace: Workspace, name: str) -> Named:
+def _gather(source: Checkpoint, workspace: Workspace, name: str) -> _Part:
     finished = workspace.finished(name)
     if finished is None:
         entry = source.tensors.entry(name)
         if not isinstance(entry, StoredArray):
             raise CheckpointError("the source is quantized already", where=source.path, found=name)
-        return name, {name: ArrayToWrite(entry.dtype, entry.shape, entry.read)}, {}
+        return _Part(name, _copied(entry), {})
     stored = finished.stored
-    arrays = {
-        f"{name}.{suffix}": ArrayToWrite(array.dtype, array.shape, array.read)
-        for suffix, array in stored.arrays.items()
-    }
-    return name, arrays, {name: f"{stored.format.name} {stored.shape[1]}"}
+    metadata = {name: matrix_metadata(stored.format, stored.shape)}
+    return _Part(f"{name}.{TILES}", _copied(stored.tiles), metadata)
 
 
-def _write_shards(target: Path, tensors: Sequence[Named]) -> None:
-    shards: list[list[Named]] = [[]]
+def _copied(array: StoredArray) -> ArrayToWrite:
+    return ArrayToWrite(array.dtype, array.shape, array.read)
+
+
+def _write_shards(target: Path, parts: Sequence[_Part]) -> None:
+    shards: list[list[_Part]] = [[]]
     filled = 0
-    for tensor in tensors:
-        size = sum(array.size_bytes for array in tensor[1].values())
-        if filled and filled + size > SHARD_BYTES:
+    for part in parts:
+        if filled and filled + part.array.size_bytes > SHARD_BYTES:
             shards.append([])
             filled = 0
-        shards[-1].append(tensor)
-        filled += size
+        shards[-1].append(part)
+        filled += part.array.size_bytes
     weight_map: dict[str, str] = {}
     for index, shard in enumerate(shards, 1):
         name = SINGLE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
-        arrays: dict[str, ArrayToWrite] = {}
+        # Small tensors have any size: behind them a matrix could begin at any byte.
+        shard.sort(key=lambda part: not part.metadata)
         metadata = {"format": "crumb"}
-        for _, parts, formats in shard:
-            arrays |= parts
-            metadata |= formats
-        write_file(target / name, arrays, metadata)
-        weight_map |= dict.fromkeys(arrays, name)
+        for part in shard:
+            metadata |= part.metadata
+        write_file(target / name, {part.name: part.array for part in shard}, metadata)
+        weight_map |= {part.name: name for part in shard}
     if len(shards) > 1:
         write_json(target / INDEX, {"metadata": {}, "weight_map": weight_map})

@@ -1,8 +1,9 @@
 """Safetensors files: a checked header, tensors read one at a time, a writer that streams.
 
-In: a path. Out: entries with dtype, shape and place, or arrays read with plain reads (no mapping,
-so a tensor that was dropped costs no memory). Refuses headers that are huge, malformed, overlap,
-leave holes or point past the end. Source: the safetensors format description.
+In: a path. Out: entries with dtype, shape and place; arrays read with plain reads, so that a tensor
+which was dropped costs no memory, or mapped, so that a model runs from the file as it lies.
+Refuses headers that are huge, malformed, overlap, leave holes or point past the end.
+Source: the safetensors format description.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 from crumb.errors import CheckpointError
 
 LARGEST_HEADER_BYTES = 100_000_000
+
+DATA_ALIGNMENT_BYTES = 64
+"""Where the first array of a file we write begins: a multiple of this, a cache line."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -78,6 +82,27 @@ class StoredArray:
                     )
                 done += count
         return array
+
+    def map(self) -> NDArray[Any]:
+        """The array where it lies in the file, read-only. Raises: CheckpointError."""
+        try:
+            file_bytes = self.path.stat().st_size
+            if file_bytes < self.offset_bytes + self.size_bytes:
+                raise CheckpointError(
+                    "the file ends inside a tensor",
+                    where=self.path,
+                    expected=f"at least {self.offset_bytes + self.size_bytes} bytes",
+                    found=file_bytes,
+                    do="The file is truncated: copy or download it again",
+                )
+            if not self.size_bytes:  # nothing cannot be mapped
+                empty = np.empty(self.shape, self.dtype)
+                empty.flags.writeable = False
+                return empty
+            mapped = np.memmap(self.path, np.uint8, "r", self.offset_bytes, self.size_bytes)
+        except OSError as error:
+            raise CheckpointError(error.strerror or "cannot be mapped", where=self.path) from error
+        return np.asarray(mapped).view(self.dtype).reshape(self.shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
@@ -211,7 +236,7 @@ def write_file(path: Path, arrays: Mapping[str, ArrayToWrite], metadata: Mapping
         }
         position = end
     raw = msgspec.json.encode(header)
-    raw += b" " * (-len(raw) % 8)
+    raw += b" " * (-(8 + len(raw)) % DATA_ALIGNMENT_BYTES)
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:

@@ -1,6 +1,7 @@
 """TensorMap: every tensor of a checkpoint by name, read one at a time.
 
-In: entries from a container reader. Out: float arrays, packed tensors, or rows in f32.
+In: entries from a container reader. Out: float arrays, packed tensors, or rows in f32; read, or
+mapped as they lie in the file.
 Refuses names that are missing and shapes that do not follow from the Plan.
 """
 
@@ -18,6 +19,7 @@ from crumb.architectures.plan import Plan
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.errors import CheckpointError
 from crumb.formats.catalog import Format
+from crumb.formats.layouts.tile import TILE_ROWS, tiles_of_rows
 from crumb.formats.packed_tensor import PackedTensor, assemble
 from crumb.kernels.decode import decode
 
@@ -30,15 +32,28 @@ class StoredPacked:
 
     format: Format
     shape: tuple[int, int]  # (out_features, in_features)
-    arrays: Mapping[str, StoredArray]  # by suffix, as PackedTensor.arrays names them
+    tiles: StoredArray
 
     @property
     def size_bytes(self) -> int:
-        return sum(array.size_bytes for array in self.arrays.values())
+        return self.tiles.size_bytes
 
     def read(self, where: str) -> PackedTensor:
-        arrays = {suffix: stored.read() for suffix, stored in self.arrays.items()}
-        return assemble(self.format, *self.shape, arrays, where)
+        """The matrix in memory. Raises: CheckpointError."""
+        return assemble(self.format, *self.shape, self.tiles.read(), where)
+
+    def map(self, where: str) -> PackedTensor:
+        """The matrix as it lies in the file. Raises: CheckpointError."""
+        return assemble(self.format, *self.shape, self.tiles.map(), where)
+
+    def read_float(self, rows: slice, where: str) -> NDArray[np.float32]:
+        """Some rows in f32; only the tiles that hold them are read. Raises: CheckpointError."""
+        begin, end, _ = rows.indices(self.shape[0])
+        tiles = tiles_of_rows(begin, max(begin, end))
+        first_row = TILE_ROWS * tiles.start
+        count = min(TILE_ROWS * tiles.stop, self.shape[0]) - first_row
+        part = assemble(self.format, count, self.shape[1], self.tiles.read(tiles), where)
+        return decode(part)[begin - first_row : end - first_row]
 
 
 @dataclass(frozen=True)
@@ -67,12 +82,16 @@ class TensorMap:
         entry = self.entry(name)
         return entry.read(name) if isinstance(entry, StoredPacked) else entry.read()
 
+    def map(self, name: str) -> NDArray[Any] | PackedTensor:
+        """A tensor as it lies in the file, read-only. Raises: CheckpointError."""
+        entry = self.entry(name)
+        return entry.map(name) if isinstance(entry, StoredPacked) else entry.map()
+
     def read_float(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor, or some of its rows, decoded to f32. Raises: CheckpointError."""
         entry = self.entry(name)
         if isinstance(entry, StoredPacked):
-            weights = decode(entry.read(name))
-            return weights if rows is None else weights[rows]
+            return entry.read_float(slice(None) if rows is None else rows, name)
         with np.errstate(over="ignore"):  # an f64 beyond f32 becomes infinite, which is refused
             return entry.read(rows).astype(np.float32, copy=False)
 

@@ -16,20 +16,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from numpy.typing import NDArray
 
-from crumb.checkpoints.crumb_directory import MANIFEST, format_metadata
+from crumb.checkpoints.crumb_directory import MANIFEST, TILES, matrix_metadata, packed_entry
 from crumb.checkpoints.huggingface import read_json
 from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CheckpointError, CrumbError, DoesNotFit, OutputConflict, UsageError
-from crumb.formats.catalog import parse_format
-from crumb.formats.packed_tensor import PackedTensor, stored_shapes
+from crumb.formats.packed_tensor import PackedTensor
 
 JOB = "job.json"
 
@@ -55,15 +52,10 @@ class Workspace:
         try:
             arrays, metadata = read_header(self._tensor_path(name))
             record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
-            format_name, _, width = metadata["format"].partition(" ")
-            shape = (arrays["codes"].shape[0], int(width))
-            expected = stored_shapes(parse_format(format_name), *shape)
-        except (CrumbError, msgspec.MsgspecError, LookupError, ValueError):
+            stored = packed_entry(metadata["format"], arrays[TILES], name)
+        except (CrumbError, msgspec.MsgspecError, LookupError):
             return None
-        found = {suffix: (array.shape, array.dtype.name) for suffix, array in arrays.items()}
-        if found != expected:
-            return None
-        return FinishedTensor(StoredPacked(parse_format(format_name), shape, arrays), record)
+        return FinishedTensor(stored, record)
 
     def stored_bytes(self) -> int:
         """Size of the finished tensors on disk."""
@@ -73,13 +65,11 @@ class Workspace:
         """Put a finished tensor on disk: synced under a temporary name, then renamed."""
         metadata = {
             "name": name,
-            "format": format_metadata(tensor),
+            "format": matrix_metadata(tensor.format, (tensor.out_features, tensor.in_features)),
             "record": msgspec.json.encode(record).decode(),
         }
-        arrays = {
-            suffix: ArrayToWrite(array.dtype, array.shape, partial(_itself, array))
-            for suffix, array in tensor.arrays().items()
-        }
+        tiles = tensor.tiles
+        arrays = {TILES: ArrayToWrite(tiles.dtype, tiles.shape, lambda: tiles)}
         write_file(self._tensor_path(name), arrays, metadata)
 
     def _tensor_path(self, name: str) -> Path:
@@ -95,10 +85,6 @@ class Workspace:
         (self.partial / "model").rename(self.out)
         sync_directory(self.out.parent)
         shutil.rmtree(self.partial)
-
-
-def _itself(array: NDArray[Any]) -> NDArray[Any]:
-    return array
 
 
 def sync_directory(path: Path) -> None:

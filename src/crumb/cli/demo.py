@@ -28,9 +28,10 @@ from crumb.evaluate.comparison import evaluate_models
 from crumb.evaluate.report import Evaluation
 from crumb.formats.catalog import ZeroKind, group_name
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
+from crumb.run.language_model import LanguageModel
+from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import Model, open_model
 from crumb.run.sampling import Sampling
-from crumb.run.session import generate
 from crumb.solve.problem import Method, Scales, SolveSettings
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
@@ -73,8 +74,8 @@ VARIANTS = [
     for method in SOLVERS
 ]
 
-EXPECTED_SECONDS = 80.0
-EVALUATION_SHARE = 0.55
+EXPECTED_SECONDS = 50.0
+EVALUATION_SHARE = 0.28
 """Share of the time that evaluation takes, for the bar."""
 
 
@@ -91,7 +92,7 @@ def demo(
     """
     log(
         f"{MODEL}: {len(VARIANTS)} variants, calibrated on {CALIBRATION.sequences} x "
-        f"{CALIBRATION.length_tokens} tokens, about 700 MB of memory and "
+        f"{CALIBRATION.length_tokens} tokens, about 850 MB of memory and "
         f"{duration_text(EXPECTED_SECONDS)} on two cores"
     )
     begin = time.monotonic()
@@ -147,9 +148,10 @@ def evaluate_all(reference: Model, models: list[Model], bar: Bar) -> list[Evalua
 
 def speak(model: Model) -> str:
     """A few lines from a model."""
-    prompt = model.tokenizer.encode(PROMPT)
-    tokens = list(generate(model, prompt, SPOKEN_TOKENS, SAMPLING))
-    return model.tokenizer.decode([*prompt, *tokens])
+    settings = EngineSettings(context_tokens=WINDOW_TOKENS)
+    with LanguageModel(model.checkpoint, settings) as loaded:
+        spoken = loaded.generate(PROMPT, max_tokens=SPOKEN_TOKENS, sampling=SAMPLING)
+    return PROMPT + spoken.text
 
 
 def print_comparison(evaluations: list[Evaluation]) -> None:

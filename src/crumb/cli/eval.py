@@ -13,8 +13,10 @@ from cyclopts import Parameter
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
 from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluate.comparison import evaluate as run_evaluate
+from crumb.evaluate.execution import Execution, ExecutorKind
 from crumb.evaluate.report import Evaluation, Figure, Gate
 from crumb.fit.evaluation_cost import estimate_evaluation
+from crumb.run.memory_plan import ActivationKind
 from crumb.run.model import Model
 from crumb.texts.windows import Windows
 
@@ -28,6 +30,8 @@ def evaluate(
     protocol: str = "gptq",
     window: OptionalWhole = None,
     limit: OptionalWhole = None,
+    activations: ActivationKind = ActivationKind.F32,
+    executor: ExecutorKind = ExecutorKind.NATIVE,
     fail_if: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
@@ -41,6 +45,9 @@ def evaluate(
             half scored).
         window: another window length in tokens; the result says which.
         limit: score only so many windows.
+        activations: f32 measures the weights; int8 measures what running them costs, with the
+            f16 cache. A reference is always run in f32.
+        executor: native, or array: slow and plain, the oracle of the other.
         fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
         json: print the figures as JSON.
     """
@@ -57,15 +64,17 @@ def evaluate(
             limit,
             lambda done, total: bar(done / total, f"{done} of {total} windows"),
             log_cost,
+            activations=activations,
+            executor=executor,
         )
     print_json(evaluation) if json else print_evaluation(evaluation)
     for gate in gates:
         gate.check(evaluation)
 
 
-def log_cost(models: Sequence[Model], windows: Windows) -> None:
+def log_cost(models: Sequence[Model], windows: Windows, execution: Execution) -> None:
     """What the evaluation will take, said before it starts."""
-    cost = estimate_evaluation([model.plan for model in models], windows.tokens.shape)
+    cost = estimate_evaluation(models, windows.tokens.shape, execution)
     log(
         f"needs about {bytes_text(cost.memory_bytes)} of memory and {duration_text(cost.seconds)} "
         f"for {len(windows.tokens)} windows"
@@ -89,6 +98,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
     print(
         f"  {evaluation.text}, protocol {evaluation.protocol}, {evaluation.windows} windows of "
         f"{evaluation.window_tokens}, {evaluation.scored_tokens} tokens scored"
+    )
+    print(
+        f"  {evaluation.executor} executor, {evaluation.activations} activations, "
+        f"{evaluation.cache} cache"
     )
     lines = [("perplexity", figure_text(evaluation.perplexity))]
     divergence = evaluation.divergence

@@ -10,11 +10,17 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.cli.output import print_json, print_table
-from crumb.formats.bit_stream import diagram
 from crumb.formats.catalog import CATALOG, FORMULAS, Format, group_name
+from crumb.formats.layouts.tile import diagram
 
 EXAMPLE_WIDTH = 4096
 """in_features for which bits per weight are shown; only `row` depends on it."""
+
+LAYOUT_NOTE = """\
+Files hold tiles of 16 rows; the rows of a matrix are padded to 16 and each group's inputs to 32.
+A chunk is 32 inputs: 8 slices of 4, in one vector of 64 bytes per bit; byte 4 * row + input of
+each vector belongs to that row and input. Which slice each bit of such a byte belongs to, vector by
+vector, most significant bit first; a slice in several vectors has its low bits in the first:"""
 
 
 def formats(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
@@ -41,8 +47,7 @@ def formats(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
         ],
     )
     print(f"Bits per weight of a row of {EXAMPLE_WIDTH} inputs; `row` is one group per row.")
-    print("Codes are one dense bit stream per row. Which code each bit belongs to, byte by byte,")
-    print("most significant bit first:")
+    print(LAYOUT_NOTE)
     for code_row in CATALOG.values():
         print(f"  {code_row.name}  {diagram(code_row.bits)}")
 

@@ -13,9 +13,13 @@ import sys
 import cyclopts
 
 import crumb
+from crumb.cli.bench import bench
+from crumb.cli.chat import chat
 from crumb.cli.demo import demo
 from crumb.cli.eval import evaluate
 from crumb.cli.formats import formats
+from crumb.cli.generate import generate
+from crumb.cli.kernels import kernels
 from crumb.cli.output import log
 from crumb.cli.quantize import quantize
 from crumb.cli.show import show
@@ -32,8 +36,12 @@ app = cyclopts.App(
 )
 app.command(quantize, name="quantize")
 app.command(evaluate, name="eval")
+app.command(generate, name="generate")
+app.command(chat, name="chat")
+app.command(bench, name="bench")
 app.command(show, name="show")
 app.command(formats, name="formats")
+app.command(kernels, name="kernels")
 app.command(demo, name="demo")
 
 INTERRUPTED = 130

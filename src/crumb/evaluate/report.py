@@ -60,6 +60,9 @@ class Evaluation:
     scored_tokens: int
     file_bytes: int
     bits_per_weight: float  # of the weight files, over all parameters
+    executor: str  # native or array
+    activations: str  # what quantized matrices were multiplied with: f32 or int8
+    cache: str  # how keys and values were kept: f32 or f16
     perplexity: Figure
     divergence: Divergence | None
 

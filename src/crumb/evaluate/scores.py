@@ -1,9 +1,9 @@
 """Score models on the same windows in one pass: the loss and divergence of every token.
 
 In: a reference (or none), candidates, windows of tokens. Out: TokenScores for each model.
-Windows go through the stages in chunks, so that weights are read once a chunk and logits exist
-for one window at a time. Refuses models whose vocabularies differ, windows longer than a model's
-context, and logits that are not finite.
+Logits come in blocks of rows and are worked on in place, so their memory is bounded.
+Refuses models whose vocabularies differ, windows longer than a model's context, and logits that
+are not finite.
 """
 
 from __future__ import annotations
@@ -14,87 +14,125 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Stage
 from crumb.errors import CheckpointError, UsageError
-from crumb.kernels.threads import parallel_map
-from crumb.run.array_executor import Array, Context, as_numpy, run_stage
-from crumb.run.model import Model, start_buffers
+from crumb.evaluate.execution import Execution
+from crumb.evaluate.walks import Blocks, walk
+from crumb.run.model import Model
 
 Floats = NDArray[np.float32]
-
-CHUNK_TOKENS = 16_384
-"""Tokens whose hidden states are held at once."""
+Doubles = NDArray[np.float64]
+Tokens = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class TokenScores:
     """What one model did with every scored token; all arrays (windows, scored)."""
 
-    loss: NDArray[np.float64]  # -log p(token), nats
-    divergence: NDArray[np.float64] | None  # KL(reference || model), nats; None without a reference
+    loss: Doubles  # -log p(token), nats
+    divergence: Doubles | None  # KL(reference || model), nats; None without a reference
     agrees: NDArray[np.bool_] | None  # same most likely token as the reference
-    probability_change: NDArray[np.float64] | None  # p(token) minus the reference's
+    probability_change: Doubles | None  # p(token) minus the reference's
 
 
 @dataclass(frozen=True)
-class _WindowLogits:
-    """One window's logits before scored tokens, with what is needed of their softmax."""
+class _Block:
+    """Some rows of one model's logits, with what is needed of their softmax."""
 
-    logits: Floats  # (scored, vocabulary)
-    log_total: Floats  # (scored,) log of the sum of exponentials
-    probability: Floats | None  # (scored, vocabulary), reference only
+    logits: Floats  # (rows, vocabulary)
+    best: NDArray[np.intp]  # (rows,) most likely token
+    log_total: Floats  # (rows,) log of the sum of exponentials
+    log_probability: Doubles  # (rows,) of the token that followed
+    probability: Floats | None  # (rows, vocabulary), reference only
 
     @classmethod
-    def of(cls, logits: Floats, with_probability: bool) -> _WindowLogits:
-        top = logits.max(axis=-1, keepdims=True)
-        power = np.exp(logits - top)
-        total = power.sum(axis=-1, keepdims=True)
-        log_total = (top + np.log(total))[:, 0]
-        return cls(logits, log_total, power / total if with_probability else None)
+    def of(cls, logits: Floats, tokens: Tokens, with_probability: bool, model: Model) -> _Block:
+        """Exponentials are made once, in one array as large as the logits."""
+        rows = np.arange(len(logits))
+        best = logits.argmax(axis=-1)
+        top = logits[rows, best]
+        for extreme in (top, logits.min(axis=-1)):  # a NaN is both
+            _check_finite(extreme, model)
+        power = logits - top[:, None]
+        np.exp(power, out=power)
+        total = power.sum(axis=-1)
+        log_total = top + np.log(total)
+        if with_probability:
+            power /= total[:, None]
+        log_probability = logits[rows, tokens].astype(np.float64) - log_total
+        return cls(logits, best, log_total, log_probability, power if with_probability else None)
 
-    def log_probability(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        chosen = np.take_along_axis(self.logits, tokens[:, None], axis=-1)[:, 0]
-        return chosen.astype(np.float64) - self.log_total
+    def scores(self, reference: _Block | None) -> TokenScores:
+        """Loss of each token, and divergence from the reference's softmax if there is one.
 
-    def scores(self, tokens: NDArray[np.int64], reference: _WindowLogits | None) -> TokenScores:
-        """Loss of each token, and divergence from the reference's softmax if there is one."""
-        mine = self.log_probability(tokens)
+        The logits are no longer these after a comparison.
+        """
         if reference is None or reference.probability is None:
-            return TokenScores(-mine, None, None, None)
+            return TokenScores(-self.log_probability, None, None, None)
         shift = (self.log_total - reference.log_total).astype(np.float64)
-        difference = reference.logits - self.logits
-        divergence = np.einsum("ij,ij->i", reference.probability, difference) + shift
-        agrees = reference.logits.argmax(axis=-1) == self.logits.argmax(axis=-1)
-        change = np.exp(mine) - np.exp(reference.log_probability(tokens))
-        return TokenScores(-mine, np.maximum(divergence, 0.0), agrees, change)
+        difference = np.subtract(reference.logits, self.logits, out=self.logits)
+        divergence = np.vecdot(reference.probability, difference) + shift
+        return TokenScores(
+            -self.log_probability,
+            np.maximum(divergence, 0.0),
+            self.best == reference.best,
+            np.exp(self.log_probability) - np.exp(reference.log_probability),
+        )
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """Scores one window of every model, block by block."""
+
+    models: Sequence[Model]
+    windows: Tokens
+    first_scored: int
+    with_reference: bool
+
+    def score_window(self, index: int, blocks: Sequence[Blocks]) -> list[TokenScores]:
+        rows: list[list[TokenScores]] = []
+        begin = self.first_scored
+        for together in zip(*blocks, strict=True):
+            tokens = self.windows[index, begin : begin + len(together[0])]
+            rows.append(self.score_block(tokens, together))
+            begin += len(tokens)
+        return [_join(list(parts), np.concatenate) for parts in zip(*rows, strict=True)]
+
+    def score_block(self, tokens: Tokens, together: Sequence[Floats]) -> list[TokenScores]:
+        reference: _Block | None = None
+        scores = []
+        for model, logits in zip(self.models, together, strict=True):
+            is_reference = self.with_reference and reference is None
+            block = _Block.of(logits, tokens, is_reference, model)
+            reference = block if is_reference else reference
+            scores.append(block.scores(None if is_reference else reference))
+        return scores
 
 
 def score(
     models: Sequence[Model],
-    tokens: NDArray[np.int64],
+    tokens: Tokens,
     first_scored: int,
     with_reference: bool,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    execution: Execution | None = None,
 ) -> list[TokenScores]:
     """Scores of every model on the same windows; with_reference makes models[0] the reference.
 
     Shapes: tokens (windows, length); tokens from first_scored on are scored.
-    progress(done, total) counts windows. Raises: UsageError.
+    progress(done, total) counts windows. Raises: UsageError, CheckpointError, DoesNotFit.
     """
     _check_vocabularies(models, tokens)
     _check_contexts(models, tokens.shape[1])
-    per_chunk = max(1, CHUNK_TOKENS // tokens.shape[1])
-    rows: list[list[TokenScores]] = []
-    for begin in range(0, len(tokens), per_chunk):
-        windows = tokens[begin : begin + per_chunk]
-        hidden = [_hidden(model, windows) for model in models]
-        chunk = _Chunk(models, hidden, windows, first_scored, with_reference)
-        rows.extend(parallel_map(chunk.score_window, range(len(windows))))
-        progress(begin + len(windows), len(tokens))
-    return [_stack([row[index] for row in rows]) for index in range(len(models))]
+    execution = execution or Execution()
+    executions = [execution] * len(models)
+    if with_reference:
+        executions[0] = execution.of_reference()
+    scorer = _Scorer(models, tokens, first_scored, with_reference)
+    rows = walk(models, executions, tokens, first_scored, scorer.score_window, progress)
+    return [_join([row[index] for row in rows], np.stack) for index in range(len(models))]
 
 
-def _check_vocabularies(models: Sequence[Model], tokens: NDArray[np.int64]) -> None:
+def _check_vocabularies(models: Sequence[Model], tokens: Tokens) -> None:
     sizes = [model.plan.vocabulary for model in models]
     if len(set(sizes)) > 1 or int(tokens.max()) >= sizes[0]:
         raise UsageError(
@@ -117,51 +155,7 @@ def _check_contexts(models: Sequence[Model], length: int) -> None:
             )
 
 
-def _hidden(model: Model, windows: NDArray[np.int64]) -> list[dict[str, Array]]:
-    """What the head reads, for each window: all stages but the last, one stage at a time."""
-    flowing = [start_buffers(model.as_array(window[None, :])) for window in windows]
-    for stage in model.plan.stages[:-1]:
-        context = Context(model.stage_weights(stage))
-
-        def one(
-            buffers: dict[str, Array], stage: Stage = stage, context: Context = context
-        ) -> dict[str, Array]:
-            with np.errstate(over="ignore", invalid="ignore"):  # refused where the logits are
-                return buffers | run_stage(stage, dict(buffers), context)
-
-        flowing = parallel_map(one, flowing)
-    return flowing
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Windows whose hidden states are in memory for every model."""
-
-    models: Sequence[Model]
-    hidden: Sequence[Sequence[dict[str, Array]]]  # by model, by window
-    windows: NDArray[np.int64]
-    first_scored: int
-    with_reference: bool
-
-    def score_window(self, index: int) -> list[TokenScores]:
-        tokens = self.windows[index]
-        reference: _WindowLogits | None = None
-        scores = []
-        for model, hidden in zip(self.models, self.hidden, strict=True):
-            stage = model.plan.stages[-1]
-            context = Context(model.stage_weights(stage))
-            with np.errstate(over="ignore", invalid="ignore"):
-                logits = as_numpy(run_stage(stage, dict(hidden[index]), context)["logits"][0])
-            predicting = logits[self.first_scored - 1 : len(tokens) - 1]
-            _check_logits(predicting, model)
-            is_reference = self.with_reference and reference is None
-            window = _WindowLogits.of(predicting, is_reference)
-            reference = window if is_reference else reference
-            scores.append(window.scores(tokens[self.first_scored :], reference))
-        return scores
-
-
-def _check_logits(logits: Floats, model: Model) -> None:
+def _check_finite(logits: Floats, model: Model) -> None:
     if not np.isfinite(logits).all():
         raise CheckpointError(
             "the model's logits are not finite",
@@ -171,16 +165,18 @@ def _check_logits(logits: Floats, model: Model) -> None:
         )
 
 
-def _stack(rows: list[TokenScores]) -> TokenScores:
-    def join(name: str) -> NDArray[np.float64] | None:
-        parts = [getattr(row, name) for row in rows]
-        return None if parts[0] is None else np.stack(parts)
+def _join(parts: list[TokenScores], join: Callable[[list[Doubles]], Doubles]) -> TokenScores:
+    """Scores put together: blocks of a window one after the other, or windows stacked."""
 
-    loss, agrees = join("loss"), join("agrees")
+    def joined(name: str) -> Doubles | None:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else join(arrays)
+
+    loss, agrees = joined("loss"), joined("agrees")
     assert loss is not None, "every window has losses"
     return TokenScores(
         loss,
-        join("divergence"),
+        joined("divergence"),
         None if agrees is None else agrees.astype(np.bool_),
-        join("probability_change"),
+        joined("probability_change"),
     )

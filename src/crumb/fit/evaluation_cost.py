@@ -1,8 +1,8 @@
 """What an evaluation will cost: memory and time, before it starts.
 
-In: opened models and the windows they will score. Out: an EvaluationCost.
-Counts what evaluate/scores.py holds: decoded weights, the hidden states of a chunk of windows for
-each model, and the logits of one window for each processor.
+In: opened models, the windows they will score, the executor. Out: an EvaluationCost.
+Counts what evaluate/walks.py holds. Native: mapped weights, engines by their own plans, blocks of
+logits. Array: decoded weights, hidden states of a chunk of windows, logits of a window a processor.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ from dataclasses import dataclass
 from math import prod
 
 from crumb.architectures.plan import Plan
-from crumb.evaluate.scores import CHUNK_TOKENS
+from crumb.evaluate.execution import Execution, ExecutorKind, block_tokens
+from crumb.evaluate.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
 from crumb.fit.quantize_cost import FIXED_BYTES, measured_rate, stage_work
 from crumb.kernels.threads import processors
-from crumb.run.model import KEPT_BYTES
+from crumb.run.model import KEPT_BYTES, Model
 
 LOGIT_ARRAYS = 6
-"""Arrays as large as a window's logits while it is scored: two models' and their softmax."""
+"""Array executor: arrays as large as a window's logits while it is scored."""
+
+BLOCK_ARRAYS = 2
+"""Native: arrays as large as a block of logits beside the engines' own, for the softmax."""
+
+NATIVE_RATE = 1.4
+"""Work of the native engine, as stage_work counts it, over a matrix product's in equal time."""
+
+SCORED_LOGIT_WORK = 400.0
+"""Operations that scoring one logit of one model takes as long as."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +39,42 @@ class EvaluationCost:
     seconds: float
 
 
-def estimate_evaluation(plans: Sequence[Plan], windows: tuple[int, int]) -> EvaluationCost:
-    """The cost of scoring windows (count, length) with models of these plans."""
+def estimate_evaluation(
+    models: Sequence[Model], windows: tuple[int, int], execution: Execution | None = None
+) -> EvaluationCost:
+    """The cost of scoring windows (count, length) with models, a reference among them.
+
+    Raises: UsageError for a plan that the executor does not run.
+    """
+    execution = execution or Execution()
+    native = execution.executor is ExecutorKind.NATIVE
+    plans = [model.plan for model in models]
+    count, length = windows
+    work = sum(stage_work(stage, count * length, length) for plan in plans for stage in plan.stages)
+    if native:
+        work /= NATIVE_RATE
+    work += SCORED_LOGIT_WORK * count * length * plans[0].vocabulary * len(plans)
+    memory = _native_bytes(models, windows, execution) if native else _array_bytes(plans, windows)
+    return EvaluationCost(FIXED_BYTES + memory, work / measured_rate())
+
+
+def _native_bytes(models: Sequence[Model], windows: tuple[int, int], execution: Execution) -> int:
+    count, length = windows
+    vocabulary = models[0].plan.vocabulary
+    settings = engine_settings(execution, vocabulary, length)
+    lane = sum(lane_bytes(model, settings) for model in models)
+    block = BLOCK_ARRAYS * 4 * block_tokens(vocabulary, length) * vocabulary
+    weights = sum(model.checkpoint.tensors.size_bytes() for model in models)
+    return weights + lane_count(lane, count) * (lane + block)
+
+
+def _array_bytes(plans: Sequence[Plan], windows: tuple[int, int]) -> int:
     count, length = windows
     chunk = min(count, max(1, CHUNK_TOKENS // length)) * length
-    memory = FIXED_BYTES + LOGIT_ARRAYS * 4 * length * plans[0].vocabulary * processors()
-    work = 0.0
-    for plan in plans:
-        memory += _weight_bytes(plan) + 4 * chunk * plan.tensors()[0].shape[-1]
-        work += sum(stage_work(stage, count * length, length) for stage in plan.stages)
-    return EvaluationCost(memory, work / measured_rate())
+    memory = LOGIT_ARRAYS * 4 * length * plans[0].vocabulary * processors()
+    return memory + sum(
+        _weight_bytes(plan) + 4 * chunk * plan.tensors()[0].shape[-1] for plan in plans
+    )
 
 
 def _weight_bytes(plan: Plan) -> int:

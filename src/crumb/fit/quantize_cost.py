@@ -20,6 +20,7 @@ from crumb.architectures.plan import Attention, Linear, Plan, Stage, TensorSpec
 from crumb.checkpoints.huggingface import Checkpoint
 from crumb.errors import DoesNotFit
 from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.packed_tensor import stored_shape
 from crumb.kernels.threads import processors, single_blas
 from crumb.solve.problem import Method, Scales, SolveSettings
 
@@ -33,7 +34,7 @@ FORWARD_OVERHEAD = 2.0
 """Time of a stage over the time of its matrix products: norms, activations, softmax."""
 
 ROWS_AT_ONCE = 8192
-"""Rows of a matrix that are solved together: bounds the memory of wide embeddings and heads."""
+"""Rows of a matrix that are solved together, whole tiles: bounds the memory of wide embeddings."""
 
 FIXED_BYTES = 150 << 20
 """The interpreter, its libraries and small buffers."""
@@ -142,12 +143,12 @@ def peak_bytes(plan: Plan, tokens: int, settings: SolveSettings) -> int:
 
 
 def packed_bytes(plan: Plan, formats: Mapping[str, Format]) -> int:
-    """Bytes of the quantized matrices."""
-    bits = 0
-    for spec in plan.tensors():
-        if spec.name in formats:
-            bits += spec.shape[0] * formats[spec.name].row_bits(spec.shape[1])
-    return bits // 8
+    """Bytes of the quantized matrices, their layout's padding included."""
+    return sum(
+        prod(stored_shape(formats[spec.name], spec.shape[0], spec.shape[1]))
+        for spec in plan.tensors()
+        if spec.name in formats
+    )
 
 
 def output_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:

@@ -7,7 +7,6 @@ Refuses codes that do not fit their width. `kernels.bit_stream` is the fast twin
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -47,13 +46,3 @@ def check_codes(codes: NDArray[Any], bits: int) -> None:
         raise UsageError(
             "a code does not fit its width", expected=f"at most {(1 << bits) - 1}", found=largest
         )
-
-
-def diagram(bits: int) -> str:
-    """Which code each bit of a period of the stream belongs to, most significant bit at the left.
-
-    Byte k prints the index of the code behind each of its bits.
-    """
-    period = math.lcm(bits, 8)
-    owners = np.repeat(np.arange(period // bits), bits).reshape(-1, 8)[:, ::-1]
-    return " ".join("".join("0123456789abcdef"[owner] for owner in byte) for byte in owners)

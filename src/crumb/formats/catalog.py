@@ -51,7 +51,7 @@ class CodeRow:
     scale: ScaleKind = ScaleKind.FP16
     zeros: tuple[ZeroKind, ...] = tuple(ZeroKind)
     group_sizes: tuple[int, ...] = GROUP_SIZES
-    table: tuple[float, ...] | None = None  # (2^bits,) values of a lookup-table format
+    table: tuple[int, ...] | None = None  # (2^bits,) int8 values; fixed zero only
 
     @property
     def largest_code(self) -> int:
@@ -89,8 +89,8 @@ class Format:
 
     @property
     def fixed_zero_point(self) -> int:
-        """The code that decodes to 0 when the zero is fixed."""
-        return 1 << (self.bits - 1)
+        """What decodes to 0 when the zero is fixed: a code, or with a table the value 0."""
+        return 0 if self.row.table else 1 << (self.bits - 1)
 
     def group_width(self, in_features: int) -> int:
         """Weights in a full group of a row this wide."""
@@ -101,7 +101,7 @@ class Format:
         return -(-in_features // self.group_width(in_features))
 
     def row_bits(self, in_features: int) -> int:
-        """Exact bits that one row of in_features weights occupies, padding to a byte included."""
+        """Exact bits of one row of in_features weights, padded to a byte; a layout may pad more."""
         code_bits = 8 * (-(-in_features * self.bits // 8))
         group_bits = SCALE_BITS[self.row.scale] + ZERO_BITS[self.zero]
         return code_bits + self.groups(in_features) * group_bits

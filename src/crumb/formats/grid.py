@@ -95,8 +95,10 @@ def encode_columns(
     return codes
 
 
-def decode_columns(codes: Codes, scale: Floats, offset: Floats, zero: ZeroKind) -> Floats:
-    """The value of each code. All arrays broadcast to the shape of codes."""
+def decode_columns(
+    codes: NDArray[np.integer[Any]], scale: Floats, offset: Floats, zero: ZeroKind
+) -> Floats:
+    """The value of each code, or of the level a table gives it. All broadcast to their shape."""
     levels = codes.astype(np.float32)
     if zero is ZeroKind.MINIMUM:
         return levels * scale + offset
@@ -115,4 +117,5 @@ def decode_reference(codes: Codes, parameters: GroupParameters, format: Format) 
     """Weights of a whole tensor. Shapes: (out_features, in_features) to the same."""
     group = group_of_column(format, codes.shape[1])
     scale = parameters.scale.astype(np.float32)[:, group]
-    return decode_columns(codes, scale, parameters.offset(format)[:, group], format.zero)
+    levels = codes if format.row.table is None else np.array(format.row.table, np.int8)[codes]
+    return decode_columns(levels, scale, parameters.offset(format)[:, group], format.zero)

@@ -56,16 +56,33 @@ def single_blas() -> Iterator[None]:
         yield
 
 
-def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """[function(item) for item in items], on all processors. The first error is raised."""
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Result]:
+    """[function(item) for item in items], on all processors. The first error is raised.
+
+    progress(done) is told by the calling thread how many of the first items are done.
+    """
     given = list(items)
+    results: list[Result] = []
+
+    def keep(result: Result) -> None:
+        results.append(result)
+        progress(len(results))
+
     if getattr(_worker, "inside", False) or len(given) <= 1 or processors() <= 1:
         with single_blas():
-            return [function(item) for item in given]
+            for item in given:
+                keep(function(item))
+            return results
     with single_blas():
         futures = [_pool().submit(function, item) for item in given]
         try:
-            return [future.result() for future in futures]
+            for future in futures:
+                keep(future.result())
+            return results
         except BaseException:
             for future in futures:
                 future.cancel()

@@ -1,1 +1,1 @@
-"""Executors of a Plan, sessions, sampling and the tokenizer."""
+"""Executors of a Plan, sessions, sampling, the tokenizer, and tokens as text."""

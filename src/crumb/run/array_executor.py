@@ -181,6 +181,8 @@ def _attend(op: Attention, query: Array, key: Array, value: Array, place: int) -
     flat = xp.reshape(query, (batch, kept, group * tokens, dim))
     scores = xp.matmul(flat, xp.matrix_transpose(key))
     scores = xp.reshape(scores, (batch, kept, group, tokens, end - begin))
+    if op.soft_cap is not None:
+        scores = op.soft_cap * xp.tanh(scores / op.soft_cap)
     if op.causal:
         # Without a window only the last `tokens` keys can lie in any query's future.
         seen = 0 if op.window is not None else place - begin

@@ -1,46 +1,274 @@
-"""Choose the next token from logits: greedy, or temperature within the most likely mass.
+"""Choose the next token from logits: greedy, or drawn from what the settings leave of them.
 
-In: logits (vocabulary,) and a Sampling. Out: a token. Refuses settings outside their range.
+In: logits (vocabulary,) f32, a Sampling, the tokens so far. Out: a token, if asked with logprobs.
+The order: logit_bias, repetition_penalty, frequency and presence penalty; then, unless greedy,
+temperature, top_k, top_p of what top_k left, min_p, one draw. Equal logits: the lowest token first.
+Refuses settings outside their range, and logits that are not numbers.
+Sources: CTRL (arXiv 1909.05858, section 4.1) for the repetition penalty; OpenAI's API reference for
+frequency and presence; the order of the filters is that of transformers' logits warpers (llama.cpp
+applies temperature last, vLLM min_p first). Unlike transformers, top_k keeps exactly k when tied.
 """
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.errors import UsageError
+from crumb.errors import CheckpointError, UsageError
+
+Logits = NDArray[np.float32] | NDArray[np.float64]
+Tokens = NDArray[np.intp]
+
+NUMBERS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.01, 100.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+}
+INTEGERS: dict[str, int] = {"top_k": 1 << 31, "penalty_window_tokens": 1 << 31, "seed": 1 << 64}
+"""Setting -> the first integer above its range, which begins at 0."""
+
+FIRST_GUESS = 256
+"""Tokens looked at first when the smallest set for top_p is sought; eight times more each time."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen."""
+    """How a token is chosen. The defaults are greedy decoding of the model's own distribution."""
 
     temperature: float = 0.0  # 0: the most likely token
-    top_p: float = 1.0  # the smallest set of tokens that holds this probability
+    top_k: int = 0  # so many most likely tokens; 0: all
+    top_p: float = 1.0  # the smallest set of most likely tokens that holds this probability
+    min_p: float = 0.0  # at least this share of the most likely token's probability
+    repetition_penalty: float = 1.0  # positive logits of seen tokens divided, negative multiplied
+    frequency_penalty: float = 0.0  # taken from a logit for each time the token was generated
+    presence_penalty: float = 0.0  # taken once from the logit of a generated token
+    penalty_window_tokens: int = 0  # how many last tokens, prompt included, penalties see; 0: all
     seed: int = 0
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()  # kept as a sorted tuple
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temperature", 0.0, 100.0), ("top_p", 1e-9, 1.0)):
+        for name, (low, high) in NUMBERS.items():
             value = getattr(self, name)
-            if not low <= value <= high:
-                raise UsageError(
-                    "a sampling setting is out of range",
-                    where=name,
-                    expected=f"{low:g} to {high:g}",
-                    found=value,
-                )
+            if not _is_number(value) or not low <= value <= high:  # NaN comes here too
+                raise _refuse(name, f"{low:g} to {high:g}", value)
+        for name, above in INTEGERS.items():
+            value = getattr(self, name)
+            if not _is_integer(value) or not 0 <= value < above:
+                raise _refuse(name, f"an integer from 0 to {above - 1}", value)
+        biases = dict(self.logit_bias)
+        for token, bias in biases.items():
+            if not _is_integer(token) or token < 0:
+                raise _refuse("logit_bias", "tokens as integers from 0", token)
+            if not _is_number(bias) or math.isnan(bias) or bias == math.inf:
+                raise _refuse(f"logit_bias of token {token}", "a number, or -inf for never", bias)
+        object.__setattr__(self, "logit_bias", tuple(sorted(biases.items())))
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether any penalty changes anything."""
+        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
+        return penalties != (1.0, 0.0, 0.0)
 
 
-def sample(logits: NDArray[np.float32], sampling: Sampling, generator: np.random.Generator) -> int:
-    """One token. Shapes: logits (vocabulary,)."""
-    if sampling.temperature == 0.0:
-        return int(np.argmax(logits))
-    scaled = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
-    probability = np.exp(scaled[order] - scaled[order[0]])
-    probability /= probability.sum()
-    count = int(np.searchsorted(np.cumsum(probability), sampling.top_p)) + 1
-    chosen = probability[:count] / probability[:count].sum()
-    return int(generator.choice(order[:count], p=chosen))
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token and, if asked, what the model itself gave it: before biases, penalties, filters."""
+
+    token: int
+    logprob: float | None = None  # in nats
+    top: tuple[tuple[int, float], ...] = ()  # the most likely tokens, best first
+
+
+class Sampler:
+    """Chooses one sequence's tokens; what it chose counts for the penalties.
+
+    The draw for a token depends on the seed and the token's place in the sequence alone, so it is
+    the same in any batch, and a text continued from its own tokens goes on as it would have.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        vocabulary: int,
+        prompt_tokens: Sequence[int] = (),
+        logprobs: int | None = None,
+    ) -> None:
+        """`logprobs`: None for none, or how many most likely tokens beside the chosen one.
+
+        Raises: UsageError when logit_bias or the prompt name a token outside the vocabulary.
+        """
+        self._sampling, self._vocabulary, self._logprobs = sampling, vocabulary, logprobs
+        biases = dict(sampling.logit_bias)
+        _check_tokens("logit_bias", biases, vocabulary)
+        self._biased = np.fromiter(biases.keys(), np.intp, len(biases))
+        self._biases = np.fromiter(biases.values(), np.float64, len(biases))
+        self._seen = _Seen(sampling, vocabulary, prompt_tokens) if sampling.has_penalties else None
+        self._adjusts = bool(biases) or self._seen is not None
+        self._random: np.random.PCG64 | None = None
+        if sampling.temperature > 0.0:
+            self._random = np.random.PCG64(sampling.seed)
+            self._random.advance(len(prompt_tokens))
+
+    def choose(self, logits: NDArray[np.float32]) -> Choice:
+        """The next token. Shapes: logits (vocabulary,). Raises: CheckpointError, UsageError."""
+        assert logits.shape == (self._vocabulary,), logits.shape
+        scores = self._adjusted(logits) if self._adjusts else logits
+        token = int(scores.argmax())  # the first NaN, if there is one
+        if not math.isfinite(scores[token]):
+            raise self._not_numbers(logits)
+        if self._random is not None:
+            token = self._draw(scores, float(scores[token]), self._random)
+        if self._seen is not None:
+            self._seen.add(token)
+        return Choice(token) if self._logprobs is None else measure(logits, token, self._logprobs)
+
+    def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+        scores = logits.astype(np.float64)
+        scores[self._biased] += self._biases
+        if self._seen is not None:
+            self._seen.penalize(scores)
+        return scores
+
+    def _draw(self, scores: Logits, best: float, random: np.random.PCG64) -> int:
+        """One draw from what the filters leave; the tokens stay in the vocabulary's order."""
+        sampling = self._sampling
+        kept: Tokens | None = None
+        if 0 < sampling.top_k < self._vocabulary:
+            kept = np.sort(most_likely(scores, sampling.top_k))
+            scores = scores[kept]
+        with np.errstate(over="ignore"):  # a tiny temperature: the others' weight is exp(-inf) = 0
+            weights = np.exp((scores.astype(np.float64) - best) / sampling.temperature)
+        for part in (_nucleus(weights, sampling.top_p), None):
+            chosen = np.flatnonzero(weights >= sampling.min_p) if part is None else part
+            if len(chosen) < len(weights):
+                weights = weights[chosen]
+                kept = chosen if kept is None else kept[chosen]
+        running = np.cumsum(weights)
+        # 53 bits below 1 times the sum stay below the sum, so a token is always found
+        uniform = (int(random.random_raw()) >> 11) * 2.0**-53
+        place = int(np.searchsorted(running, uniform * running[-1], side="right"))
+        return place if kept is None else int(kept[place])
+
+    def _not_numbers(self, logits: NDArray[np.float32]) -> Exception:
+        if math.isfinite(logits.max()):
+            return UsageError("no token may be chosen", where="logit_bias", found="-inf for all")
+        return CheckpointError(
+            "the model's logits are not numbers",
+            found=float(logits.max()),
+            do="Its weights are damaged, or too large for its activations' type",
+        )
+
+
+class _Seen:
+    """How often each token stands in the last tokens of a sequence."""
+
+    def __init__(self, sampling: Sampling, vocabulary: int, prompt_tokens: Sequence[int]) -> None:
+        self._sampling = sampling
+        window = sampling.penalty_window_tokens
+        recent = prompt_tokens[-window:] if window else prompt_tokens
+        _check_tokens("the prompt", recent, vocabulary)
+        self._counts = np.bincount(np.asarray(recent, np.intp), minlength=vocabulary)
+        self._generated = np.zeros(vocabulary, np.int64)
+        self._window = deque(((token, False) for token in recent) if window else ())
+
+    def add(self, token: int) -> None:
+        """A token was generated; the oldest may leave the window."""
+        self._counts[token] += 1
+        self._generated[token] += 1
+        if self._sampling.penalty_window_tokens:
+            self._window.append((token, True))
+            if len(self._window) > self._sampling.penalty_window_tokens:
+                oldest, was_generated = self._window.popleft()
+                self._counts[oldest] -= 1
+                self._generated[oldest] -= was_generated
+
+    def penalize(self, scores: NDArray[np.float64]) -> None:
+        """Lower the scores of tokens that were there, in place."""
+        sampling = self._sampling
+        if sampling.repetition_penalty != 1.0:
+            seen = np.flatnonzero(self._counts)
+            found, penalty = scores[seen], sampling.repetition_penalty
+            scores[seen] = np.where(found > 0.0, found / penalty, found * penalty)
+        generated = np.flatnonzero(self._generated)
+        scores[generated] -= sampling.presence_penalty
+        scores[generated] -= sampling.frequency_penalty * self._generated[generated]
+
+
+def measure(logits: NDArray[np.float32], token: int, top: int = 0) -> Choice:
+    """What the model gives a token, and its `top` most likely tokens. Shapes: (vocabulary,)."""
+    logprobs = log_softmax(logits)
+    best = most_likely(logits, min(top, len(logits))) if top else np.empty(0, np.intp)
+    pairs = zip(best.tolist(), logprobs[best].tolist(), strict=True)
+    return Choice(token, float(logprobs[token]), tuple(pairs))
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float64]:
+    """Logprobs in nats, computed in f64 from the largest logit down. Shapes: (..., vocabulary)."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def most_likely(values: Logits, count: int) -> Tokens:
+    """The `count` largest, best first, of equal ones the lowest index first. Shapes: (values,)."""
+    size = len(values)
+    if count == 1:
+        return np.asarray([values.argmax()], np.intp)
+    kept = np.arange(size)
+    if count < size:
+        smallest = np.partition(values, size - count)[size - count]
+        above = np.flatnonzero(values > smallest)
+        equal = np.flatnonzero(values == smallest)[: count - len(above)]
+        kept = np.concatenate([above, equal])
+    order: Tokens = kept[np.lexsort((kept, -values[kept]))]
+    return order
+
+
+def _nucleus(weights: NDArray[np.float64], top_p: float) -> Tokens:
+    """The smallest set of largest weights that holds the share top_p, in index order."""
+    size = len(weights)
+    if top_p >= 1.0:
+        return np.arange(size)
+    wanted = top_p * weights.sum()
+    guess = FIRST_GUESS
+    while True:
+        best = most_likely(weights, min(guess, size))
+        count = int(np.searchsorted(np.cumsum(weights[best]), wanted)) + 1
+        if count <= len(best) or len(best) == size:
+            return np.sort(best[:count])
+        guess *= 8
+
+
+def _check_tokens(where: str, tokens: Any, vocabulary: int) -> None:
+    outside = [token for token in tokens if not 0 <= token < vocabulary]
+    if outside:
+        raise UsageError(
+            "a token is not in the model's vocabulary",
+            where=where,
+            expected=f"0 to {vocabulary - 1}",
+            found=outside[0],
+        )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _refuse(name: str, expected: str, found: object) -> UsageError:
+    return UsageError(
+        "a sampling setting is out of range", where=name, expected=expected, found=str(found)[:80]
+    )

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from crumb.run.array_executor import as_numpy
 from crumb.run.model import Memory, Model
-from crumb.run.sampling import Sampling, sample
+from crumb.run.sampling import Sampler, Sampling
 
 
 class Session:
@@ -45,10 +45,10 @@ def generate(
 ) -> Iterator[int]:
     """Sampled tokens after a prompt, until the end token or count_tokens."""
     session = Session(model)
-    generator = np.random.default_rng(sampling.seed)
+    sampler = Sampler(sampling, model.plan.vocabulary, prompt)
     waiting = list(prompt)  # a token is fed only when another is wanted after it
     for _ in range(count_tokens):
-        token = sample(session.feed(waiting)[-1], sampling, generator)
+        token = sampler.choose(session.feed(waiting)[-1]).token
         if token in model.tokenizer.end_tokens:
             return
         yield token

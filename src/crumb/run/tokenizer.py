@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import tokenizers
 
 from crumb.checkpoints.huggingface import read_json
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
-from crumb.run.sentencepiece_model import convert_sentencepiece
+from crumb.run.sentencepiece_model import SPACE, convert_sentencepiece
 
 FILES = (
     "tokenizer.json",
@@ -41,9 +42,17 @@ class Tokenizer:
     vocabulary: int | None = None  # tokens the model has; None: its configuration does not say
     path: Path | None = None  # the directory it was read from, for messages
 
-    def encode(self, text: str) -> list[int]:
+    @cached_property
+    def special_tokens(self) -> frozenset[int]:
+        """Tokens that `decode` passes over."""
+        added = self.backend.get_added_tokens_decoder()
+        return frozenset(token for token, entry in added.items() if entry.special)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of a text, with the special tokens that the tokenizer itself adds.
 
+        `special=False` leaves those out, for a text that has them written out, as chat templates
+        do; written out they are recognized either way.
         Raises: UsageError for text with lone surrogates, CheckpointError for a tokenizer that
         does not belong to its model.
         """
@@ -55,7 +64,7 @@ class Tokenizer:
                 found=f"a lone surrogate at character {error.start}",
             ) from error
         with _library_failures(self.path, "the tokenizer fails on a text"):
-            ids: list[int] = self.backend.encode(text).ids
+            ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
         if self.vocabulary is not None and max(ids, default=0) >= self.vocabulary:
             raise CheckpointError(
                 "the tokenizer makes a token that the model does not have",
@@ -71,10 +80,24 @@ class Tokenizer:
         text: str = self.backend.decode(list(tokens))
         return text
 
+    def piece(self, token: int) -> str | None:
+        """A token as the vocabulary writes it; None for a number that is no token."""
+        found: str | None = self.backend.id_to_token(token)
+        return found
+
+    def token_text(self, token: int) -> str:
+        """One token as text, to be read by people: a special token as it is written out."""
+        piece = self.piece(token)
+        if piece is None or token in self.special_tokens:
+            return piece or ""
+        text = self.decode([token])
+        drops_space = piece.startswith(SPACE) and not text.startswith(" ")
+        return f" {text}" if drops_space else text
+
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a model directory. Raises: ModelNotFound, CheckpointError."""
-    settings = _optional(path / "tokenizer_config.json")
+    settings = optional_json(path / "tokenizer_config.json")
     if (path / "tokenizer.json").exists():
         with _library_failures(path / "tokenizer.json", "the tokenizer cannot be read"):
             backend = tokenizers.Tokenizer.from_buffer((path / "tokenizer.json").read_bytes())
@@ -89,9 +112,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise ModelNotFound("no tokenizer in this directory", where=path, expected="tokenizer.json")
     backend.no_truncation()
     backend.no_padding()
-    model = _optional(path / "config.json")
+    model = optional_json(path / "config.json")
     vocabulary = model.get("vocab_size")
-    tokens = model | _optional(path / "generation_config.json")
+    tokens = model | optional_json(path / "generation_config.json")
     size = vocabulary if type(vocabulary) is int else None
     begin = _special(backend, path, tokens.get("bos_token_id"), settings.get("bos_token"), size)
     ends = _special(backend, path, tokens.get("eos_token_id"), settings.get("eos_token"), size)
@@ -122,7 +145,7 @@ def _special(
 def _add_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Mapping[str, Any]) -> None:
     """Tokens that were added to a tokenizer.model; they are listed in JSON files beside it."""
     added: dict[str, tuple[Any, bool]] = {
-        text: (token, True) for text, token in _optional(path / "added_tokens.json").items()
+        text: (token, True) for text, token in optional_json(path / "added_tokens.json").items()
     }
     decoder = settings.get("added_tokens_decoder")
     for token, entry in decoder.items() if isinstance(decoder, dict) else ():
@@ -152,7 +175,10 @@ def _library_failures(where: Path | None, what: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {str(error)[:200]}", where=where) from error
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, without its null entries; empty when there is no file."""
+def optional_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, without its null entries; empty when there is no file.
+
+    Raises: CheckpointError.
+    """
     found = read_json(path) if path.exists() else {}
     return {name: value for name, value in found.items() if value is not None}

@@ -24,6 +24,7 @@ from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CheckpointError
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.decode import decode
+from crumb.kernels.tile import unpack_tensor
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.solve.problem import Method, SolveSettings
 
@@ -106,16 +107,55 @@ def test_a_quantized_directory_gives_packed_matrices_and_plain_norms(tmp_path: P
     assert isinstance(packed, PackedTensor)
     weights = checkpoint.tensors.read_float(QUERY)
     np.testing.assert_array_equal(weights, decode(packed))
-    np.testing.assert_array_equal(checkpoint.tensors.read_float(QUERY, slice(5, 9)), weights[5:9])
+    _, parameters = unpack_tensor(packed)
     # Rounding moves a weight by half a step of its group's scale at most, clipped ones aside.
-    step = packed.parameters.scale.astype(np.float32).max()
+    step = parameters.scale.astype(np.float32).max()
     assert np.abs(weights - make_tensors()[QUERY]).max() < 2 * step
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [slice(5, 9), slice(0, 16), slice(15, 17), slice(296, 999), slice(-3, None), slice(7, 7)],
+    ids=str,
+)
+def test_some_rows_of_a_packed_matrix_read_only_their_tiles(
+    rows: slice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding has 300 rows: 18 tiles and 12 rows of a last one."""
+    checkpoint = open_checkpoint(rounded(write_checkpoint(tmp_path / "model"), tmp_path / "out"))
+    whole = checkpoint.tensors.read_float(EMBEDDING)
+    asked: list[slice | None] = []
+    read = StoredArray.read
+
+    def watched(array: StoredArray, part: slice | None = None) -> object:
+        asked.append(part)
+        return read(array, part)
+
+    monkeypatch.setattr(StoredArray, "read", watched)
+    np.testing.assert_array_equal(checkpoint.tensors.read_float(EMBEDDING, rows), whole[rows])
+    begin, end, _ = rows.indices(300)
+    assert asked == [slice(begin // 16, (end + 15) // 16)]
+
+
+def test_a_mapped_matrix_is_the_one_that_is_read(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(rounded(write_checkpoint(tmp_path / "model"), tmp_path / "out"))
+    for spec in checkpoint.plan.tensors():
+        mapped, read = checkpoint.tensors.map(spec.name), checkpoint.tensors.read(spec.name)
+        if isinstance(mapped, PackedTensor):
+            assert isinstance(read, PackedTensor)
+            assert not mapped.tiles.flags.owndata
+            assert mapped.tiles.ctypes.data % 16 == 0  # every tile is a multiple of 16 bytes
+            np.testing.assert_array_equal(decode(mapped), decode(read))
+            mapped, read = mapped.tiles, read.tiles
+        assert isinstance(read, np.ndarray)
+        assert not mapped.flags.writeable
+        assert mapped.tobytes() == read.tobytes()
 
 
 def test_large_outputs_are_split_and_open_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A matrix's codes and scales stay in one shard, and the bytes are those of a single file."""
+    """A matrix stays with its metadata, before the small tensors; the bytes are as in one file."""
     model = write_checkpoint(tmp_path / "model")
     whole = open_checkpoint(rounded(model, tmp_path / "whole"))
     monkeypatch.setattr(assemble, "SHARD_BYTES", 25_000)
@@ -124,10 +164,11 @@ def test_large_outputs_are_split_and_open_again(
     for path in split.weight_files:
         arrays, metadata = read_header(path)
         assert sum(array.size_bytes for array in arrays.values()) <= 25_000
-        for name in arrays:
-            if name.endswith(".codes"):
-                assert name.replace(".codes", ".scale") in arrays
-                assert name.removesuffix(".codes") in metadata
+        packed = [name.endswith(".tiles") for name in arrays]
+        assert packed == sorted(packed, reverse=True)
+        matrices = {name.removesuffix(".tiles") for name in arrays if name.endswith(".tiles")}
+        assert metadata.keys() == matrices | {"format"}
+        assert min(array.offset_bytes for array in arrays.values()) % 64 == 0
     assert split.tensors.size_bytes() == whole.tensors.size_bytes()
     for spec in whole.plan.tensors():
         np.testing.assert_array_equal(

@@ -18,6 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from crumb.checkpoints.safetensors import DTYPES, ArrayToWrite, read_header, write_file
+from crumb.errors import CheckpointError
 
 
 def to_write(arrays: dict[str, NDArray[Any]]) -> dict[str, ArrayToWrite]:
@@ -108,11 +109,49 @@ def test_one_array_is_in_memory_at_a_time(tmp_path: Path) -> None:
     assert peak_bytes < 2_500_000
 
 
-def test_data_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
-    for length in range(1, 12):
+def test_data_begin_at_a_multiple_of_64(tmp_path: Path) -> None:
+    for length in range(1, 67):
         write_file(tmp_path / "x", to_write({"a" * length: np.zeros(2, np.float64)}), {})
         stored, _ = read_header(tmp_path / "x")
-        assert stored["a" * length].offset_bytes % 8 == 0
+        assert stored["a" * length].offset_bytes % 64 == 0
+
+
+def test_mapped_arrays_of_every_dtype_are_those_that_are_read(tmp_path: Path) -> None:
+    write_file(tmp_path / "x.safetensors", to_write(samples()), {})
+    stored, _ = read_header(tmp_path / "x.safetensors")
+    for name, array in samples().items():
+        mapped = stored[name].map()
+        assert type(mapped) is np.ndarray
+        assert mapped.dtype == array.dtype
+        assert mapped.shape == array.shape
+        assert mapped.tobytes() == array.tobytes()
+        with pytest.raises(ValueError, match="read-only"):
+            mapped[...] = 0
+
+
+def test_a_mapped_array_costs_no_memory_and_outlives_the_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_file(path, to_write({"x": np.full((1000, 1000), 7.0, np.float32)}), {})
+    stored, _ = read_header(path)
+    tracemalloc.start()
+    mapped = stored["x"].map()
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 100_000  # the array has 4 MB
+    path.unlink()
+    assert (mapped == 7).all()
+
+
+def test_a_file_that_was_cut_or_removed_since_is_not_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_file(path, to_write({"x": np.zeros(100, np.float32)}), {})
+    stored, _ = read_header(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"ends inside a tensor.*truncated"):
+        stored["x"].map()
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: No such file"):
+        stored["x"].map()
 
 
 def test_equal_contents_are_equal_bytes(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from crumb.errors import OutputConflict
 from crumb.formats.catalog import ZeroKind, make_format
 from crumb.formats.grid import GroupParameters
 from crumb.formats.packed_tensor import PackedTensor
-from crumb.kernels.decode import decode, pack_tensor
+from crumb.kernels.decode import decode
+from crumb.kernels.tile import pack_tensor
 
 KEY: dict[str, Any] = {"crumb": "0", "bits": 3, "solve": {"method": "gptq", "damping": None}}
 OTHER = KEY | {"bits": 4, "solve": {"method": "gptq", "damping": 0.1}}

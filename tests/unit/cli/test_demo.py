@@ -71,7 +71,7 @@ def test_the_demo_prints_a_table_and_two_texts_of_kept_models(kept: Path, capsys
     texts = [line for line in finished.out.splitlines() if "The old man looked at the sea" in line]
     assert len(texts) == 1
     assert texts[0].count("The old man looked at the sea") == 2
-    assert "about 700 MB of memory" in finished.err
+    assert "about 850 MB of memory" in finished.err
     assert finished.err_lines[-1].startswith("done in ")
 
 

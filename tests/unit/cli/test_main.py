@@ -13,7 +13,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ from tiny_checkpoint import write_checkpoint
 import crumb as package
 from crumb import errors
 from crumb.cli import main as entry
+from crumb.cli.bench import bench
+from crumb.cli.chat import chat
 from crumb.cli.demo import demo
 from crumb.cli.eval import evaluate
 from crumb.cli.formats import formats
+from crumb.cli.generate import generate
+from crumb.cli.generation_options import EngineOptions, TextOptions
+from crumb.cli.kernels import kernels
 from crumb.cli.quantize import quantize
 from crumb.cli.show import show
 
@@ -35,8 +41,12 @@ Capsys = pytest.CaptureFixture[str]
 VERBS: dict[str, Callable[..., None]] = {
     "quantize": quantize,
     "eval": evaluate,
+    "generate": generate,
+    "chat": chat,
+    "bench": bench,
     "show": show,
     "formats": formats,
+    "kernels": kernels,
     "demo": demo,
 }
 
@@ -49,13 +59,26 @@ def test_help_names_every_verb_with_its_purpose(capsys: Capsys) -> None:
         assert " ".join(first) in text
 
 
+SHARED = {"TextOptions": TextOptions, "EngineOptions": EngineOptions}
+"""Types of parameters that stand for the options which several verbs have."""
+
+
+def parameters_of(verb: Callable[..., None]) -> Iterator[tuple[str, bool]]:
+    """Name of each parameter, shared ones spread out, and whether it is an option."""
+    for name, parameter in inspect.signature(verb).parameters.items():
+        if parameter.annotation in SHARED:
+            shared = fields(SHARED[parameter.annotation])
+            yield from ((field.name, True) for field in shared)
+        else:
+            yield name, parameter.kind is inspect.Parameter.KEYWORD_ONLY
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_of_a_verb_names_every_option_and_says_what_it_is_for(
     verb: str, capsys: Capsys
 ) -> None:
     text = succeed(capsys, verb, "--help")
-    for name, parameter in inspect.signature(VERBS[verb]).parameters.items():
-        is_option = parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    for name, is_option in parameters_of(VERBS[verb]):
         shown = f"--{name.replace('_', '-')}" if is_option else name.upper()
         line = re.search(rf"^\W+{shown}\b(.*)$", text, re.MULTILINE)
         assert line, shown
@@ -91,6 +114,12 @@ USAGE: list[tuple[list[str], str]] = [
     (["show", "x", "--json", "--jsn"], "--jsn"),
     (["formats", "extra"], "extra"),
     (["demo", "--keep"], "--keep"),
+    (["generate", "x", "y", "--temprature", "1"], "--temperature"),
+    (["generate", "x", "--max-tokens", "1.5"], "--max-tokens"),
+    (["generate", "x", "y", "--cache", "f8"], "--cache"),
+    (["chat"], "MODEL"),
+    (["bench", "x", "--format", "xml"], "--format"),
+    (["kernels", "extra"], "extra"),
     (["--nonsense"], "--nonsense"),
 ]
 

@@ -110,6 +110,22 @@ def test_eval_prints_every_figure_with_its_error(folder: Path, capsys: Capsys) -
         assert f"{moved[key]:.6f}" in text
     assert f"against {folder / 'tiny'}" in text
     assert "3 windows of 64, 189 tokens scored" in text
+    assert "native executor, f32 activations, f32 cache" in text
+
+
+def test_eval_can_measure_what_running_costs(folder: Path, capsys: Capsys) -> None:
+    line = eval_line(folder / "out", "--reference", folder / "out", "--json")
+    exact = json.loads(succeed(capsys, *line))
+    ran = json.loads(succeed(capsys, *line, "--activations", "int8"))
+    array = json.loads(succeed(capsys, *line, "--executor", "array"))
+    names = ("executor", "activations", "cache")
+    assert [[each[name] for name in names] for each in (exact, ran, array)] == [
+        ["native", "f32", "f32"],
+        ["native", "int8", "f16"],
+        ["array", "f32", "f32"],
+    ]
+    assert exact["divergence"]["kl"]["value"] == array["divergence"]["kl"]["value"] == 0
+    assert 0 < ran["divergence"]["kl"]["value"] < 0.01
 
 
 def test_one_window_has_no_error_to_print(folder: Path, capsys: Capsys) -> None:

@@ -6,13 +6,16 @@ In: tiny checkpoints and the embedded excerpt. Out: Evaluations.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tiny_checkpoint import make_tensors, write_checkpoint
 
+from crumb.errors import UsageError
 from crumb.evaluate.comparison import evaluate, evaluate_models
+from crumb.evaluate.execution import Execution
+from crumb.run.memory_plan import ActivationKind
 from crumb.run.model import open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
@@ -99,7 +102,51 @@ def test_the_protocols_score_other_tokens_of_the_same_text(tiny: Path) -> None:
 
 def test_progress_counts_windows_up_to_all(tiny: Path) -> None:
     seen: list[tuple[int, int]] = []
-    evaluate(str(tiny), None, TEXT, "gptq", 200, 90, lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (90, 90)
-    assert len(seen) == 2  # 81 windows of 200 tokens are a chunk
-    assert np.all(np.diff([done for done, _ in seen]) > 0)
+    line = (str(tiny), None, TEXT, "gptq", 200, 90)
+    evaluate(*line, lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 90) for done in range(1, 91)]
+    seen.clear()
+    evaluate(*line, lambda done, total: seen.append((done, total)), executor="array")
+    assert seen == [(81, 90), (90, 90)]  # 81 windows of 200 tokens are a chunk
+
+
+def test_an_evaluation_says_what_it_ran_on(tiny: Path) -> None:
+    def ran(**chosen: str) -> tuple[str, str, str]:
+        found = evaluate(str(tiny), text=TEXT, window_tokens=64, limit_windows=1, **chosen)
+        assert found.as_dict()["executor"] == found.executor
+        return found.executor, found.activations, found.cache
+
+    assert ran() == ("native", "f32", "f32")
+    assert ran(activations="int8") == ("native", "int8", "f16")
+    assert ran(executor="array") == ("array", "f32", "f32")
+
+
+def test_a_reference_is_run_exactly_whatever_the_models_activations(tiny: Path) -> None:
+    windows = cut_windows(
+        read_text(TEXT, Use.EVALUATION),
+        open_model(str(tiny)).tokenizer.encode,
+        length=64,
+        limit=2,
+    )
+    execution = Execution(activations=ActivationKind.INT8)
+    models = [open_model(str(tiny)) for _ in range(2)]
+    reference, ran = evaluate_models(models[1:], models[0], windows, execution=execution)
+    (exact,) = evaluate_models(models[1:], None, windows)
+    assert (reference.activations, reference.cache) == ("f32", "f32")
+    assert reference.perplexity == exact.perplexity
+    assert (ran.activations, ran.cache) == ("int8", "f16")
+    assert ran.divergence is not None
+    assert ran.divergence.kl.value > 0  # this model is not quantized: what is left is the cache
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        ({"activations": "int4"}, "--activations: no such kind (expected int8 or f32"),
+        ({"executor": "gpu"}, "--executor: no such kind (expected native or array"),
+        ({"executor": "array", "activations": "int8"}, "Use --executor native"),
+    ],
+)
+def test_executions_that_cannot_be_are_refused(chosen: dict[str, str], text: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(text)):
+        evaluate("there is no such model", **chosen)

@@ -43,6 +43,9 @@ EVALUATION = Evaluation(
     scored_tokens=20470,
     file_bytes=10**9,
     bits_per_weight=3.25,
+    executor="native",
+    activations="f32",
+    cache="f32",
     perplexity=Figure(12.5, 0.2),
     divergence=MOVED,
 )

@@ -6,6 +6,7 @@ agreement and their places in the windows.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.architectures.plan import Embed, Plan, Stage
 from crumb.errors import UsageError
-from crumb.evaluate import scores
+from crumb.evaluate import scores, walks
+from crumb.evaluate.execution import Execution, ExecutorKind
 from crumb.evaluate.report import divergence, mean_figure, perplexity
-from crumb.evaluate.scores import TokenScores, score
+from crumb.evaluate.scores import TokenScores
 from crumb.run.model import Model, open_model
 
 Floats = NDArray[np.float64]
@@ -26,6 +28,9 @@ Floats = NDArray[np.float64]
 VOCABULARY, WINDOWS, LENGTH = 61, 5, 12
 
 RELATIVE = float(np.finfo(np.float32).eps)
+
+score = partial(scores.score, execution=Execution(ExecutorKind.ARRAY))
+"""Tables are no checkpoints that the native engine could map; test_walks.py has the native walk."""
 
 
 class FakeCheckpoint:
@@ -164,7 +169,7 @@ def test_chunks_of_windows_do_not_change_the_scores(
 ) -> None:
     models = [table_model(table) for table in tables]
     _, whole = score(models, tokens, 1, with_reference=True)
-    monkeypatch.setattr(scores, "CHUNK_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr(walks, "CHUNK_TOKENS", 2 * LENGTH)
     seen: list[tuple[int, int]] = []
     _, chunked = score(models, tokens, 1, True, lambda done, total: seen.append((done, total)))
     assert seen == [(2, WINDOWS), (4, WINDOWS), (5, WINDOWS)]

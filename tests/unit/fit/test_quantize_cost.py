@@ -22,6 +22,7 @@ from crumb.embedded import MODELS
 from crumb.errors import DoesNotFit
 from crumb.fit import quantize_cost
 from crumb.fit.quantize_cost import (
+    ROWS_AT_ONCE,
     check_disk,
     estimate,
     measured_rate,
@@ -32,6 +33,7 @@ from crumb.fit.quantize_cost import (
     working_bytes,
 )
 from crumb.formats.catalog import ROW, Format, ZeroKind, make_format
+from crumb.formats.layouts.tile import TILE_ROWS
 from crumb.pipeline import (
     Calibration,
     Listener,
@@ -99,6 +101,11 @@ def test_working_bytes_are_those_on_the_disk_before_publishing(
         quantize(request)
     checkpoint = open_checkpoint(model)
     assert seen == [working_bytes(checkpoint, choose_formats(checkpoint.plan, request))]
+
+
+def test_the_rows_that_are_solved_together_are_whole_tiles() -> None:
+    """Matrices of more rows are stacked from parts, and only the last part of one may be ragged."""
+    assert ROWS_AT_ONCE % TILE_ROWS == 0
 
 
 def test_packed_bytes_leave_out_what_is_no_matrix(tmp_path: Path) -> None:
@@ -199,7 +206,7 @@ def test_reported_progress_rises_to_the_estimated_work(method: Method, tmp_path:
 def test_a_tied_head_is_not_counted_twice(tmp_path: Path) -> None:
     tied = open_checkpoint(write_checkpoint(tmp_path / "tied"))
     own = open_checkpoint(write_checkpoint(tmp_path / "own", make_tensors(tied=False)))
-    head = 300 * make_format(8, 32, ZeroKind.FIXED).row_bits(64) // 8
+    head = 304 * make_format(8, 32, ZeroKind.FIXED).row_bits(64) // 8  # 300 rows are 19 tiles
     difference = output_bytes(own, formats_of(own)) - output_bytes(tied, formats_of(tied))
     assert difference == head
 

@@ -1,0 +1,93 @@
+"""Random quantized LLaMA models of any size, written as crumb directories without a solver.
+
+In: sizes, a format's name, a directory, a seed. Out: a directory that `crumb.load` runs: tiles of
+random codes under scales that keep the numbers finite, every matrix in the one format.
+The model knows nothing; its bytes and its speed are those of a real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from random_checkpoint import TOKENIZER_FILES, TOKENIZER_MODEL, Sizes
+
+from crumb.architectures.plan import TensorSpec
+from crumb.checkpoints.crumb_directory import quantization_config
+from crumb.checkpoints.safetensors import ArrayToWrite, write_file
+from crumb.formats.catalog import Format, ZeroKind, parse_format
+from crumb.formats.layouts.tile import TILE_ROWS, tile_bytes
+from crumb.formats.packed_tensor import stored_shape
+
+BILLION = Sizes(
+    blocks=16,
+    hidden=2048,
+    feed_forward=8192,
+    heads=32,
+    key_value_heads=8,
+    vocabulary=32000,
+    positions=2048,
+)
+"""1.10 billion parameters: the model of the speed benchmarks."""
+
+
+def random_tiles(spec: TensorSpec, format: Format, seed: tuple[int, int]) -> NDArray[np.uint8]:
+    """Tiles of random codes; scales are such that weights have deviation .02 or so."""
+    out_features, in_features = spec.shape
+    shape = stored_shape(format, out_features, in_features)
+    generator = np.random.default_rng(seed)
+    tiles = generator.integers(0, 256, shape, np.uint8)
+    width, at = format.group_width(in_features), 0
+    scale = np.float16(0.07 / (1 << format.bits))
+    for first in range(0, in_features, width):
+        block = tiles[:, at : at + 2 * TILE_ROWS]
+        block[:] = np.full(TILE_ROWS, scale).view(np.uint8)
+        behind = at + 2 * TILE_ROWS
+        if format.zero is ZeroKind.VARIABLE:
+            tiles[:, behind : behind + TILE_ROWS] = 1 << (format.bits - 1)
+        if format.zero is ZeroKind.MINIMUM:
+            tiles[:, behind : behind + 2 * TILE_ROWS] = np.full(TILE_ROWS, np.float16(-0.035)).view(
+                np.uint8
+            )
+        at += tile_bytes(format, min(width, in_features - first))
+    return tiles
+
+
+def write_quantized(path: Path, sizes: Sizes, format: Format, seed: int = 0) -> None:
+    """Write a whole model into a new directory; one tensor is in memory at a time."""
+    path.mkdir(parents=True)
+    matrices: dict[str, ArrayToWrite] = {}
+    small: dict[str, ArrayToWrite] = {}
+    metadata = {"format": "crumb"}
+    for number, spec in enumerate(sizes.plan().tensors()):
+        if not spec.matrix:
+            ones = partial(np.ones, spec.shape, ml_dtypes.bfloat16)
+            small[spec.name] = ArrayToWrite(np.dtype(ml_dtypes.bfloat16), spec.shape, ones)
+            continue
+        shape = stored_shape(format, *spec.shape)
+        read = partial(random_tiles, spec, format, (seed, number))
+        matrices[f"{spec.name}.tiles"] = ArrayToWrite(np.dtype(np.uint8), shape, read)
+        metadata[spec.name] = f"{format.name} {spec.shape[0]} {spec.shape[1]}"
+    write_file(path / "model.safetensors", matrices | small, metadata)
+    configuration = sizes.configuration() | {"quantization_config": quantization_config()}
+    (path / "config.json").write_text(json.dumps(configuration, indent=1))
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(TOKENIZER_MODEL / name, path / name)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("format", help="such as int3-g64-fixed")
+    parser.add_argument("out", type=Path)
+    asked = parser.parse_args()
+    write_quantized(asked.out, BILLION, parse_format(asked.format))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,279 @@
+// Attention over a paged cache. In: AttentionJob, pages filled by store_cache. Out: rows of `out`.
+// For each query and head: scores add the head's features in order; the largest, the sum by lane of
+// the position and the mixture of values in order of positions do not depend on the queries beside
+// it, on the pages, or on how the prompt was cut. Refuses nothing. Twin: run/array_executor.py.
+
+template <int kind>
+CRUMB_INLINE Floats load_cached(const uint8_t* at, int64_t index) {
+  if constexpr (kind == kFloat32) return load_floats(reinterpret_cast<const float*>(at) + index);
+  if constexpr (kind == kFloat16) return load_halves(at + 2 * index);
+  return load_signed_bytes(reinterpret_cast<const int8_t*>(at) + index);
+}
+
+constexpr float kMostHalf = 65504.0f;
+
+// Sixteen numbers of one position into the cache, `apart` elements from each other.
+CRUMB_INLINE void store_cached(uint8_t* at, int64_t index, int64_t apart, int64_t count, Floats x,
+                               int kind, float inverse) {
+  float exact[16];
+  uint16_t half[16];
+  int8_t byte[16];
+  if (kind == kFloat32) {
+    store_floats(exact, x);
+#pragma GCC unroll 8
+    for (int k = 0; k < count; ++k) reinterpret_cast<float*>(at)[index + k * apart] = exact[k];
+  } else if (kind == kFloat16) {
+    store_halves(half, min(max(x, all_floats(-kMostHalf)), all_floats(kMostHalf)));
+#pragma GCC unroll 8
+    for (int k = 0; k < count; ++k) reinterpret_cast<uint16_t*>(at)[index + k * apart] = half[k];
+  } else {
+    const Floats q = nearest_whole(x * all_floats(inverse));
+    store_signed_bytes(byte, max(min(q, all_floats(127.0f)), all_floats(-127.0f)));
+#pragma GCC unroll 8
+    for (int k = 0; k < count; ++k) reinterpret_cast<int8_t*>(at)[index + k * apart] = byte[k];
+  }
+}
+
+// Where a head's parts lie in its share of a page.
+struct HeadPlaces {
+  int64_t values, scales;
+  HeadPlaces(int64_t head_dim, int kind) {
+    const int64_t element = kind == kFloat32 ? 4 : kind == kInt8 ? 1 : 2;
+    values = head_dim * kPageTokens * element;
+    scales = cache_head_bytes(head_dim, kind) - 2 * kPageTokens * 4;  // int8 only
+  }
+};
+
+// One head's numbers of one position; returns the int8 scale.
+CRUMB_INLINE float store_head(uint8_t* at, const float* x, int64_t first, int64_t apart,
+                              int64_t head_dim, int kind) {
+  float scale = 0.0f, inverse = 0.0f;
+  if (kind == kInt8) {
+    Floats most = all_floats(0.0f);
+    for (int64_t d = 0; d < head_dim; d += 16)
+      most = max(absolute(load_first(x + d, head_dim - d)), most);
+    scale = largest(most) / 127.0f;
+    if (scale > kLeastScale) inverse = 1.0f / scale;
+    else scale = 0.0f;
+  }
+  for (int64_t d = 0; d < head_dim; d += 16) {
+    const int64_t count = head_dim - d < 16 ? head_dim - d : 16;
+    store_cached(at, first + d * apart, apart, count, load_first(x + d, count), kind, inverse);
+  }
+  return scale;
+}
+
+void store_cache(const CacheStoreJob& job) {
+  const HeadPlaces places(job.head_dim, job.cache.kind);
+  const int64_t padded = padded_to(job.head_dim, 16);
+  int64_t item = 0;
+  for (int64_t s = 0; s < job.segment_count; ++s) {
+    const Segment& segment = job.segments[s];
+    for (int64_t row = 0; row < segment.rows; ++row) {
+      const int64_t position = segment.past + row, slot = position % kPageTokens;
+      for (int64_t head = 0; head < job.heads; ++head) {
+        if (item++ % job.threads != job.thread) continue;
+        uint8_t* page = job.cache.pool +
+                        segment.pages[position / kPageTokens] * job.cache.page_bytes +
+                        head * job.cache.head_bytes;
+        const int64_t at = segment.first_row + row;
+        const float* key = job.key + at * job.key_stride + head * job.head_dim;
+        const float* value = job.value + at * job.value_stride + head * job.head_dim;
+        const int kind = job.cache.kind;
+        const float a = store_head(page, key, slot, kPageTokens, job.head_dim, kind);
+        const float b =
+            store_head(page + places.values, value, slot * padded, 1, job.head_dim, kind);
+        if (kind != kInt8) continue;
+        float* scales = reinterpret_cast<float*>(page + places.scales);
+        scales[slot] = a;
+        scales[kPageTokens + slot] = b;
+      }
+    }
+  }
+}
+
+// Some queries of one key-value head of one segment, neighbours in (row, head of the group).
+struct Queries {
+  const AttentionJob& job;
+  const Segment& segment;
+  int64_t head;   // key-value head
+  int64_t first;  // query: row * group + head of the group
+  int64_t group() const { return job.heads / job.key_value_heads; }
+  int64_t row(int64_t q) const { return (first + q) / group(); }
+  int64_t offset(int64_t q) const {  // of the query's features in its row
+    return (head * group() + (first + q) % group()) * job.head_dim;
+  }
+  int64_t end(int64_t q) const {  // keys up to here are seen
+    return job.causal ? segment.past + row(q) + 1 : segment.past + segment.rows;
+  }
+  int64_t begin(int64_t q) const {
+    const int64_t from = job.window ? segment.past + row(q) + 1 - job.window : 0;
+    return from > 0 ? from : 0;
+  }
+  const uint8_t* page(int64_t index) const {
+    return job.cache.pool + segment.pages[index] * job.cache.page_bytes +
+           head * job.cache.head_bytes;
+  }
+};
+
+// Scores of the queries with all positions of their pages, (queries, stride).
+template <int kind, int count>
+CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t query_stride,
+                              int64_t first_page, int64_t last_page, float* scores,
+                              int64_t stride) {
+  const HeadPlaces places(of.job.head_dim, kind);
+  for (int64_t p = first_page; p < last_page; ++p) {
+    const uint8_t* page = of.page(p);
+    Floats score[count];
+#pragma GCC unroll 8
+    for (int q = 0; q < count; ++q) score[q] = all_floats(0.0f);
+    for (int64_t d = 0; d < of.job.head_dim; ++d) {
+      const Floats key = load_cached<kind>(page, d * kPageTokens);
+#pragma GCC unroll 8
+      for (int q = 0; q < count; ++q) score[q] = fma(key, query[q * query_stride + d], score[q]);
+    }
+#pragma GCC unroll 8
+    for (int q = 0; q < count; ++q) {
+      if constexpr (kind == kInt8)
+        score[q] = score[q] * load_floats(reinterpret_cast<const float*>(page + places.scales));
+      store_floats(scores + q * stride + (p - first_page) * kPageTokens, score[q]);
+    }
+  }
+}
+
+// Scores become weights, 0 where a position is not seen; returns one over their sum.
+float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap) {
+  for (int64_t k = 0; k < begin; ++k) scores[k] = -3e38f;
+  for (int64_t k = end; k < count; ++k) scores[k] = -3e38f;
+  Floats most = all_floats(-3e38f);
+  for (int64_t k = 0; k < count; k += 16) {
+    Floats x = load_floats(scores + k);
+    if (cap > 0.0f) {
+      x = max(x, all_floats(-1e30f));
+      x = all_floats(cap) * hyperbolic_tangent(x / all_floats(cap));
+      store_floats(scores + k, x);
+    }
+    most = max(x, most);
+  }
+  if (cap > 0.0f) {  // capping made hidden positions -cap
+    for (int64_t k = 0; k < begin; ++k) scores[k] = -3e38f;
+    for (int64_t k = end; k < count; ++k) scores[k] = -3e38f;
+  }
+  const Floats top = all_floats(largest(most));
+  Floats total = all_floats(0.0f);
+  for (int64_t k = 0; k < count; k += 16) {
+    Floats weight = exponential(load_floats(scores + k) - top);
+    if (k < begin || k + 16 > end) {
+      float lane[16];
+      store_floats(lane, weight);
+      for (int64_t j = 0; j < 16; ++j)
+        if (k + j < begin || k + j >= end) lane[j] = 0.0f;
+      weight = load_floats(lane);
+    }
+    total = total + weight;
+    store_floats(scores + k, weight);
+  }
+  return 1.0f / sum(total);
+}
+
+// The values of all positions mixed by the weights, `vectors` times 16 features from `feature`.
+template <int kind, int count, int vectors>
+CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_page,
+                            int64_t positions, const float* weights, int64_t stride,
+                            const float* inverse) {
+  const HeadPlaces places(of.job.head_dim, kind);
+  const int64_t padded = padded_to(of.job.head_dim, 16);
+  Floats mixed[count][vectors];
+#pragma GCC unroll 8
+  for (int q = 0; q < count; ++q)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) mixed[q][v] = all_floats(0.0f);
+  for (int64_t begin = 0; begin < positions; begin += kPageTokens) {
+    const uint8_t* page = of.page(first_page + begin / kPageTokens);
+    const float* scales = reinterpret_cast<const float*>(page + places.scales) + kPageTokens;
+    const int64_t left = positions - begin, slots = left < kPageTokens ? left : kPageTokens;
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      Floats value[vectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v)
+        value[v] = load_cached<kind>(page + places.values, slot * padded + feature + 16 * v);
+#pragma GCC unroll 8
+      for (int q = 0; q < count; ++q) {
+        float weight = weights[q * stride + begin + slot];
+        if constexpr (kind == kInt8) weight *= scales[slot];
+        const Floats by = all_floats(weight);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) mixed[q][v] = fma(value[v], by, mixed[q][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int q = 0; q < count; ++q) {
+    float* out = of.job.out + (of.segment.first_row + of.row(q)) * of.job.out_stride + of.offset(q);
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t from = feature + 16 * v;
+      float lane[16];
+      store_floats(lane, mixed[q][v] * all_floats(inverse[q]));
+      for (int64_t k = 0; k < 16 && from + k < of.job.head_dim; ++k) out[from + k] = lane[k];
+    }
+  }
+}
+
+template <int kind, int count>
+void attend(const Queries& of) {
+  const AttentionJob& job = of.job;
+  const int64_t first_page = of.begin(0) / kPageTokens, origin = first_page * kPageTokens;
+  const int64_t end = of.end(count - 1), positions = end - origin;
+  const int64_t stride = padded_to(positions, kPageTokens) + 16;
+  float* scores = job.scratch;
+  float* query = scores + kScoredQueries * stride;
+#pragma GCC unroll 8
+  for (int q = 0; q < count; ++q) {
+    const float* x = job.query + (of.segment.first_row + of.row(q)) * job.query_stride + of.offset(q);
+    for (int64_t d = 0; d < job.head_dim; ++d) query[q * job.head_dim + d] = x[d] * job.scale;
+  }
+  score_pages<kind, count>(of, query, job.head_dim, first_page,
+                           (end + kPageTokens - 1) / kPageTokens, scores, stride);
+  float inverse[count];
+#pragma GCC unroll 8
+  for (int q = 0; q < count; ++q)
+    inverse[q] = soften(scores + q * stride, of.begin(q) - origin, of.end(q) - origin,
+                        padded_to(positions, kPageTokens), job.soft_cap);
+  const int64_t padded = padded_to(job.head_dim, 16);
+  constexpr int kMixed = count < kMixedQueries ? count : kMixedQueries;
+  for (int q = 0; q < count; q += kMixed) {
+    const Queries some{job, of.segment, of.head, of.first + q};
+    int64_t feature = 0;
+    for (; feature + 64 <= padded; feature += 64)
+      mix_pages<kind, kMixed, 4>(some, feature, first_page, positions, scores + q * stride, stride,
+                                 inverse + q);
+    for (; feature < padded; feature += 16)
+      mix_pages<kind, kMixed, 1>(some, feature, first_page, positions, scores + q * stride, stride,
+                                 inverse + q);
+  }
+}
+
+template <int kind>
+void attention_of(const AttentionJob& job) {
+  const int64_t group = job.heads / job.key_value_heads;
+  int64_t item = 0;
+  for (int64_t s = 0; s < job.segment_count; ++s) {
+    const int64_t queries = job.segments[s].rows * group;
+    for (int64_t first = 0; first < queries; first += kScoredQueries)
+      for (int64_t head = 0; head < job.key_value_heads; ++head) {
+        if (item++ % job.threads != job.thread) continue;
+        int64_t q = first;
+        const int64_t last = first + kScoredQueries < queries ? first + kScoredQueries : queries;
+        for (; q + 8 <= last; q += 8) attend<kind, 8>({job, job.segments[s], head, q});
+        for (; q + 4 <= last; q += 4) attend<kind, 4>({job, job.segments[s], head, q});
+        for (; q < last; ++q) attend<kind, 1>({job, job.segments[s], head, q});
+      }
+  }
+}
+
+void attention(const AttentionJob& job) {
+  if (job.cache.kind == kFloat32) return attention_of<kFloat32>(job);
+  if (job.cache.kind == kFloat16) return attention_of<kFloat16>(job);
+  return attention_of<kInt8>(job);
+}

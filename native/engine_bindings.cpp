@@ -1,0 +1,340 @@
+// The engine's Python face: checks every size once, keeps the arrays alive, releases the GIL.
+// In: NumPy arrays and numbers from run/program.py. Out: class NativeEngine of crumb._native.
+// Raises TypeError for another dtype or order, ValueError where sizes disagree; run/ checks meaning.
+#include "engine_bindings.hpp"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <deque>
+#include <stdexcept>
+
+#include "engine.hpp"
+#include "tile.hpp"
+
+namespace nb = nanobind;
+
+namespace crumb {
+namespace {
+
+template <class T, int dims>
+using Array = nb::ndarray<T, nb::ndim<dims>, nb::c_contig, nb::device::cpu>;
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(what);
+}
+
+class NativeEngine {
+ public:
+  NativeEngine(const std::string& isa, int threads, Array<uint8_t, 2> scratch)
+      : engine_(kernels_named(isa), threads, scratch.data(), int64_t(scratch.shape(1))) {
+    require(int(scratch.shape(0)) == engine_.threads(), "scratch: a row for each thread");
+    require(reinterpret_cast<uintptr_t>(scratch.data()) % 64 == 0 && scratch.shape(1) % 64 == 0,
+            "scratch must be aligned to 64 bytes");
+    keep(scratch);
+  }
+
+  int add_buffer(Array<float, 2> data, int64_t width) {
+    const int64_t stride = int64_t(data.shape(1));
+    require(width > 0 && width <= stride && stride % 16 == 0, "buffer: rows of 16 floats");
+    if (engine_.buffers.empty()) capacity_ = rows_ = int64_t(data.shape(0));
+    keep(data);
+    engine_.buffers.push_back({data.data(), int64_t(data.shape(0)), width, stride});
+    return int(engine_.buffers.size()) - 1;
+  }
+
+  int add_activations(Array<int8_t, 2> codes, Array<float, 2> scale, Array<int32_t, 2> sum,
+                      int64_t columns, int64_t block_inputs) {
+    require(block_inputs > 0 && block_inputs <= kBlockInputs, "block_inputs out of range");
+    const int64_t blocks = (columns + block_inputs - 1) / block_inputs, rows = scale.shape(0);
+    require(int64_t(codes.shape(0)) >= padded_to(rows, 32), "codes: rows padded to 32");
+    require(int64_t(codes.shape(1)) >= padded_to(columns, 32) + kActivationPad, "codes: too narrow");
+    require(int64_t(scale.shape(1)) == blocks && int64_t(sum.shape(1)) == blocks &&
+                int64_t(sum.shape(0)) == rows, "scale or sum: wrong shape");
+    keep(codes), keep(scale), keep(sum);
+    engine_.activations.push_back({codes.data(), scale.data(), sum.data(),
+                                   int64_t(codes.shape(1)), blocks, columns, block_inputs});
+    activation_rows_.push_back(rows);
+    return int(engine_.activations.size()) - 1;
+  }
+
+  int add_tiles(Array<const uint8_t, 2> tiles, int64_t rows, int64_t columns, int64_t group_width,
+                int bits, int zero, std::optional<Array<const uint8_t, 1>> table) {
+    require(rows > 0 && columns > 0 && group_width > 0, "matrix: empty");
+    require((bits >= 2 && bits <= 6) || bits == 8, "matrix: no kernel for these bits");
+    require(zero >= kFixed && zero <= kMinimum, "matrix: unknown zero kind");
+    require(group_width >= columns || group_width == 32 || group_width == 64 || group_width == 128,
+            "matrix: no kernel for this group width");
+    require(!table || (bits == 4 && zero == kFixed && table->shape(0) == 16), "matrix: bad table");
+    const int64_t bytes = tile_bytes(bits, zero, group_width, columns);
+    require(int64_t(tiles.shape(0)) == tile_count(rows) && int64_t(tiles.shape(1)) == bytes,
+            "tiles: wrong shape");
+    require(matmul_scratch_bytes(columns) <= engine_.scratch_bytes(), "scratch: too small");
+    keep(tiles);
+    if (table) keep(*table);
+    tiles_.push_back({tiles.data(), table ? table->data() : nullptr, rows, columns,
+                      std::min(group_width, columns), bytes, bits, zero});
+    matrices_.push_back({&tiles_.back(), nullptr});
+    return int(matrices_.size()) - 1;
+  }
+
+  int add_floats(Array<const uint8_t, 2> weights, int64_t columns, int kind) {
+    require(kind >= kFloat32 && kind <= kBfloat16, "matrix: unknown float kind");
+    require(columns > 0 && int64_t(weights.shape(1)) == columns * (kind == kFloat32 ? 4 : 2),
+            "weights: wrong shape");
+    require(matmul_scratch_bytes(columns) <= engine_.scratch_bytes(), "scratch: too small");
+    keep(weights);
+    floats_.push_back({weights.data(), int64_t(weights.shape(0)), columns, kind});
+    matrices_.push_back({nullptr, &floats_.back()});
+    return int(matrices_.size()) - 1;
+  }
+
+  void embed(bool of_positions, int out, int matrix) {
+    const Matrix& m = at(matrix);
+    require(to(out).width == m.columns(), "embed: widths differ");
+    int64_t& limit = of_positions ? positions_ : vocabulary_;
+    limit = std::min(limit, m.rows());
+    engine_.operations.push_back(Embed{of_positions, out, m});
+  }
+
+  void norm(int in, int out, Array<const float, 1> weight,
+            std::optional<Array<const float, 1>> bias, float epsilon, bool centered) {
+    const int64_t width = from(in).width;
+    require(to(out).width == width && int64_t(weight.shape(0)) == width, "norm: widths differ");
+    require(!bias || int64_t(bias->shape(0)) == width, "norm: bias has the wrong width");
+    keep(weight);
+    if (bias) keep(*bias);
+    engine_.operations.push_back(
+        Norm{in, out, weight.data(), bias ? bias->data() : nullptr, epsilon, centered});
+  }
+
+  void quantize(int in, int activations) {
+    require(activations >= 0 && activations < int(engine_.activations.size()), "no activations");
+    require(from(in).width == engine_.activations[activations].columns, "quantize: widths differ");
+    require(activation_rows_[activations] >= rows_, "activations: too few rows");
+    engine_.operations.push_back(Quantize{in, activations});
+  }
+
+  // Joins the group of the operation before if that read the same buffer.
+  void linear(int in, int activations, int out, int matrix,
+              std::optional<Array<const float, 1>> bias, bool joined) {
+    const Matrix& m = at(matrix);
+    require(from(in).width == m.columns() && to(out).width == m.rows(), "linear: widths differ");
+    require(!bias || int64_t(bias->shape(0)) == m.rows(), "linear: bias has the wrong width");
+    if (activations >= 0) {
+      require(m.tiles && activations < int(engine_.activations.size()), "no activations");
+      require(activation_rows_[activations] >= rows_, "activations: too few rows");
+      const Activations& x = engine_.activations[activations];
+      require(x.columns == m.columns() &&
+                  x.block_inputs == std::min(m.tiles->group_width, kBlockInputs),
+              "linear: activations of another width");
+    }
+    if (bias) keep(*bias);
+    const Linear linear{in, activations, out, m, bias ? bias->data() : nullptr};
+    if (joined && !engine_.operations.empty())
+      if (auto* group = std::get_if<LinearGroup>(&engine_.operations.back()))
+        return group->linears.push_back(linear);
+    engine_.operations.push_back(LinearGroup{{linear}});
+  }
+
+  void split(int in, std::vector<int> outs, int64_t outer, int64_t inner) {
+    const int64_t width = from(in).width;
+    require(outer > 0 && inner > 0 && !outs.empty(), "split: empty");
+    require(outer <= width && inner <= width && int64_t(outs.size()) <= width &&
+                width == outer * inner * int64_t(outs.size()), "split: widths differ");
+    for (int out : outs) require(to(out).width == outer * inner, "split: widths differ");
+    engine_.operations.push_back(Split{in, outs, outer, inner});
+  }
+
+  void rotary(int in, int out, int heads, int dimensions, bool interleaved,
+              Array<const float, 2> turns) {
+    const int64_t width = from(in).width;
+    require(heads > 0 && width % heads == 0 && to(out).width == width, "rotary: widths differ");
+    require(dimensions > 0 && dimensions % 2 == 0 && dimensions <= width / heads &&
+                int64_t(turns.shape(1)) == dimensions, "rotary: wrong dimensions");
+    positions_ = std::min(positions_, int64_t(turns.shape(0)));
+    keep(turns);
+    engine_.operations.push_back(Rotary{in, out, heads, int(width / heads), dimensions,
+                                        interleaved, turns.data()});
+  }
+
+  void attention(int query, int key, int value, int out, int heads, int key_value_heads,
+                 float scale, float soft_cap, bool causal, int64_t window,
+                 Array<uint8_t, 2> pages, int kind) {
+    const int64_t width = from(query).width, kept = from(key).width;
+    require(heads > 0 && key_value_heads > 0 && heads % key_value_heads == 0 && width % heads == 0,
+            "attention: heads do not divide");
+    const int64_t dim = width / heads;
+    require(selected_rows_ == 0, "attention: behind select");
+    require(window >= 0, "attention: negative window");
+    require(kept == dim * key_value_heads && from(value).width == kept && to(out).width == width,
+            "attention: widths differ");
+    require(kind >= kFloat32 && kind <= kInt8 && kind != kBfloat16, "attention: cache kind");
+    const int64_t head_bytes = cache_head_bytes(dim, kind);
+    require(int64_t(pages.shape(1)) == head_bytes * key_value_heads, "pages: wrong size");
+    page_count_ = std::min(page_count_, int64_t(pages.shape(0)));
+    keep(pages);
+    head_dim_ = std::max(head_dim_, dim);
+    engine_.operations.push_back(
+        Attention{query, key, value, out, heads, key_value_heads, int(dim), scale, soft_cap, causal,
+                  window, {pages.data(), head_bytes * key_value_heads, head_bytes, kind}});
+  }
+
+  void elementwise(int left, int right, int out, int kind) {
+    const Buffer &a = from(left), &to_buffer = to(out);
+    require(a.width == to_buffer.width && a.stride == to_buffer.stride, "elementwise: widths");
+    require(right < 0 ? kind >= kSilu && kind <= kRelu : kind == kMultiply || kind == kAdd,
+            "elementwise: unknown function");
+    if (right >= 0)
+      require(from(right).width == a.width && from(right).stride == a.stride, "elementwise: widths");
+    engine_.operations.push_back(Elementwise{left, right, out, kind});
+  }
+
+  void select(int in, int out) {
+    require(selected_rows_ == 0, "select: a second one");
+    require(from(in).width == buffer(out).width && from(in).stride == buffer(out).stride,
+            "select: widths differ");
+    selected_rows_ = rows_ = buffer(out).rows;
+    engine_.operations.push_back(Select{in, out});
+  }
+
+  int operation_count() const { return int(engine_.operations.size()); }
+  void set_timed(bool timed) { engine_.timed = timed; }
+
+  std::vector<std::tuple<std::string, double>> seconds() const {
+    static const char* names[] = {"embed", "norm", "quantize", "linear", "split",
+                                  "rotary", "attention", "elementwise", "select"};
+    std::vector<std::tuple<std::string, double>> all;
+    for (size_t k = 0; k < engine_.seconds().size(); ++k)
+      all.emplace_back(names[k], engine_.seconds()[k]);
+    return all;
+  }
+
+  // segments: rows of (first_row, rows, past, first of its page numbers in `pages`).
+  void step(Array<const int32_t, 1> tokens, Array<const int32_t, 1> positions,
+            Array<const int64_t, 2> segments, Array<const int32_t, 1> pages,
+            Array<const int32_t, 1> selected, int operations) {
+    const int64_t rows = tokens.shape(0), count = segments.shape(0);
+    require(rows > 0 && rows <= capacity_ && int64_t(positions.shape(0)) == rows, "step: rows");
+    require(operations >= 0 && operations <= operation_count(), "step: operations");
+    for (int64_t k = 0; k < rows; ++k) {
+      require(tokens.data()[k] >= 0 && tokens.data()[k] < vocabulary_, "step: token out of range");
+      require(positions.data()[k] >= 0 && positions.data()[k] < positions_, "step: position");
+    }
+    require(int64_t(selected.shape(0)) <= selected_rows_, "step: too many rows selected");
+    for (size_t k = 0; k < selected.shape(0); ++k)
+      require(selected.data()[k] >= 0 && selected.data()[k] < rows, "step: selected row");
+    require(count == 0 || segments.shape(1) == 4, "step: segments have four numbers");
+    std::vector<Segment> parts;
+    int64_t covered = 0;
+    for (int64_t k = 0; k < count; ++k) parts.push_back(segment(segments.data() + 4 * k, pages, covered));
+    require(covered == rows, "step: segments do not cover the rows");
+    const Step step{tokens.data(), positions.data(), rows, parts.data(), count, selected.data(),
+                    int64_t(selected.shape(0)), operations};
+    nb::gil_scoped_release release;
+    engine_.run(step);
+  }
+
+ private:
+  Segment segment(const int64_t* given, Array<const int32_t, 1> pages, int64_t& covered) const {
+    const int64_t first_row = given[0], rows = given[1], past = given[2], first_page = given[3];
+    require(first_row == covered && rows > 0 && past >= 0 && first_page >= 0, "step: segment");
+    require(rows <= capacity_ && past < (int64_t(1) << 40) &&
+                first_page <= int64_t(pages.shape(0)), "step: segment");
+    covered += rows;
+    const int64_t needed = (past + rows + kPageTokens - 1) / kPageTokens;
+    require(first_page + needed <= int64_t(pages.shape(0)), "step: pages missing");
+    for (int64_t k = first_page; k < first_page + needed; ++k)
+      require(pages.data()[k] >= 0 && pages.data()[k] < page_count_, "step: page out of range");
+    require(head_dim_ == 0 || attention_scratch_floats(past + rows, head_dim_) * 4 <=
+                                  engine_.scratch_bytes(), "step: scratch too small");
+    return {first_row, rows, past, pages.data() + first_page};
+  }
+
+  static const KernelTable& kernels_named(const std::string& isa) {
+    Choice choices[kMaxChoices];
+    const int count = list_choices(choices);
+    for (int k = 0; k < count; ++k)
+      if (choices[k].supported && isa == choices[k].table->name) return *choices[k].table;
+    throw std::invalid_argument("instruction set not compiled or not supported here: " + isa);
+  }
+
+  template <class A>
+  void keep(const A& array) { kept_.push_back(nb::cast(array)); }
+
+  const Buffer& buffer(int index) const {
+    require(index >= 0 && index < int(engine_.buffers.size()), "no such buffer");
+    return engine_.buffers[index];
+  }
+  // A buffer that an operation reads or writes holds all rows that reach it.
+  const Buffer& from(int index) const {
+    require(buffer(index).rows >= rows_now(), "buffer: too few rows");
+    return buffer(index);
+  }
+  const Buffer& to(int index) const { return from(index); }
+  int64_t rows_now() const { return selected_rows_ ? selected_rows_ : capacity_; }
+  const Matrix& at(int index) const {
+    require(index >= 0 && index < int(matrices_.size()), "no such matrix");
+    return matrices_[index];
+  }
+
+  Engine engine_;
+  std::deque<TileMatrix> tiles_;  // addresses stay
+  std::deque<FloatMatrix> floats_;
+  std::vector<Matrix> matrices_;
+  std::vector<int64_t> activation_rows_;
+  std::vector<nb::object> kept_;
+  int64_t capacity_ = 0, rows_ = 0, selected_rows_ = 0, head_dim_ = 0;
+  int64_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX, page_count_ = INT32_MAX;
+};
+
+auto array(const char* name) { return nb::arg(name).noconvert(); }
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  using E = NativeEngine;
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  m.def("matmul_scratch_bytes", &matmul_scratch_bytes, nb::arg("columns"));
+  m.def("attention_scratch_floats", &attention_scratch_floats, nb::arg("context_tokens"),
+        nb::arg("head_dim"));
+  m.def("cache_head_bytes", &cache_head_bytes, nb::arg("head_dim"), nb::arg("kind"));
+  nb::class_<E>(m, "NativeEngine")
+      .def(nb::init<const std::string&, int, Array<uint8_t, 2>>(), nb::arg("isa"),
+           nb::arg("threads"), array("scratch"))
+      .def("add_buffer", &E::add_buffer, array("data"), nb::arg("width"))
+      .def("add_activations", &E::add_activations, array("codes"), array("scale"), array("sum"),
+           nb::arg("columns"), nb::arg("block_inputs"))
+      .def("add_tiles", &E::add_tiles, array("tiles"), nb::arg("rows"), nb::arg("columns"),
+           nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), array("table").none())
+      .def("add_floats", &E::add_floats, array("weights"), nb::arg("columns"), nb::arg("kind"))
+      .def("embed", &E::embed, nb::arg("of_positions"), nb::arg("out"), nb::arg("matrix"))
+      .def("norm", &E::norm, nb::arg("input"), nb::arg("out"), array("weight"),
+           array("bias").none(), nb::arg("epsilon"), nb::arg("centered"))
+      .def("quantize", &E::quantize, nb::arg("input"), nb::arg("activations"))
+      .def("linear", &E::linear, nb::arg("input"), nb::arg("activations"), nb::arg("out"),
+           nb::arg("matrix"), array("bias").none(), nb::arg("joined"))
+      .def("split", &E::split, nb::arg("input"), nb::arg("outs"), nb::arg("outer"),
+           nb::arg("inner"))
+      .def("rotary", &E::rotary, nb::arg("input"), nb::arg("out"), nb::arg("heads"),
+           nb::arg("dimensions"), nb::arg("interleaved"), array("turns"))
+      .def("attention", &E::attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
+           nb::arg("out"), nb::arg("heads"), nb::arg("key_value_heads"), nb::arg("scale"),
+           nb::arg("soft_cap"), nb::arg("causal"), nb::arg("window"), array("pages"),
+           nb::arg("kind"))
+      .def("elementwise", &E::elementwise, nb::arg("left"), nb::arg("right"), nb::arg("out"),
+           nb::arg("kind"))
+      .def("select", &E::select, nb::arg("input"), nb::arg("out"))
+      .def("operation_count", &E::operation_count)
+      .def("set_timed", &E::set_timed, nb::arg("timed"))
+      .def("seconds", &E::seconds)
+      .def("step", &E::step, array("tokens"), array("positions"), array("segments"),
+           array("pages"), array("selected"), nb::arg("operations"));
+}
+
+}  // namespace crumb

@@ -1,0 +1,73 @@
+// Steps on rows of f32: norm, elementwise functions, rotary embedding. In: a job with a range of
+// tokens, or of vectors. Out: rows of `out`; what lies behind a row's columns stays finite.
+// Sums over columns go by lane, then over lanes in one order. Twin: run/array_executor.py.
+
+void normalize(const NormJob& job) {
+  const int64_t n = job.columns;
+  for (int64_t token = job.begin; token < job.end; ++token) {
+    const float* x = job.x + token * job.x_stride;
+    float* out = job.out + token * job.out_stride;
+    float mean = 0.0f;
+    if (job.centered) {
+      Floats total = all_floats(0.0f);
+      for (int64_t k = 0; k < n; k += 16) total = total + load_first(x + k, n - k);
+      mean = sum(total) / float(n);
+    }
+    const Floats center = all_floats(mean);
+    Floats squares = all_floats(0.0f);
+    int64_t k = 0;
+    for (; k + 16 <= n; k += 16) {
+      const Floats away = load_floats(x + k) - center;
+      squares = fma(away, away, squares);
+    }
+    float tail = 0.0f;
+    for (; k < n; ++k) tail += (x[k] - mean) * (x[k] - mean);
+    const float variance = (sum(squares) + tail) / float(n);
+    const Floats factor = all_floats(1.0f / __builtin_sqrtf(variance + job.epsilon));
+    for (k = 0; k < n; k += 16) {
+      Floats y = (load_floats(x + k) - center) * factor * load_first(job.weight + k, n - k);
+      if (job.bias) y = y + load_first(job.bias + k, n - k);
+      store_floats(out + k, y);
+    }
+  }
+}
+
+template <class F>
+CRUMB_INLINE void each_vector(const ElementwiseJob& job, F function) {
+  for (int64_t at = 16 * job.begin; at < 16 * job.end; at += 16)
+    store_floats(job.out + at, function(load_floats(job.left + at), at));
+}
+
+void elementwise(const ElementwiseJob& job) {
+  switch (job.kind) {
+    case kSilu: return each_vector(job, [](Floats x, int64_t) { return silu(x); });
+    case kGelu: return each_vector(job, [](Floats x, int64_t) { return gelu(x); });
+    case kGeluTanh: return each_vector(job, [](Floats x, int64_t) { return gelu_tanh(x); });
+    case kRelu:
+      return each_vector(job, [](Floats x, int64_t) { return max(x, all_floats(0.0f)); });
+    case kMultiply:
+      return each_vector(job, [&](Floats x, int64_t at) { return x * load_floats(job.right + at); });
+    default:
+      return each_vector(job, [&](Floats x, int64_t at) { return x + load_floats(job.right + at); });
+  }
+}
+
+void rotate(const RotaryJob& job) {
+  const int half = job.dimensions / 2;
+  const int apart = job.interleaved ? 1 : half, step = job.interleaved ? 2 : 1;
+  for (int64_t token = job.begin; token < job.end; ++token) {
+    const float* cosine = job.turns + int64_t(job.positions[token]) * job.dimensions;
+    const float* sine = cosine + half;
+    for (int head = 0; head < job.heads; ++head) {
+      const float* x = job.x + token * job.x_stride + int64_t(head) * job.head_dim;
+      float* out = job.out + token * job.out_stride + int64_t(head) * job.head_dim;
+      for (int pair = 0; pair < half; ++pair) {
+        const float a = x[pair * step], b = x[pair * step + apart];
+        out[pair * step] = a * cosine[pair] - b * sine[pair];
+        out[pair * step + apart] = b * cosine[pair] + a * sine[pair];
+      }
+      if (x != out)
+        for (int k = job.dimensions; k < job.head_dim; ++k) out[k] = x[k];
+    }
+  }
+}

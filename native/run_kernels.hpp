@@ -1,0 +1,191 @@
+// Jobs of the kernels that run a model. In: pointers into a file's mapping and into buffers whose
+// rows are padded to 16 floats. Out: results in place. Nothing is owned, nothing is allocated.
+// A kernel computes each output in one order, whatever the tokens, threads or rows beside it.
+#pragma once
+
+#include <cstdint>
+
+namespace crumb {
+
+constexpr int64_t kBlockInputs = 128;  // most inputs that share a scale of their int8 activations
+constexpr int64_t kPageTokens = 16;    // positions of a page of the cache
+constexpr int64_t kActivationPad = 64;  // bytes behind a row of int8 activations that may be read
+
+// A quantized matrix in the tile layout (tile.hpp).
+struct TileMatrix {
+  const uint8_t* tiles;
+  const uint8_t* table;  // 16 values + 128 of a lookup format, else null
+  int64_t rows, columns, group_width, tile_bytes;
+  int bits, zero;  // ZeroKind
+};
+
+enum FloatKind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kInt8 = 3 };
+
+// An unquantized matrix, row-major.
+struct FloatMatrix {
+  const uint8_t* weights;
+  int64_t rows, columns;
+  int kind;  // FloatKind, not kInt8
+};
+
+// Int8 activations, one scale for each block of min(group width, 128) inputs of each token.
+// Codes lie by token, or for AMX 16 tokens together: (tokens / 16, inputs / 64, 16, 64).
+struct Activations {
+  int8_t* codes;   // (tokens, stride), zero behind the inputs
+  float* scale;    // (tokens, blocks)
+  int32_t* sum;    // (tokens, blocks) of the codes
+  int64_t stride, blocks, columns, block_inputs;
+  bool together = false;
+};
+
+struct QuantizeJob {
+  const float* x;  // (tokens, x_stride)
+  int64_t x_stride;
+  Activations to;
+  int64_t begin, end;  // of tokens * blocks
+};
+
+struct MatmulJob {
+  TileMatrix matrix;
+  Activations x;
+  int64_t tokens;
+  const float* bias;  // (rows) or null
+  float* out;         // (tokens, out_stride)
+  int64_t out_stride;
+  int64_t first_tile, last_tile;
+  uint8_t* scratch;  // matmul_scratch_bytes, aligned to 64
+};
+
+struct FloatMatmulJob {
+  const TileMatrix* tiles;   // one of the two
+  const FloatMatrix* floats;
+  const float* x;  // (tokens, x_stride)
+  int64_t x_stride;
+  int64_t tokens;
+  const float* bias;
+  float* out;
+  int64_t out_stride;
+  int64_t first_tile, last_tile;  // of 16 rows
+  uint8_t* scratch;
+};
+
+struct EmbedJob {
+  const TileMatrix* tiles;  // one of the two
+  const FloatMatrix* floats;
+  const int32_t* index;  // (tokens)
+  float* out;
+  int64_t out_stride, begin, end;  // tokens
+  uint8_t* scratch;
+};
+
+struct NormJob {
+  const float* x;
+  float* out;
+  int64_t x_stride, out_stride, columns, begin, end;  // tokens
+  const float* weight;
+  const float* bias;  // null: none
+  float epsilon;
+  int centered;  // layer norm; else root mean square
+};
+
+// The order of architectures.plan.ACTIVATIONS as run/program.py numbers them.
+enum Function : int { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+
+struct ElementwiseJob {
+  const float* left;
+  const float* right;  // null for an activation
+  float* out;
+  int64_t begin, end;  // vectors of 16 floats
+  int kind;            // Function, kMultiply or kAdd
+};
+constexpr int kMultiply = 16, kAdd = 17;
+
+struct RotaryJob {
+  const float* x;
+  float* out;
+  int64_t x_stride, out_stride;
+  const int32_t* positions;  // (tokens)
+  const float* turns;        // (positions, dimensions): cosines then sines
+  int heads, head_dim, dimensions, interleaved;
+  int64_t begin, end;  // tokens
+};
+
+// The next tokens of one sequence, `past` of whose tokens are in its pages.
+struct Segment {
+  int64_t first_row, rows, past;
+  const int32_t* pages;
+};
+
+// A page holds for each head: keys (head_dim, 16), values (16, head_dim padded to 16), and for int8
+// 16 scales of the keys and 16 of the values.
+struct Cache {
+  uint8_t* pool;
+  int64_t page_bytes, head_bytes;
+  int kind;  // FloatKind
+};
+
+struct CacheStoreJob {
+  const float* key;
+  const float* value;
+  int64_t key_stride, value_stride;
+  Cache cache;
+  const Segment* segments;
+  int64_t segment_count;
+  int heads, head_dim;
+  int64_t thread, threads;
+};
+
+struct AttentionJob {
+  const float* query;
+  float* out;
+  int64_t query_stride, out_stride;
+  Cache cache;
+  const Segment* segments;
+  int64_t segment_count;
+  int heads, key_value_heads, head_dim;
+  float scale, soft_cap;  // 0: no cap
+  int causal;
+  int64_t window;  // 0: none
+  int64_t thread, threads;
+  float* scratch;  // attention_scratch_floats
+};
+
+static constexpr int64_t padded_to(int64_t count, int64_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind) {
+  const int64_t element = kind == kFloat32 ? 4 : kind == kInt8 ? 1 : 2;
+  return padded_to((head_dim + padded_to(head_dim, 16)) * kPageTokens * element, 64) +
+         (kind == kInt8 ? 2 * kPageTokens * 4 : 0);
+}
+
+constexpr int64_t kExpandedInputs = 256;  // inputs decoded to f32 at once
+constexpr int64_t kAmxScratch = 64 * 1024;
+
+// Two unpacked tiles, and what is behind them.
+static constexpr int64_t matmul_scratch_bytes(int64_t columns) {
+  return 2 * 16 * padded_to(columns + 64, 128) + kAmxScratch + 2 * 16 * kExpandedInputs * 4;
+}
+
+constexpr int64_t kScoredQueries = 8;
+static constexpr int64_t attention_scratch_floats(int64_t context_tokens, int64_t head_dim) {
+  return kScoredQueries * (padded_to(context_tokens, 16) + 16 + head_dim + 16);
+}
+
+constexpr int64_t kTokensTogether = 16;
+
+struct RunKernels {
+  int64_t together_from;  // tokens from which matmul wants activations 16 together
+  void (*quantize)(const QuantizeJob&);
+  void (*matmul)(const MatmulJob&);
+  void (*float_matmul)(const FloatMatmulJob&);
+  void (*embed)(const EmbedJob&);
+  void (*norm)(const NormJob&);
+  void (*elementwise)(const ElementwiseJob&);
+  void (*rotary)(const RotaryJob&);
+  void (*cache_store)(const CacheStoreJob&);
+  void (*attention)(const AttentionJob&);
+};
+
+}  // namespace crumb

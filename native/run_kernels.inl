@@ -1,0 +1,18 @@
+// Every kernel that runs a model, for the set that includes this. Out: CRUMB_RUN_KERNELS.
+// In: CRUMB_REGISTERS names its file of registers, CRUMB_MATMUL its own matmul if it has one.
+#include "wide.inl"
+#include "math.inl"
+#include "unpack.inl"
+#include "tile_matmul.inl"
+#include "float_matmul.inl"
+#include "rows.inl"
+#include "attention.inl"
+
+#ifndef CRUMB_MATMUL
+#define CRUMB_MATMUL tile_matmul
+#define CRUMB_TOGETHER_FROM INT64_MAX
+#endif
+
+#define CRUMB_RUN_KERNELS                                                                    \
+  {CRUMB_TOGETHER_FROM, quantize_activations, CRUMB_MATMUL, float_matmul, embed_rows,        \
+   normalize, elementwise, rotate, store_cache, attention}

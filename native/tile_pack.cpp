@@ -1,0 +1,207 @@
+// Packs, unpacks and decodes the tile layout of formats/layouts/tile.py; tile.hpp has its sizes.
+// In: row-major codes, scales and offsets as bytes; or tiles. Out: the other, or f32 weights.
+// Every loop runs over a slice: 64 bytes, 16 rows of 4 inputs, moved as words of 8 bytes.
+#include <cstring>
+
+#include "tile.hpp"
+
+namespace crumb {
+namespace {
+
+// Some bits of a slice's codes, in every byte of one vector of the chunk.
+struct Place {
+  int slice, vector, low_in_vector, low_in_code, width;
+};
+
+// PLACES of formats/layouts/tile.py; a row of width 0 ends a list.
+constexpr int kMaxPlaces = 14;
+constexpr Place kPlaces[9][kMaxPlaces] = {
+    {}, {},
+    {{0, 0, 0, 0, 2}, {1, 0, 2, 0, 2}, {2, 0, 4, 0, 2}, {3, 0, 6, 0, 2},
+     {4, 1, 0, 0, 2}, {5, 1, 2, 0, 2}, {6, 1, 4, 0, 2}, {7, 1, 6, 0, 2}},
+    {{0, 0, 0, 0, 3}, {1, 0, 3, 0, 3}, {2, 1, 0, 0, 3}, {3, 1, 3, 0, 3}, {4, 2, 0, 0, 3},
+     {5, 2, 3, 0, 3}, {6, 0, 6, 0, 2}, {6, 2, 6, 2, 1}, {7, 1, 6, 0, 2}, {7, 2, 7, 2, 1}},
+    {{0, 0, 0, 0, 4}, {1, 0, 4, 0, 4}, {2, 1, 0, 0, 4}, {3, 1, 4, 0, 4},
+     {4, 2, 0, 0, 4}, {5, 2, 4, 0, 4}, {6, 3, 0, 0, 4}, {7, 3, 4, 0, 4}},
+    {{0, 0, 0, 0, 5}, {1, 1, 0, 0, 5}, {2, 2, 0, 0, 5}, {3, 3, 0, 0, 5},
+     {4, 4, 0, 0, 5}, {5, 0, 5, 0, 3}, {5, 3, 5, 3, 2}, {6, 1, 5, 0, 3},
+     {6, 4, 5, 3, 2}, {7, 2, 5, 0, 3}, {7, 3, 7, 3, 1}, {7, 4, 7, 4, 1}},
+    {{0, 0, 0, 0, 6}, {1, 1, 0, 0, 6}, {2, 2, 0, 0, 6}, {3, 0, 6, 0, 2}, {3, 1, 6, 2, 2},
+     {3, 2, 6, 4, 2}, {4, 3, 0, 0, 6}, {5, 4, 0, 0, 6}, {6, 5, 0, 0, 6}, {7, 3, 6, 0, 2},
+     {7, 4, 6, 2, 2}, {7, 5, 6, 4, 2}},
+    {},
+    {{0, 0, 0, 0, 8}, {1, 1, 0, 0, 8}, {2, 2, 0, 0, 8}, {3, 3, 0, 0, 8},
+     {4, 4, 0, 0, 8}, {5, 5, 0, 0, 8}, {6, 6, 0, 0, 8}, {7, 7, 0, 0, 8}},
+};
+
+constexpr int kWords = kVectorOfTile / 8;
+
+struct Vector {
+  uint64_t word[kWords];
+};
+
+// The lowest bits of every byte of a word.
+constexpr uint64_t low_bits(int width) { return ((1u << width) - 1) * 0x0101010101010101u; }
+
+void pack_chunk(const Vector* slices, uint8_t* out, int bits) {
+  Vector vectors[8] = {};
+  for (const Place* p = kPlaces[bits]; p < kPlaces[bits] + kMaxPlaces && p->width; ++p)
+    for (int w = 0; w < kWords; ++w)
+      vectors[p->vector].word[w] |= ((slices[p->slice].word[w] >> p->low_in_code) &
+                                     low_bits(p->width)) << p->low_in_vector;
+  std::memcpy(out, vectors, chunk_bytes(bits));
+}
+
+void unpack_chunk(const uint8_t* in, Vector* slices, int bits) {
+  Vector vectors[8];
+  std::memcpy(vectors, in, chunk_bytes(bits));
+  std::memset(slices, 0, kSlices * sizeof(Vector));
+  for (const Place* p = kPlaces[bits]; p < kPlaces[bits] + kMaxPlaces && p->width; ++p)
+    for (int w = 0; w < kWords; ++w)
+      slices[p->slice].word[w] |= ((vectors[p->vector].word[w] >> p->low_in_vector) &
+                                   low_bits(p->width)) << p->low_in_code;
+}
+
+// Calls visit(block of the tile, its group, its first input, its inputs).
+template <class Visit>
+void each_block(const TileShape& shape, Visit visit) {
+  for (int64_t group = 0; group < group_count(shape.group_width, shape.columns); ++group)
+    visit(block_offset(shape.bits, shape.zero, shape.group_width, group), group,
+          group * shape.group_width, group_inputs(shape.group_width, shape.columns, group));
+}
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Rows of a tile that the matrix has.
+int64_t rows_of(const TileShape& shape, int64_t tile) {
+  return smaller(kTileRows, shape.rows - tile * kTileRows);
+}
+
+int64_t bytes_of(const TileShape& shape) {
+  return tile_bytes(shape.bits, shape.zero, shape.group_width, shape.columns);
+}
+
+// fp16 to f32, exactly.
+float widen(const uint8_t* at) {
+  const uint32_t half = at[0] | uint32_t(at[1]) << 8;
+  const uint32_t sign = (half & 0x8000u) << 16, magnitude = half & 0x7fffu;
+  uint32_t bits = (magnitude << 13) + (112u << 23);
+  if (magnitude >= 0x7c00u) bits += 112u << 23;  // infinity or NaN
+  float value;
+  if (magnitude < 0x0400u) {
+    value = float(magnitude) * 0x1p-24f;  // zero or subnormal
+    std::memcpy(&bits, &value, 4);
+  }
+  bits |= sign;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+// One row of 32 codes, gathered from the chunk's slices.
+void gather_row(const Vector* slices, int64_t row, uint8_t* codes) {
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(slices);
+  for (int64_t s = 0; s < kSlices; ++s)
+    std::memcpy(codes + kSliceInputs * s, bytes + kVectorOfTile * s + kSliceInputs * row,
+                kSliceInputs);
+}
+
+}  // namespace
+
+void pack_tiles(const TileShape& shape, const uint8_t* codes, const uint8_t* scale,
+                const uint8_t* offset, uint8_t* tiles) {
+  const int64_t stride = bytes_of(shape), groups = group_count(shape.group_width, shape.columns);
+  const int64_t offset_size = (header_bytes(shape.zero) - scale_bytes()) / kTileRows;
+  std::memset(tiles, 0, tile_count(shape.rows) * stride);
+  for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
+    each_block(shape, [&](int64_t begin, int64_t group, int64_t first, int64_t inputs) {
+      uint8_t* block = tiles + tile * stride + begin;
+      for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
+        const int64_t at = (tile * kTileRows + row) * groups + group;
+        std::memcpy(block + 2 * row, scale + 2 * at, 2);
+        for (int64_t b = 0; b < offset_size; ++b)
+          block[scale_bytes() + offset_size * row + b] = offset[offset_size * at + b];
+      }
+      for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
+        Vector slices[kSlices] = {};
+        uint8_t* bytes = reinterpret_cast<uint8_t*>(slices);
+        const int64_t count = smaller(kChunkInputs, inputs - chunk * kChunkInputs);
+        for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
+          uint8_t line[kChunkInputs] = {};
+          std::memcpy(line, codes + (tile * kTileRows + row) * shape.columns + first +
+                                chunk * kChunkInputs, count);
+          for (int64_t s = 0; s < kSlices; ++s)
+            std::memcpy(bytes + kVectorOfTile * s + kSliceInputs * row, line + kSliceInputs * s,
+                        kSliceInputs);
+        }
+        pack_chunk(slices, block + header_bytes(shape.zero) + chunk * chunk_bytes(shape.bits),
+                   shape.bits);
+      }
+    });
+}
+
+void unpack_tiles(const TileShape& shape, const uint8_t* tiles, uint8_t* codes, uint8_t* scale,
+                  uint8_t* offset) {
+  const int64_t stride = bytes_of(shape), groups = group_count(shape.group_width, shape.columns);
+  const int64_t offset_size = (header_bytes(shape.zero) - scale_bytes()) / kTileRows;
+  for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
+    each_block(shape, [&](int64_t begin, int64_t group, int64_t first, int64_t inputs) {
+      const uint8_t* block = tiles + tile * stride + begin;
+      for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
+        const int64_t at = (tile * kTileRows + row) * groups + group;
+        std::memcpy(scale + 2 * at, block + 2 * row, 2);
+        for (int64_t b = 0; b < offset_size; ++b)
+          offset[offset_size * at + b] = block[scale_bytes() + offset_size * row + b];
+      }
+      for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
+        Vector slices[kSlices];
+        unpack_chunk(block + header_bytes(shape.zero) + chunk * chunk_bytes(shape.bits), slices,
+                     shape.bits);
+        const int64_t count = smaller(kChunkInputs, inputs - chunk * kChunkInputs);
+        for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
+          uint8_t line[kChunkInputs];
+          gather_row(slices, row, line);
+          std::memcpy(codes + (tile * kTileRows + row) * shape.columns + first +
+                          chunk * kChunkInputs, line, count);
+        }
+      }
+    });
+}
+
+void decode_tiles(const TileShape& shape, const uint8_t* tiles, const int8_t* table,
+                  float* weights) {
+  const int64_t stride = bytes_of(shape);
+  const float fixed = table ? 0.0f : float(1 << (shape.bits - 1));
+  for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
+    each_block(shape, [&](int64_t begin, int64_t, int64_t first, int64_t inputs) {
+      const uint8_t* block = tiles + tile * stride + begin;
+      float scale[kTileRows], offset[kTileRows];
+      for (int64_t row = 0; row < kTileRows; ++row) {
+        scale[row] = widen(block + 2 * row);
+        offset[row] = shape.zero == kVariable  ? float(block[scale_bytes() + row])
+                      : shape.zero == kMinimum ? widen(block + scale_bytes() + 2 * row)
+                                               : fixed;
+      }
+      for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
+        Vector slices[kSlices];
+        unpack_chunk(block + header_bytes(shape.zero) + chunk * chunk_bytes(shape.bits), slices,
+                     shape.bits);
+        const int64_t count = smaller(kChunkInputs, inputs - chunk * kChunkInputs);
+        for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
+          uint8_t codes[kChunkInputs];
+          gather_row(slices, row, codes);
+          float level[kChunkInputs];
+          for (int64_t j = 0; j < kChunkInputs; ++j)
+            level[j] = table ? float(table[codes[j]]) : float(codes[j]);
+          const float s = scale[row], o = offset[row];
+          if (shape.zero == kMinimum)
+            for (float& each : level) each = each * s + o;
+          else
+            for (float& each : level) each = (each - o) * s;
+          std::memcpy(weights + (tile * kTileRows + row) * shape.columns + first +
+                          chunk * kChunkInputs, level, count * sizeof(float));
+        }
+      }
+    });
+}
+
+}  // namespace crumb

@@ -1,0 +1,204 @@
+"""Options that several verbs share: how an engine is built, how text is chosen, what is told of it.
+
+In: words of the command line. Out: EngineSettings, requests, and the lines on stderr that say what
+memory is planned and how fast it went. Refuses biases and prompts that cannot be.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from crumb.checkpoints.huggingface import Checkpoint
+from crumb.cli.output import bytes_text, log
+from crumb.cli.whole_number import OptionalWhole, Whole
+from crumb.errors import DoesNotFit, UsageError
+from crumb.run.generation import GenerateRequest, Generation
+from crumb.run.language_model import engine_settings
+from crumb.run.memory_plan import (
+    ActivationKind,
+    CacheKind,
+    EngineSettings,
+    MemoryPlan,
+    WeightsKind,
+    available_bytes,
+)
+from crumb.run.sampling import Sampling
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How the engine is built.
+
+    Attributes:
+        context: most tokens of a sequence, prompt included; by default 4096 or what the model has.
+        cache: how keys and values are kept.
+        activations: what quantized weights are multiplied with; f32 is slower and exact.
+        weights: mapped runs them in the file's own pages; copied takes memory of its own, which is
+            faster where the system has huge pages.
+        threads: how many threads; by default one for each processor.
+    """
+
+    context: OptionalWhole = None
+    cache: CacheKind = CacheKind.F16
+    activations: ActivationKind = ActivationKind.INT8
+    weights: WeightsKind = WeightsKind.MAPPED
+    threads: OptionalWhole = None
+
+    def settings(self, checkpoint: Checkpoint, sequences: int = 1) -> EngineSettings:
+        """For this model. Raises: UsageError."""
+        settings = engine_settings(
+            checkpoint.plan, self.context, sequences, self.cache, self.activations
+        )
+        return replace(settings, threads=self.threads, weights=self.weights)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    """How text is chosen and where it ends.
+
+    Attributes:
+        max_tokens: end after so many tokens; by default when the context is full.
+        temperature: 0 takes the most likely token; 1 draws from the model's own distribution.
+        top_k: draw from so many most likely tokens; 0 is all.
+        top_p: draw from the fewest most likely tokens that hold this probability together.
+        min_p: draw from tokens with at least this share of the most likely one's probability.
+        repetition_penalty: divides the score of tokens that were there, prompt included; 1 is none.
+        frequency_penalty: taken from a token's score for each time it was generated.
+        presence_penalty: taken once from the score of a token that was generated.
+        seed: of the draws; the same seed gives the same text.
+        stop: a text that ends the generation and is not shown; repeatable.
+        logit_bias: added to a token's score, as TOKEN=VALUE with the token's number; repeatable.
+        ignore_end: go on after the model's own end of text.
+    """
+
+    max_tokens: OptionalWhole = None
+    temperature: float = 0.0
+    top_k: Whole = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: Whole = 0
+    stop: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    logit_bias: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    ignore_end: Annotated[bool, Parameter(negative=())] = False
+
+    def request(self, prompt: str | Sequence[int], **more: Any) -> GenerateRequest:
+        """What is asked after a prompt. Raises: UsageError."""
+        return GenerateRequest(
+            prompt if isinstance(prompt, str) else tuple(prompt),
+            max_tokens=self.max_tokens,
+            sampling=self.sampling(),
+            stop=self.stop,
+            ignore_end=self.ignore_end,
+            **more,
+        )
+
+    def sampling(self) -> Sampling:
+        """Raises: UsageError."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            seed=self.seed,
+            logit_bias=dict(map(parse_bias, self.logit_bias)),
+        )
+
+
+ENGINE_DEFAULTS, TEXT_DEFAULTS = EngineOptions(), TextOptions()
+
+
+def parse_bias(word: str) -> tuple[int, float]:
+    """A token and its bias. Raises: UsageError."""
+    token, equals, value = word.partition("=")
+    try:
+        if equals and token.strip().isdecimal():
+            return int(token), float(value)
+    except ValueError:
+        pass
+    raise UsageError(
+        "a bias that cannot be read", where="--logit-bias", expected="TOKEN=VALUE", found=word[:80]
+    )
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt itself, a file's text, or what comes on stdin. Raises: UsageError."""
+    if file is not None and prompt is not None:
+        raise UsageError("two prompts", expected="PROMPT or --file", found="both")
+    if file is not None:
+        return file.read_text(encoding="utf-8")
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("there is no prompt", do="Give PROMPT, --file, or a text on stdin")
+    return sys.stdin.read()
+
+
+def memory_line(plan: MemoryPlan) -> str:
+    """The memory that an engine takes, and its parts."""
+    buffers = plan.total_bytes - plan.weights_bytes - plan.cache_bytes
+    return (
+        f"needs {bytes_text(plan.total_bytes)} of memory: weights "
+        f"{bytes_text(plan.weights_bytes)}, cache {bytes_text(plan.cache_bytes)}, "
+        f"buffers {bytes_text(buffers)}"
+    )
+
+
+def memory_record(plan: MemoryPlan, settings: EngineSettings) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "total_bytes": plan.total_bytes,
+        "weights_bytes": plan.weights_bytes,
+        "cache_bytes": plan.cache_bytes,
+        "buffer_bytes": plan.buffer_bytes,
+        "scratch_bytes": plan.scratch_bytes,
+        "table_bytes": plan.table_bytes,
+        "available_bytes": available_bytes(),
+        "context_tokens": settings.context_tokens,
+        "threads": settings.thread_count(),
+        "cache": settings.cache.value,
+    }
+
+
+def check_room(record: dict[str, Any], where: object) -> None:
+    """What --dry-run ends with. Raises: DoesNotFit."""
+    if record["total_bytes"] > record["available_bytes"]:
+        raise DoesNotFit(
+            "the model and its cache do not fit the memory",
+            where=where,
+            expected=bytes_text(record["total_bytes"]),
+            found=f"{bytes_text(record['available_bytes'])} available",
+            do="Ask for a shorter --context, --cache int8, or fewer bits",
+        )
+
+
+def timing_line(generation: Generation) -> str:
+    """Speeds and memory of a generation."""
+    timings = generation.timings
+    read = generation.prompt_tokens - generation.cached_tokens
+    cached = f" ({generation.cached_tokens} more were cached)" if generation.cached_tokens else ""
+    return (
+        f"prompt {read} tokens{cached}, {timings.prompt_tokens_per_second:.1f} tokens/s; "
+        f"first token after {1000 * timings.prompt_seconds:.0f} ms; "
+        f"generated {generation.completion_tokens} tokens, "
+        f"{timings.decode_tokens_per_second:.1f} tokens/s; "
+        f"peak memory {bytes_text(generation.peak_memory_bytes)}"
+    )
+
+
+def log_memory(plan: MemoryPlan) -> None:
+    """The memory line on stderr."""
+    log(memory_line(plan))

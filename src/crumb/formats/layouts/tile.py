@@ -1,0 +1,243 @@
+"""The tile layout, version 1: sizes, places of the bits, and the reference packer.
+
+In: codes (out_features, in_features) and group parameters. Out: tiles (tiles, tile_bytes), uint8.
+A tile is 16 rows over all inputs: one block a group, in order of the inputs. A block is its rows'
+scales (fp16), their zero points (uint8) or minima (fp16), then chunks of 32 inputs, 64 * bits bytes
+each. What pads rows to 16 and a block to chunks is 0. Refuses codes that do not fit their width.
+`kernels.tile` is the fast twin, native/tile.hpp has the same sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.formats.bit_stream import check_codes
+from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.grid import GroupParameters
+
+LAYOUT = "tile"
+LAYOUT_VERSION = 1
+
+TILE_ROWS = 16
+SLICES = 8
+SLICE_INPUTS = 4
+CHUNK_INPUTS = SLICES * SLICE_INPUTS
+VECTOR_BYTES = TILE_ROWS * SLICE_INPUTS
+"""A slice is 16 rows of 4 inputs, a byte each: row r, input j of the slice is byte 4 * r + j."""
+
+HEADERS: dict[ZeroKind, dict[str, np.dtype[Any]]] = {
+    ZeroKind.FIXED: {"scale": np.dtype("<f2")},
+    ZeroKind.VARIABLE: {"scale": np.dtype("<f2"), "zero_point": np.dtype("u1")},
+    ZeroKind.MINIMUM: {"scale": np.dtype("<f2"), "minimum": np.dtype("<f2")},
+}
+"""What a block holds before its codes: these fields of GroupParameters, 16 rows each."""
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where some bits of a slice's codes lie: in every byte of one vector of the chunk."""
+
+    vector: int
+    low_in_vector: int  # lowest bit within the byte
+    low_in_code: int  # lowest bit within the code
+    width: int  # bits
+
+
+def _whole(bits: int, *places: tuple[int, int]) -> list[tuple[Place, ...]]:
+    """Slices whose codes lie in one piece, at (vector, lowest bit)."""
+    return [(Place(vector, low, 0, bits),) for vector, low in places]
+
+
+def _pieces(*pieces: tuple[int, int, int]) -> tuple[Place, ...]:
+    """One slice in pieces (vector, lowest bit, width), its low bits first."""
+    low_in_code = [sum(piece[2] for piece in pieces[:place]) for place in range(len(pieces))]
+    return tuple(
+        Place(vector, low, start, width)
+        for (vector, low, width), start in zip(pieces, low_in_code, strict=True)
+    )
+
+
+PLACES: dict[int, list[tuple[Place, ...]]] = {
+    2: _whole(2, *((number // 4, 2 * (number % 4)) for number in range(SLICES))),
+    3: [
+        *_whole(3, (0, 0), (0, 3), (1, 0), (1, 3), (2, 0), (2, 3)),
+        _pieces((0, 6, 2), (2, 6, 1)),
+        _pieces((1, 6, 2), (2, 7, 1)),
+    ],
+    4: _whole(4, *((number // 2, 4 * (number % 2)) for number in range(SLICES))),
+    5: [
+        *_whole(5, (0, 0), (1, 0), (2, 0), (3, 0), (4, 0)),
+        _pieces((0, 5, 3), (3, 5, 2)),
+        _pieces((1, 5, 3), (4, 5, 2)),
+        _pieces((2, 5, 3), (3, 7, 1), (4, 7, 1)),
+    ],
+    6: [
+        *_whole(6, (0, 0), (1, 0), (2, 0)),
+        _pieces((0, 6, 2), (1, 6, 2), (2, 6, 2)),
+        *_whole(6, (3, 0), (4, 0), (5, 0)),
+        _pieces((3, 6, 2), (4, 6, 2), (5, 6, 2)),
+    ],
+    8: _whole(8, *((number, 0) for number in range(SLICES))),
+}
+"""Bits -> for each of a chunk's 8 slices, where its codes lie. native/tile_pack.cpp has it too."""
+
+
+def tile_count(out_features: int) -> int:
+    """Tiles of so many rows."""
+    return -(-out_features // TILE_ROWS)
+
+
+def tiles_of_rows(begin: int, end: int) -> slice:
+    """The tiles that hold rows begin to end."""
+    return slice(begin // TILE_ROWS, tile_count(end))
+
+
+def chunk_count(inputs: int) -> int:
+    """Chunks of a group of so many inputs."""
+    return -(-inputs // CHUNK_INPUTS)
+
+
+def header_bytes(format: Format) -> int:
+    """Size of what a block holds before its codes."""
+    return TILE_ROWS * sum(dtype.itemsize for dtype in HEADERS[format.zero].values())
+
+
+def block_bytes(format: Format, inputs: int) -> int:
+    """Size of a block whose group has so many inputs."""
+    return header_bytes(format) + VECTOR_BYTES * format.bits * chunk_count(inputs)
+
+
+def tile_bytes(format: Format, in_features: int) -> int:
+    """Size of a tile over so many inputs."""
+    width, before = format.group_width(in_features), format.groups(in_features) - 1
+    return before * block_bytes(format, width) + block_bytes(format, in_features - before * width)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One group's part of a tile."""
+
+    group: int
+    offset_bytes: int  # in the tile
+    first_input: int
+    inputs: int  # the group's width, or less in the last
+
+
+def blocks(format: Format, in_features: int) -> list[Block]:
+    """The blocks of a tile in their order."""
+    width = format.group_width(in_features)
+    whole = block_bytes(format, width)
+    return [
+        Block(group, group * whole, group * width, min(width, in_features - group * width))
+        for group in range(format.groups(in_features))
+    ]
+
+
+def pack_reference(codes: Bytes, parameters: GroupParameters, format: Format) -> Bytes:
+    """Tiles of a matrix.
+
+    Shapes: codes (out_features, in_features) -> (tiles, tile_bytes). Raises: UsageError for a code
+    over 2^bits - 1.
+    """
+    check_codes(codes, format.bits)
+    out_features, in_features = codes.shape
+    count = tile_count(out_features)
+    tiles = np.zeros((count, tile_bytes(format, in_features)), np.uint8)
+    for block in blocks(format, in_features):
+        at = block.offset_bytes
+        for name, dtype in HEADERS[format.zero].items():
+            stored = getattr(parameters, name)[:, block.group, None].astype(dtype)
+            field = _rows_of_tiles(stored, count).reshape(count, TILE_ROWS).view(np.uint8)
+            tiles[:, at : at + field.shape[1]] = field
+            at += field.shape[1]
+        part = codes[:, block.first_input : block.first_input + block.inputs]
+        vectors = _pack_slices(_slices(_rows_of_tiles(part, count)), format.bits)
+        tiles[:, at : at + vectors.shape[1]] = vectors
+    return tiles
+
+
+def unpack_reference(
+    tiles: Bytes, format: Format, out_features: int, in_features: int
+) -> tuple[Bytes, GroupParameters]:
+    """Undo pack_reference. Shapes: (tiles, tile_bytes) -> codes (out_features, in_features)."""
+    rows, groups = len(tiles) * TILE_ROWS, format.groups(in_features)
+    codes = np.empty((rows, in_features), np.uint8)
+    fields = {name: np.empty((rows, groups), dtype) for name, dtype in HEADERS[format.zero].items()}
+    for block in blocks(format, in_features):
+        at = block.offset_bytes
+        for stored in fields.values():
+            end = at + TILE_ROWS * stored.itemsize
+            stored[:, block.group] = tiles[:, at:end].copy().view(stored.dtype).ravel()
+            at = end
+        vectors = tiles[:, at : block.offset_bytes + block_bytes(format, block.inputs)]
+        inputs = _rows_of_slices(_unpack_slices(vectors, format.bits))
+        end = block.first_input + block.inputs
+        codes[:, block.first_input : end] = inputs[:, : block.inputs]
+    parameters = {name: stored[:out_features] for name, stored in fields.items()}
+    return codes[:out_features], GroupParameters(**parameters)
+
+
+def _rows_of_tiles(part: NDArray[Any], count: int) -> NDArray[Any]:
+    """Some columns with rows of 0 behind, (count, TILE_ROWS, columns)."""
+    padded = np.zeros((count * TILE_ROWS, part.shape[1]), part.dtype)
+    padded[: len(part)] = part
+    return padded.reshape(count, TILE_ROWS, part.shape[1])
+
+
+def _slices(rows: Bytes) -> Bytes:
+    """Codes of whole tiles as slices, (tiles, chunks, SLICES, VECTOR_BYTES)."""
+    count, _, inputs = rows.shape
+    chunks = chunk_count(inputs)
+    padded = np.zeros((count, TILE_ROWS, chunks * CHUNK_INPUTS), np.uint8)
+    padded[..., :inputs] = rows
+    each = padded.reshape(count, TILE_ROWS, chunks, SLICES, SLICE_INPUTS)
+    return each.transpose(0, 2, 3, 1, 4).reshape(count, chunks, SLICES, VECTOR_BYTES)
+
+
+def _rows_of_slices(slices: Bytes) -> Bytes:
+    """Undo _slices: (rows, inputs with their padding)."""
+    count, chunks = slices.shape[:2]
+    each = slices.reshape(count, chunks, SLICES, TILE_ROWS, SLICE_INPUTS)
+    return each.transpose(0, 3, 1, 2, 4).reshape(count * TILE_ROWS, chunks * CHUNK_INPUTS)
+
+
+def _pack_slices(slices: Bytes, bits: int) -> Bytes:
+    """Vectors of each tile, (tiles, chunks * bits * VECTOR_BYTES)."""
+    count, chunks = slices.shape[:2]
+    vectors = np.zeros((count, chunks, bits, VECTOR_BYTES), np.uint8)
+    for slice_in_chunk, places in enumerate(PLACES[bits]):
+        for place in places:
+            piece = slices[:, :, slice_in_chunk] >> place.low_in_code & (1 << place.width) - 1
+            vectors[:, :, place.vector] |= piece << place.low_in_vector
+    return vectors.reshape(count, chunks * bits * VECTOR_BYTES)
+
+
+def _unpack_slices(vectors: Bytes, bits: int) -> Bytes:
+    """Undo _pack_slices: (tiles, chunks, SLICES, VECTOR_BYTES)."""
+    count, chunks = len(vectors), vectors.shape[1] // (bits * VECTOR_BYTES)
+    each = vectors.reshape(count, chunks, bits, VECTOR_BYTES)
+    slices = np.zeros((count, chunks, SLICES, VECTOR_BYTES), np.uint8)
+    for slice_in_chunk, places in enumerate(PLACES[bits]):
+        for place in places:
+            piece = each[:, :, place.vector] >> place.low_in_vector & (1 << place.width) - 1
+            slices[:, :, slice_in_chunk] |= piece << place.low_in_code
+    return slices
+
+
+def diagram(bits: int) -> str:
+    """Which slice of a chunk each bit belongs to: one byte of each vector, highest bit at the left.
+
+    A slice that appears in several vectors has its lower bits in the earlier ones.
+    """
+    owners = [[""] * 8 for _ in range(bits)]
+    for slice_in_chunk, places in enumerate(PLACES[bits]):
+        for place in places:
+            for bit in range(place.low_in_vector, place.low_in_vector + place.width):
+                owners[place.vector][7 - bit] = str(slice_in_chunk)
+    return " ".join("".join(byte) for byte in owners)

@@ -1,0 +1,162 @@
+"""Continuous batching: requests join and leave while others go on, one engine step at a time.
+
+In: an Engine, TextStates with their prompts. Out: Pieces, as (which request, piece) pairs.
+Each step decodes one token of every running sequence and fills its other rows with prompt chunks.
+Cancelling a request takes effect before the next step. Refuses what the engine refuses.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.run.engine import Engine, Part, Wanted
+from crumb.run.engine import Sequence as EngineSequence
+from crumb.run.generation import Piece, TextState, Timings
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Running:
+    """One request at work."""
+
+    state: TextState
+    prompt: Sequence[int]
+    keep_logits: bool = False  # of every token of the prompt, for its logprobs
+    sequence: EngineSequence | None = None
+    read_tokens: int = 0  # of the prompt
+    prompt_logits: list[Floats] = field(default_factory=list)
+    began: float = 0.0
+    prompt_done: float = 0.0
+    ended: float = 0.0
+    cached_tokens: int = 0
+    cancelled: threading.Event = field(default_factory=threading.Event)  # any thread may set it
+
+    @property
+    def reading(self) -> bool:
+        return self.read_tokens < len(self.prompt)
+
+    def timings(self, generated: int) -> Timings:
+        """Speeds of what was really computed."""
+        prompt_seconds = self.prompt_done - self.began
+        decode_seconds = self.ended - self.prompt_done
+        computed = len(self.prompt) - self.cached_tokens
+        return Timings(
+            prompt_seconds,
+            decode_seconds,
+            computed / prompt_seconds if prompt_seconds > 0 else 0.0,
+            max(generated - 1, 0) / decode_seconds if decode_seconds > 0 else 0.0,
+        )
+
+
+def run_batch(engine: Engine, requests: Sequence[Running]) -> Iterator[tuple[int, Piece]]:
+    """Pieces of all requests until each is finished.
+
+    At most settings.sequences run at once; the others wait for their turn, in order.
+    A reader who stops early ends all of them.
+    """
+    waiting = list(range(len(requests)))[::-1]
+    active: list[int] = []
+    try:
+        while waiting or active:
+            while waiting and len(active) < engine.settings.sequences:
+                index = waiting.pop()
+                _begin(engine, requests[index])
+                active.append(index)
+            for index in list(active):
+                request = requests[index]
+                cancelled = request.cancelled.is_set()
+                if cancelled and not request.state.finished:
+                    yield index, request.state.cancel()
+                wanted = request.keep_logits and request.reading and not cancelled
+                if request.state.finished and not wanted:
+                    _end(engine, request)
+                    active.remove(index)
+            if not active:
+                continue
+            chosen, parts = _next_parts(engine, [requests[index] for index in active], active)
+            with engine.stepped(parts) as logits:
+                pieces = _advance(requests, chosen, parts, logits)
+            yield from pieces
+    finally:
+        for index in active:
+            _end(engine, requests[index])
+
+
+def _begin(engine: Engine, request: Running) -> None:
+    request.began = request.prompt_done = request.ended = time.perf_counter()
+    request.sequence = engine.begin(request.prompt, reuse=not request.keep_logits)
+    request.read_tokens = request.cached_tokens = request.sequence.cached_tokens
+
+
+def _end(engine: Engine, request: Running) -> None:
+    if request.sequence is not None:
+        engine.end(request.sequence)
+        request.sequence = None
+
+
+def _next_parts(
+    engine: Engine, requests: Sequence[Running], indices: Sequence[int]
+) -> tuple[list[int], list[Part]]:
+    """What the next step runs: a token of each decoding sequence, then chunks of prompts."""
+    chosen: list[int] = []
+    parts: list[Part] = []
+    rows, logits_rows = engine.settings.step_tokens, engine.logits_rows
+    for index, request in zip(indices, requests, strict=True):
+        if request.reading or rows == 0 or logits_rows == 0:
+            continue
+        assert request.sequence is not None, "it has begun"
+        parts.append(Part(request.sequence, (request.state.next_token,)))
+        chosen.append(index)
+        rows, logits_rows = rows - 1, logits_rows - 1
+    for index, request in zip(indices, requests, strict=True):
+        if not request.reading or rows == 0:
+            continue
+        assert request.sequence is not None, "it has begun"
+        count = min(rows, len(request.prompt) - request.read_tokens)
+        if request.keep_logits:
+            count = min(count, logits_rows)
+        ends = request.read_tokens + count == len(request.prompt)
+        wanted = Wanted.ALL if request.keep_logits else Wanted.LAST if ends else Wanted.NONE
+        needed = count if request.keep_logits else int(ends)
+        if count == 0 or needed > logits_rows:
+            continue
+        tokens = request.prompt[request.read_tokens : request.read_tokens + count]
+        parts.append(Part(request.sequence, tokens, wanted))
+        chosen.append(index)
+        rows, logits_rows = rows - count, logits_rows - needed
+    return chosen, parts
+
+
+def _advance(
+    requests: Sequence[Running], chosen: Sequence[int], parts: Sequence[Part], logits: Floats
+) -> list[tuple[int, Piece]]:
+    """Hand each part's logits to its request. The views are of no use after."""
+    now = time.perf_counter()
+    row = 0
+    pieces: list[tuple[int, Piece]] = []
+    for index, part in zip(chosen, parts, strict=True):
+        request = requests[index]
+        last: Floats | None = None
+        if part.wanted is Wanted.ALL:
+            request.prompt_logits.append(logits[row : row + len(part.tokens)].copy())
+            last = request.prompt_logits[-1][-1]
+            row += len(part.tokens)
+        elif part.wanted is Wanted.LAST:
+            last = logits[row]
+            row += 1
+        if request.reading:
+            request.read_tokens += len(part.tokens)
+            if request.reading:
+                continue
+            request.prompt_done = now
+        if last is not None and not request.state.finished:
+            pieces.append((index, request.state.advance(last)))
+        request.ended = time.perf_counter()
+    return pieces

@@ -1,0 +1,244 @@
+"""What is asked of a generation and what it gives, and one sequence's way from logits to text.
+
+In: a GenerateRequest, the prompt's tokens, then the logits after each token. Out: Pieces as they
+become certain, at the end a Generation. Python, the command line and the server share these.
+No clock and no model here: times, memory and prompt logprobs are handed to `result`.
+Refuses requests that cannot be; the pieces of a generation put together are its text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.errors import UsageError
+from crumb.run.detokenizer import Detokenizer
+from crumb.run.sampling import Choice, Sampler, Sampling, measure
+from crumb.run.stop_strings import StopStrings, check_stops
+from crumb.run.tokenizer import Tokenizer
+
+
+class FinishReason(StrEnum):
+    """Why a generation ended."""
+
+    STOP = "stop"  # an end token or a stop string
+    LENGTH = "length"  # max_tokens, or the context is full
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to generate after one prompt."""
+
+    prompt: str | tuple[int, ...]  # a text, or tokens as they are
+    max_tokens: int | None = None  # None: as many as the context holds; 0: only read the prompt
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()  # texts that end the generation; they are not part of it
+    logprobs: int | None = None  # most likely tokens told with each token; None: no logprobs at all
+    prompt_logprobs: bool = False  # the prompt's tokens measured too
+    ignore_end: bool = False  # end tokens are tokens like others
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) and not all(
+            isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31
+            for token in self.prompt
+        ):
+            raise UsageError("a prompt is a text or a list of tokens from 0", where="prompt")
+        for name in ("max_tokens", "logprobs"):
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            if value is not None and not is_count:
+                raise UsageError(
+                    "a setting of the request is out of range",
+                    where=name,
+                    expected="an integer from 0, or none",
+                    found=str(value)[:80],
+                )
+        check_stops(self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and what the model itself gave it."""
+
+    token: int
+    text: str  # of the token alone; half a character is U+FFFD
+    logprob: float | None  # in nats; None for the first token of a prompt, which nothing predicts
+    top: tuple[TokenLogprob, ...] = ()  # the most likely tokens in its place, best first
+
+
+@dataclass(frozen=True)
+class Timings:
+    """How long a generation took."""
+
+    prompt_seconds: float  # until the prompt was read
+    decode_seconds: float  # from then to the last token
+    prompt_tokens_per_second: float  # of those that were not cached
+    decode_tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token adds; text lags behind tokens while it may still change."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()  # one per token, if asked
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What became of a request."""
+
+    text: str  # up to a stop string
+    tokens: tuple[int, ...]  # all that were generated, but the end token
+    finish_reason: FinishReason
+    stop_string: str | None  # the one that ended it
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # of the prompt, read before and kept
+    logprobs: tuple[TokenLogprob, ...] | None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None
+    timings: Timings
+    peak_memory_bytes: int
+
+
+def token_logprob(tokenizer: Tokenizer, choice: Choice) -> TokenLogprob:
+    """A measured token with its texts."""
+    top = tuple(
+        TokenLogprob(token, tokenizer.token_text(token), logprob) for token, logprob in choice.top
+    )
+    return TokenLogprob(choice.token, tokenizer.token_text(choice.token), choice.logprob, top)
+
+
+def prompt_logprobs(
+    tokenizer: Tokenizer, tokens: Sequence[int], logits: NDArray[np.float32], top: int
+) -> tuple[TokenLogprob, ...]:
+    """Logprobs of a prompt's tokens, the first one without.
+
+    Shapes: logits (tokens - 1 or more, vocabulary), row i after token i.
+    """
+    assert len(logits) >= len(tokens) - 1, "a row for every token but the last"
+    first = [TokenLogprob(token, tokenizer.token_text(token), None) for token in tokens[:1]]
+    rest = [
+        token_logprob(tokenizer, measure(row, token, top))
+        for row, token in zip(logits, tokens[1:], strict=False)
+    ]
+    return (*first, *rest)
+
+
+class TextState:
+    """One sequence: chooses its tokens, makes its text, knows when it is finished."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        prompt_tokens: Sequence[int],
+        tokenizer: Tokenizer,
+        vocabulary: int,
+        room_tokens: int | None = None,
+    ) -> None:
+        """`room_tokens`: how many the context has left, if that is a limit. Raises: UsageError."""
+        self._request, self._tokenizer = request, tokenizer
+        self._prompt_tokens = len(prompt_tokens)
+        self._sampler = Sampler(request.sampling, vocabulary, prompt_tokens, request.logprobs)
+        self._detokenizer = Detokenizer(tokenizer, prompt_tokens)
+        self._stops = StopStrings(request.stop)
+        self._ends = frozenset() if request.ignore_end else tokenizer.end_tokens
+        limits = [limit for limit in (request.max_tokens, room_tokens) if limit is not None]
+        self._limit_tokens = min(limits, default=None)
+        self._tokens: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._reason = FinishReason.LENGTH if self._limit_tokens == 0 else None
+        self._stop_string: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether no token follows; so from the start when none is wanted."""
+        return self._reason is not None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        return self._reason
+
+    @property
+    def next_token(self) -> int:
+        """The token to run next; only while unfinished and after a first `advance`."""
+        assert not self.finished, "nothing follows"
+        return self._tokens[-1]
+
+    def advance(self, logits: NDArray[np.float32]) -> Piece:
+        """Choose a token from the logits after the last one. Shapes: (vocabulary,).
+
+        Raises: CheckpointError for logits that are not numbers.
+        """
+        assert not self.finished, "nothing follows"
+        choice = self._sampler.choose(logits)
+        if choice.token in self._ends:
+            return self._finish(FinishReason.STOP, (), ())
+        self._tokens.append(choice.token)
+        measured = () if choice.logprob is None else (token_logprob(self._tokenizer, choice),)
+        self._logprobs += measured
+        text = self._watch(self._detokenizer.push(choice.token))
+        if self._stop_string is not None:
+            self._reason = FinishReason.STOP
+        elif len(self._tokens) == self._limit_tokens:
+            return self._finish(FinishReason.LENGTH, (choice.token,), measured, text)
+        self._texts.append(text)
+        return Piece(text, (choice.token,), self._reason, measured)
+
+    def cancel(self) -> Piece:
+        """End here; the text that was held back is given out."""
+        assert not self.finished, "it has ended already"
+        return self._finish(FinishReason.CANCELLED, (), ())
+
+    def result(
+        self,
+        *,
+        timings: Timings,
+        cached_tokens: int = 0,
+        peak_memory_bytes: int = 0,
+        prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
+    ) -> Generation:
+        """The whole generation, once it is finished."""
+        assert self._reason is not None, "not finished"
+        return Generation(
+            text="".join(self._texts),
+            tokens=tuple(self._tokens),
+            finish_reason=self._reason,
+            stop_string=self._stop_string,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=len(self._tokens),
+            cached_tokens=cached_tokens,
+            logprobs=None if self._request.logprobs is None else tuple(self._logprobs),
+            prompt_logprobs=prompt_logprobs,
+            timings=timings,
+            peak_memory_bytes=peak_memory_bytes,
+        )
+
+    def _finish(
+        self,
+        reason: FinishReason,
+        tokens: tuple[int, ...],
+        measured: tuple[TokenLogprob, ...],
+        text: str = "",
+    ) -> Piece:
+        """The last piece: with what the detokenizer and the stop strings held back."""
+        text += self._watch(self._detokenizer.finish())
+        if self._stop_string is None:
+            text += self._stops.finish()
+        elif reason is FinishReason.LENGTH:
+            reason = FinishReason.STOP
+        self._reason = reason
+        self._texts.append(text)
+        return Piece(text, tokens, reason, measured)
+
+    def _watch(self, text: str) -> str:
+        safe, self._stop_string = self._stops.push(text)
+        return safe

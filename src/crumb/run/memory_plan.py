@@ -1,0 +1,386 @@
+"""What the native engine will hold in memory, planned before anything is allocated.
+
+In: a Plan, the formats of its matrices, EngineSettings. Out: a MemoryPlan: the place of every
+buffer, and the bytes of weights, cache, buffers and scratch. The engine allocates exactly this,
+so the dry run is the plan itself. Refuses, with DoesNotFit, what the machine cannot hold.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TypeVar
+
+from crumb.architectures.plan import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Linear,
+    Multiply,
+    Norm,
+    Operation,
+    Plan,
+    Rotary,
+    Split,
+    Stage,
+)
+from crumb.errors import DoesNotFit, UsageError
+from crumb.formats.catalog import Format
+from crumb.kernels.engine import (
+    PAGE_TOKENS,
+    attention_scratch_floats,
+    cache_head_bytes,
+    matmul_scratch_bytes,
+)
+from crumb.kernels.threads import processors
+
+LANES = 16
+"""Floats that a buffer's rows are padded to."""
+
+BLOCK_INPUTS = 128
+"""Most inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
+
+
+MOST = 1 << 24
+"""The largest number of tokens, sequences or threads that may be asked for."""
+
+
+class CacheKind(StrEnum):
+    """How keys and values are kept."""
+
+    F16 = "f16"
+    INT8 = "int8"
+    F32 = "f32"
+
+
+class ActivationKind(StrEnum):
+    """What quantized matrices are multiplied with."""
+
+    INT8 = "int8"
+    F32 = "f32"
+
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+
+def chosen_kind(kinds: type[Kind], name: str, where: str) -> Kind:
+    """The kind of this name. Raises: UsageError, naming the kinds there are."""
+    try:
+        return kinds(name)
+    except ValueError:
+        expected = " or ".join(kinds)
+        raise UsageError(
+            "no such kind", where=where, expected=expected, found=repr(name)[:80]
+        ) from None
+
+
+class WeightsKind(StrEnum):
+    """Where quantized matrices are while they run."""
+
+    MAPPED = "mapped"  # in the file's own pages, shared between processes
+    COPIED = "copied"  # in memory of the process, in huge pages where the system gives them
+
+
+CACHE_CODE = {CacheKind.F32: 0, CacheKind.F16: 1, CacheKind.INT8: 3}
+"""CacheKind as native/run_kernels.hpp numbers it."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How an engine is built."""
+
+    context_tokens: int | None = None  # of each sequence; None: all the model's positions
+    sequences: int = 1  # that the cache has room for at once, each of context_tokens
+    step_tokens: int = 256  # most tokens of one step: a prompt is read in chunks of these
+    logits_rows: int = 16  # most tokens of one step whose logits are wanted
+    cache: CacheKind = CacheKind.F16
+    activations: ActivationKind = ActivationKind.INT8
+    weights: WeightsKind = WeightsKind.MAPPED
+    threads: int | None = None  # None: all processors of this process
+
+    def __post_init__(self) -> None:
+        for name in ("context_tokens", "sequences", "step_tokens", "logits_rows", "threads"):
+            value = getattr(self, name)
+            if value is None and name in ("context_tokens", "threads"):
+                continue
+            is_count = isinstance(value, int) and not isinstance(value, bool)
+            if not is_count or not 1 <= value <= MOST:
+                raise UsageError(
+                    "an engine setting is out of range",
+                    where=name,
+                    expected=f"a whole number from 1 to {MOST}",
+                    found=repr(value)[:80],
+                )
+
+    def context(self, plan: Plan) -> int:
+        """Tokens of a sequence. Raises: UsageError."""
+        wanted = self.context_tokens or plan.max_positions
+        if wanted > plan.max_positions:
+            raise UsageError(
+                "the model has fewer positions than the context asked for",
+                expected=f"at most {plan.max_positions} tokens",
+                found=wanted,
+            )
+        return wanted
+
+    def pages(self, plan: Plan) -> int:
+        """Pages of the cache."""
+        return self.sequences * -(-self.context(plan) // PAGE_TOKENS)
+
+    def thread_count(self) -> int:
+        return self.threads or processors()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a buffer lies in the arena."""
+
+    offset: int  # floats from the arena's begin
+    width: int
+    rows: int
+
+    @property
+    def stride(self) -> int:
+        return -(-self.width // LANES) * LANES
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.rows * self.stride
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The bytes of an engine, and the places of its buffers."""
+
+    weights_bytes: int
+    cache_bytes: int
+    buffer_bytes: int
+    scratch_bytes: int
+    table_bytes: int  # rotary tables
+    places: tuple[Mapping[str, Place], ...]  # by stage: buffer name -> place
+    arena_floats: int
+    scratch_row_bytes: int  # of each thread
+
+    @property
+    def total_bytes(self) -> int:
+        return (
+            self.weights_bytes
+            + self.cache_bytes
+            + self.buffer_bytes
+            + self.scratch_bytes
+            + self.table_bytes
+        )
+
+
+def output_widths(operation: Operation, widths: Mapping[str, int]) -> dict[str, int]:
+    """Features of each buffer that an operation writes."""
+    match operation:
+        case Embed(output=output, features=features) | Norm(output=output, features=features):
+            return {output: features}
+        case Linear(output=output, out_features=features):
+            return {output: features}
+        case Split(outputs=outputs, outer=outer, inner=inner):
+            return dict.fromkeys(outputs, outer * inner)
+        case Attention(output=output, heads=heads, head_dim=head_dim):
+            return {output: heads * head_dim}
+        case Rotary() | Activation() | Multiply() | Add():
+            return {operation.writes[0]: widths[operation.reads[0]]}
+    raise UsageError(
+        "the native engine has no such operation", found=type(operation).__name__.lower()
+    )
+
+
+def place_stage(
+    stage: Stage, kept: Mapping[str, int], rows: int, begin: int
+) -> tuple[dict[str, Place], int]:
+    """Places of a stage's own buffers from `begin` on, and where they end.
+
+    `kept` names the buffers that live between stages, with their widths. Buffers whose lives do
+    not meet may share memory.
+    """
+    widths = dict(kept)
+    lives: dict[str, tuple[int, int]] = {}
+    for index, operation in enumerate(stage.operations):
+        for name in operation.reads:
+            if name in lives:
+                lives[name] = (lives[name][0], index)
+        for name, width in output_widths(operation, widths).items():
+            widths[name] = width
+            if name not in kept:
+                lives[name] = (lives.get(name, (index, 0))[0], index)
+    for name in stage.outputs:
+        if name in lives:
+            lives[name] = (lives[name][0], len(stage.operations))
+    places: dict[str, Place] = {}
+    for name in sorted(lives, key=lambda name: (-widths[name], lives[name], name)):
+        offset = begin
+        busy = sorted(
+            (places[other].offset, places[other].end)
+            for other in places
+            if lives[other][0] <= lives[name][1] and lives[name][0] <= lives[other][1]
+        )
+        size = Place(0, widths[name], rows).end
+        for first, last in busy:
+            if offset + size <= first:
+                break
+            offset = max(offset, last)
+        places[name] = Place(offset, widths[name], rows)
+    return places, max((place.end for place in places.values()), default=begin)
+
+
+def place_buffers(plan: Plan, settings: EngineSettings) -> tuple[tuple[dict[str, Place], ...], int]:
+    """Places by stage, and the floats of the arena. The last stage runs on chosen rows alone."""
+    rows = settings.step_tokens
+    widths: dict[str, int] = {}
+    for stage in plan.stages[:-1]:
+        inner = {name: widths[name] for name in stage.inputs if name in widths}
+        for operation in stage.operations:
+            inner |= output_widths(operation, inner)
+        widths |= {name: inner[name] for name in stage.outputs}
+    kept: dict[str, Place] = {}
+    end = 0
+    for name, width in widths.items():
+        kept[name] = Place(end, width, rows)
+        end = kept[name].end
+    by_stage = []
+    largest = end
+    for stage in plan.stages[:-1]:
+        own, last = place_stage(stage, widths, rows, end)
+        by_stage.append(kept | own)
+        largest = max(largest, last)
+    chosen: dict[str, Place] = {}
+    begin = end
+    head = plan.stages[-1]
+    head_rows = min(settings.logits_rows, rows)
+    for name in (name for name in head.inputs if name in widths):
+        chosen[name] = Place(begin, widths[name], head_rows)
+        begin = chosen[name].end
+    own, last = place_stage(head, {name: widths[name] for name in chosen}, head_rows, begin)
+    by_stage.append(chosen | own)
+    return tuple(by_stage), max(largest, last)
+
+
+def block_inputs(format: Format, in_features: int) -> int:
+    """Inputs that share a scale of their int8 activations."""
+    return min(format.group_width(in_features), BLOCK_INPUTS)
+
+
+def activation_bytes(columns: int, block: int, rows: int) -> int:
+    """Bytes of the int8 activations of one shape: codes, scales and sums."""
+    return activation_rows(rows) * activation_stride(columns) + rows * -(-columns // block) * 8
+
+
+def activation_stride(columns: int) -> int:
+    """Bytes from one row of codes to the next; what is behind the inputs may be read."""
+    return -(-columns // 64) * 64 + 64
+
+
+def activation_rows(rows: int) -> int:
+    """Rows of codes that a step of so many tokens may touch: AMX takes 32 together."""
+    return -(-rows // 32) * 32
+
+
+def cache_page_bytes(operation: Attention) -> dict[CacheKind, int]:
+    """Bytes of one page of one attention's cache."""
+    return {
+        kind: operation.key_value_heads * cache_head_bytes(operation.head_dim, code)
+        for kind, code in CACHE_CODE.items()
+    }
+
+
+def plan_memory(
+    plan: Plan, formats: Mapping[str, Format], weights_bytes: int, settings: EngineSettings
+) -> MemoryPlan:
+    """The dry run of an engine's allocations. `formats`: of the matrices that are quantized.
+
+    Raises: UsageError for a plan that the native engine does not run.
+    """
+    if plan.inputs or any(stage.once for stage in plan.stages):
+        raise UsageError(
+            "the native engine runs decoders only",
+            found=plan.family,
+            do="Evaluate it with --executor array",
+        )
+    places, arena = place_buffers(plan, settings)
+    operations = [operation for stage in plan.stages for operation in stage.operations]
+    shapes = {
+        (op.in_features, block_inputs(formats[op.weight], op.in_features))
+        for op in operations
+        if isinstance(op, Linear) and op.weight in formats
+    }
+    if settings.activations is ActivationKind.F32:
+        shapes = set()
+    context = settings.context(plan)
+    columns = max(op.shape[1] for op in plan.tensors() if op.matrix)
+    attentions = [op for op in operations if isinstance(op, Attention)]
+    dims = max((op.head_dim for op in attentions), default=0)
+    row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, dims))
+    row = -(-row // 4096) * 4096
+    ropes = {(op.rope, op.rope.dimensions) for op in operations if isinstance(op, Rotary)}
+    return MemoryPlan(
+        weights_bytes=weights_bytes,
+        cache_bytes=settings.pages(plan)
+        * sum(cache_page_bytes(op)[settings.cache] for op in attentions),
+        buffer_bytes=4 * arena
+        + sum(activation_bytes(*shape, settings.step_tokens) for shape in shapes),
+        scratch_bytes=settings.thread_count() * row,
+        table_bytes=sum(4 * context * dimensions for _, dimensions in ropes),
+        places=places,
+        arena_floats=arena,
+        scratch_row_bytes=row,
+    )
+
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def _file_bytes(statistics: str) -> int:
+    """Pages of files in a control group's memory.stat: counted as used, given up when needed."""
+    rows = dict(line.split() for line in statistics.splitlines())
+    names = ("active_file", "inactive_file")
+    return sum(int(rows.get(f"total_{name}", rows.get(name, 0))) for name in names)
+
+
+def available_bytes() -> int:
+    """Memory this process may still take: the machine's, or its control group's if that is less."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * page
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = 1024 * int(line.split()[1])
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = (CONTROL_GROUP / limit).read_text(), (CONTROL_GROUP / used).read_text()
+            statistics = (CONTROL_GROUP / limit).with_name("memory.stat").read_text()
+        except OSError:
+            continue
+        if most.strip().isdecimal() and now.strip().isdecimal():
+            taken = int(now) - _file_bytes(statistics)
+            free = min(free, max(0, int(most) - max(0, taken)))
+    return free
+
+
+def check_fits(memory: MemoryPlan, where: object) -> None:
+    """Refuse an engine whose memory the machine does not have. Weights are file pages: they count.
+
+    Raises: DoesNotFit.
+    """
+    free = available_bytes()
+    needed = memory.total_bytes
+    if needed > free:
+        raise DoesNotFit(
+            "the model and its cache do not fit the memory",
+            where=where,
+            expected=f"{needed / 1e9:.2f} GB: {memory.weights_bytes / 1e9:.2f} of weights, "
+            f"{memory.cache_bytes / 1e9:.2f} of cache, "
+            f"{(needed - memory.weights_bytes - memory.cache_bytes) / 1e9:.2f} of buffers",
+            found=f"{free / 1e9:.2f} GB available",
+            do="Ask for a shorter --context, --cache int8, or fewer bits",
+        )

@@ -1,0 +1,333 @@
+"""A Plan handed to the native engine once: weights, buffers and operations in order.
+
+In: an opened checkpoint, EngineSettings. Out: a Program: the native engine and views of the buffers
+it writes. Quantized matrices lie in the file's mapping and are run as they lie.
+Refuses plans with encoders, and what the checkpoint readers refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.plan import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Linear,
+    Multiply,
+    Norm,
+    Operation,
+    Plan,
+    Rotary,
+    Split,
+)
+from crumb.architectures.rope import Rope
+from crumb.checkpoints.huggingface import Checkpoint
+from crumb.checkpoints.tensor_map import StoredPacked
+from crumb.formats.catalog import Format
+from crumb.formats.packed_tensor import PackedTensor
+from crumb.kernels.dispatch import ZERO_CODE, selected_set
+from crumb.kernels.engine import NativeEngine
+from crumb.run.memory_plan import (
+    CACHE_CODE,
+    ActivationKind,
+    EngineSettings,
+    MemoryPlan,
+    Place,
+    WeightsKind,
+    activation_rows,
+    activation_stride,
+    block_inputs,
+    cache_page_bytes,
+    check_fits,
+    plan_memory,
+)
+
+Floats = NDArray[np.float32]
+
+FLOAT_CODE = {"float32": 0, "float16": 1, "bfloat16": 2}
+"""Dtypes of matrices that run as they are, as native/run_kernels.hpp numbers them."""
+
+FUNCTION_CODE = {
+    "silu": 0,
+    "gelu": 1,
+    "gelu_new": 2,
+    "gelu_fast": 2,
+    "gelu_pytorch_tanh": 2,
+    "relu": 3,
+}
+MULTIPLY, ADD = 16, 17
+NO_BUFFER = -1
+SELECTED = "selected"
+"""What the head reads in place of its input: the rows whose logits are wanted."""
+
+
+def formats_of(checkpoint: Checkpoint) -> dict[str, Format]:
+    """Formats of the matrices that are quantized."""
+    entries = checkpoint.tensors.entries
+    return {
+        name: entry.format for name, entry in entries.items() if isinstance(entry, StoredPacked)
+    }
+
+
+def plan_engine(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryPlan:
+    """The memory an engine of this model would take. Raises: UsageError."""
+    return plan_memory(
+        checkpoint.plan, formats_of(checkpoint), checkpoint.tensors.size_bytes(), settings
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model ready to step."""
+
+    native: NativeEngine
+    memory: MemoryPlan
+    logits: Floats  # (logits_rows, vocabulary), written by a step
+    features: Floats  # (logits_rows, hidden), what the last linear layer reads
+    operations: int
+    operations_to_features: int
+
+
+def build_program(checkpoint: Checkpoint, settings: EngineSettings) -> Program:
+    """Allocate what the memory plan says and hand everything to a native engine.
+
+    Raises: DoesNotFit, CheckpointError, UsageError.
+    """
+    memory = plan_engine(checkpoint, settings)
+    check_fits(memory, checkpoint.path)
+    return _Builder(checkpoint, settings, memory).build()
+
+
+def aligned_bytes(rows: int, row_bytes: int) -> NDArray[np.uint8]:
+    """Zeros whose rows begin at multiples of 64; untouched pages cost nothing."""
+    raw = np.zeros(rows * row_bytes + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
+
+
+class _Builder:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: EngineSettings, memory: MemoryPlan
+    ) -> None:
+        self.plan: Plan = checkpoint.plan
+        self.tensors, self.settings, self.memory = checkpoint.tensors, settings, memory
+        self.context = settings.context(self.plan)
+        scratch = aligned_bytes(settings.thread_count(), memory.scratch_row_bytes)
+        self.native = NativeEngine(selected_set(), settings.thread_count(), scratch)
+        self.arena = aligned_bytes(1, 4 * memory.arena_floats)[0].view(np.float32)
+        self.copies, self.copied_bytes = np.empty(0, np.uint8), 0
+        if settings.weights is WeightsKind.COPIED:  # NumPy asks for huge pages for large blocks
+            room = memory.weights_bytes + 64 * len(self.tensors.entries)
+            self.copies = aligned_bytes(1, -(-room // 64) * 64)[0]
+        self.matrices: dict[str, int] = {}
+        self.formats: dict[str, Format] = {}
+        self.activations: dict[tuple[int, int], int] = {}
+        self.turns: dict[Rope, Floats] = {}
+        self.views: dict[Place, tuple[int, Floats]] = {}
+        self.names: Mapping[str, Place] = {}
+        self.grouped: tuple[str, int] | None = None  # buffer and activations of the open group
+
+    def build(self) -> Program:
+        before_last = 0
+        for index, stage in enumerate(self.plan.stages):
+            self.names = self.memory.places[index]
+            if stage is self.plan.stages[-1]:
+                kept = self.memory.places[index - 1]
+                for name in (name for name in stage.inputs if name in kept):
+                    self.native.select(self.buffer_at(kept[name]), self.buffer(name))
+            for operation in stage.operations:
+                before_last = self.native.operation_count()
+                self.add(operation)
+        last = self.plan.stages[-1].operations[-1]
+        return Program(
+            self.native,
+            self.memory,
+            self.view(last.writes[0]),
+            self.view(last.reads[0]),
+            self.native.operation_count(),
+            before_last,
+        )
+
+    def add(self, operation: Operation) -> None:
+        if not isinstance(operation, Linear):
+            self.grouped = None
+        ADD_OPERATION[type(operation)](self, operation)
+
+    def buffer_at(self, place: Place) -> int:
+        if place not in self.views:
+            data = self.arena[place.offset : place.end].reshape(place.rows, place.stride)
+            self.views[place] = (self.native.add_buffer(data, place.width), data)
+        return self.views[place][0]
+
+    def buffer(self, name: str) -> int:
+        return self.buffer_at(self.names[name])
+
+    def view(self, name: str) -> Floats:
+        place = self.names[name]
+        return self.views[place][1][:, : place.width]
+
+    def vector(self, name: str | None) -> Floats | None:
+        return None if name is None else self.tensors.read_float(name)
+
+    def matrix(self, name: str) -> int:
+        if name not in self.matrices:
+            stored = self.tensors.map(name)
+            if isinstance(stored, PackedTensor):
+                self.matrices[name] = self.add_packed(name, stored)
+            else:
+                self.matrices[name] = self.add_plain(name, stored)
+        return self.matrices[name]
+
+    def add_packed(self, name: str, tensor: PackedTensor) -> int:
+        format = tensor.format
+        self.formats[name] = format
+        table = None
+        if format.row.table is not None:
+            table = (np.asarray(format.row.table, np.int16) + 128).astype(np.uint8)
+        return self.native.add_tiles(
+            self.placed(tensor.tiles),
+            tensor.out_features,
+            tensor.in_features,
+            format.group_width(tensor.in_features),
+            format.bits,
+            ZERO_CODE[format.zero],
+            table,
+        )
+
+    def placed(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Tiles where they are to run from: the file's mapping, or the next place of one block."""
+        if self.settings.weights is WeightsKind.MAPPED:
+            return tiles
+        begin, size = self.copied_bytes, tiles.size
+        self.copied_bytes += -(-size // 64) * 64
+        place = self.copies[begin : begin + size].reshape(tiles.shape)
+        np.copyto(place, tiles)
+        return place
+
+    def add_plain(self, name: str, array: NDArray[Any]) -> int:
+        if array.dtype.name not in FLOAT_CODE:
+            array = self.tensors.read_float(name)
+        raw = array.view(np.uint8).reshape(array.shape[0], -1)
+        return self.native.add_floats(raw, array.shape[1], FLOAT_CODE[array.dtype.name])
+
+    def quantized_input(self, operation: Linear) -> int:
+        """Index of the int8 activations that a layer reads, NO_BUFFER where it reads f32."""
+        format = self.formats.get(operation.weight)
+        if format is None or self.settings.activations is ActivationKind.F32:
+            return NO_BUFFER
+        shape = (operation.in_features, block_inputs(format, operation.in_features))
+        if shape not in self.activations:
+            rows, blocks = self.settings.step_tokens, -(-shape[0] // shape[1])
+            self.activations[shape] = self.native.add_activations(
+                np.zeros((activation_rows(rows), activation_stride(shape[0])), np.int8),
+                np.zeros((rows, blocks), np.float32),
+                np.zeros((rows, blocks), np.int32),
+                *shape,
+            )
+        return self.activations[shape]
+
+    def embed(self, op: Embed) -> None:
+        self.native.embed(op.input == "positions", self.buffer(op.output), self.matrix(op.weight))
+
+    def norm(self, op: Norm) -> None:
+        weight = self.vector(op.weight)
+        assert weight is not None, "every norm has a weight"
+        self.native.norm(
+            self.buffer(op.input),
+            self.buffer(op.output),
+            weight,
+            self.vector(op.bias),
+            op.epsilon,
+            op.kind == "layer",
+        )
+
+    def linear(self, op: Linear) -> None:
+        matrix = self.matrix(op.weight)
+        activations = self.quantized_input(op)
+        group = (op.input, activations)
+        if activations != NO_BUFFER and self.grouped != group:
+            self.native.quantize(self.buffer(op.input), activations)
+        self.native.linear(
+            self.buffer(op.input),
+            activations,
+            self.buffer(op.output),
+            matrix,
+            self.vector(op.bias),
+            self.grouped == group,
+        )
+        self.grouped = group
+
+    def split(self, op: Split) -> None:
+        outs = [self.buffer(name) for name in op.outputs]
+        self.native.split(self.buffer(op.input), outs, op.outer, op.inner)
+
+    def rotary(self, op: Rotary) -> None:
+        if op.rope not in self.turns:
+            places = np.arange(self.context, dtype=np.float64)
+            angle = places[:, None] * op.rope.frequencies()[None, :]
+            both = [np.cos(angle), np.sin(angle)]
+            turned = np.concatenate(both, axis=1) * op.rope.magnitude()
+            self.turns[op.rope] = turned.astype(np.float32)
+        self.native.rotary(
+            self.buffer(op.input),
+            self.buffer(op.output),
+            op.heads,
+            op.rope.dimensions,
+            op.style == "interleaved",
+            self.turns[op.rope],
+        )
+
+    def attention(self, op: Attention) -> None:
+        pages = aligned_bytes(
+            self.settings.pages(self.plan), cache_page_bytes(op)[self.settings.cache]
+        )
+        self.native.attention(
+            self.buffer(op.query),
+            self.buffer(op.key),
+            self.buffer(op.value),
+            self.buffer(op.output),
+            op.heads,
+            op.key_value_heads,
+            op.scale,
+            op.soft_cap or 0.0,
+            op.causal,
+            op.window or 0,
+            pages,
+            CACHE_CODE[self.settings.cache],
+        )
+
+    def activation(self, op: Activation) -> None:
+        self.native.elementwise(
+            self.buffer(op.input), NO_BUFFER, self.buffer(op.output), FUNCTION_CODE[op.function]
+        )
+
+    def multiply(self, op: Multiply) -> None:
+        self.native.elementwise(
+            self.buffer(op.left), self.buffer(op.right), self.buffer(op.output), MULTIPLY
+        )
+
+    def sum(self, op: Add) -> None:
+        self.native.elementwise(
+            self.buffer(op.left), self.buffer(op.right), self.buffer(op.output), ADD
+        )
+
+
+ADD_OPERATION: dict[type[Operation], Callable[[_Builder, Any], None]] = {
+    Embed: _Builder.embed,
+    Norm: _Builder.norm,
+    Linear: _Builder.linear,
+    Split: _Builder.split,
+    Rotary: _Builder.rotary,
+    Attention: _Builder.attention,
+    Activation: _Builder.activation,
+    Multiply: _Builder.multiply,
+    Add: _Builder.sum,
+}
+"""One row per kind of operation; a new kind joins by adding its row."""

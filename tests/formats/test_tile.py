@@ -1,0 +1,252 @@
+"""The tile layout: bytes worked out by hand, then every width, group, zero kind and ragged shape.
+
+In: codes and parameters. Out: tiles, and the same codes and parameters again.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crumb.errors import UsageError
+from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.grid import GroupParameters
+from crumb.formats.layouts.tile import (
+    PLACES,
+    SLICES,
+    block_bytes,
+    blocks,
+    diagram,
+    pack_reference,
+    tile_bytes,
+    tile_count,
+    tiles_of_rows,
+    unpack_reference,
+)
+
+WIDTHS = [row.bits for row in CATALOG.values()]
+BITS = pytest.mark.parametrize("bits", WIDTHS)
+KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
+CONTAINER_PAGE = Path(__file__).parents[2] / "docs" / "container.md"
+
+GOLDEN = {
+    # eight codes, one a slice; then the byte that they share in each vector
+    # 3 + 1*4 + 2*16 + 0*64 = 0x27; 1 + 3*4 + 2*16 + 3*64 = 0xed
+    2: ([3, 1, 2, 0, 1, 3, 2, 3], "27 ed"),
+    # 1 + 2*8 + 3*64: code 6 = 7 has its low two bits here; 3 + 4*8 + 1*64: those of code 7 = 5
+    # 5 + 6*8 + 1*64 + 1*128: the high bits of both
+    3: ([1, 2, 3, 4, 5, 6, 7, 5], "d1 63 f5"),
+    # low digit the even slice, high digit the odd one
+    4: ([1, 2, 3, 4, 5, 6, 15, 8], "21 43 65 8f"),
+    # code 5 = 27 = 3 + 3*8: 1 + 3*32 and 4 + 3*32; code 6 = 14 = 6 + 1*8: 2 + 6*32 and 31 + 1*32
+    # code 7 = 21 = 5 + 0*8 + 1*16: 3 + 5*32, nothing in bit 7 of vector 3, bit 7 of vector 4
+    5: ([1, 2, 3, 4, 31, 27, 14, 21], "61 c2 a3 64 bf"),
+    # code 3 = 27 = 3 + 2*4 + 1*16: 1 + 3*64, 2 + 2*64, 63 + 1*64
+    # code 7 = 36 = 0 + 1*4 + 2*16: 4 + 0*64, 5 + 1*64, 33 + 2*64
+    6: ([1, 2, 63, 27, 4, 5, 33, 36], "c1 82 7f 04 45 a1"),
+    8: ([0, 1, 127, 128, 255, 7, 90, 16], "00 01 7f 80 ff 07 5a 10"),
+}
+
+
+def random_parameters(format, rows, in_features, rng):
+    """Any fp16 scales and any offsets that the zero kind stores."""
+    shape = (rows, format.groups(in_features))
+    fields = {"scale": rng.standard_normal(shape).astype(np.float16)}
+    if format.zero is ZeroKind.VARIABLE:
+        fields["zero_point"] = rng.integers(0, 256, shape).astype(np.uint8)
+    if format.zero is ZeroKind.MINIMUM:
+        fields["minimum"] = rng.standard_normal(shape).astype(np.float16)
+    return GroupParameters(**fields)
+
+
+def random_codes(format, rows, in_features, rng):
+    return rng.integers(0, 1 << format.bits, (rows, in_features)).astype(np.uint8)
+
+
+def assert_same_parameters(found, expected):
+    for name, array in vars(expected).items():
+        other = getattr(found, name)
+        if array is None:
+            assert other is None
+        else:
+            assert other.dtype == array.dtype
+            np.testing.assert_array_equal(other, array)
+
+
+@BITS
+@KINDS
+def test_bytes_are_as_worked_out_by_hand(bits, zero):
+    """Two rows of 32 inputs: the second row has one code in each slice, at its third input."""
+    given_codes, vectors = GOLDEN[bits]
+    codes = np.zeros((2, 32), np.uint8)
+    codes[1, 2::4] = given_codes
+    column = np.array([[0.0], [1.5]], np.float16)
+    parameters = GroupParameters(
+        column,
+        np.array([[0], [5]], np.uint8) if zero is ZeroKind.VARIABLE else None,
+        -2 * column if zero is ZeroKind.MINIMUM else None,
+    )
+    tiles = pack_reference(codes, parameters, make_format(bits, 32, zero))
+    scales = "00 00 00 3e" + 28 * " 00"  # 1.5 in fp16 is 0x3e00
+    offsets = {
+        ZeroKind.FIXED: "",
+        ZeroKind.VARIABLE: "00 05" + 14 * " 00",
+        ZeroKind.MINIMUM: "00 80 00 c2" + 28 * " 00",  # -0 and -3
+    }
+    expected = [*bytes.fromhex(scales + offsets[zero])]
+    for byte in bytes.fromhex(vectors):
+        expected += [*bytes(4 * 1 + 2), byte, *bytes(57)]
+    assert tiles.shape == (1, len(expected))
+    assert tiles[0].tolist() == expected
+
+
+@BITS
+@KINDS
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
+@settings(deadline=None, max_examples=12)
+@given(
+    rows=st.sampled_from([1, 15, 16, 17, 33]),
+    in_features=st.sampled_from([4, 31, 32, 33, 60, 100, 128, 130, 160]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_unpacking_undoes_packing(bits, zero, group_size, rows, in_features, seed):
+    rng = np.random.default_rng(seed)
+    in_features += max(group_size - 4, 0)
+    format = make_format(bits, group_size, zero)
+    codes = random_codes(format, rows, in_features, rng)
+    parameters = random_parameters(format, rows, in_features, rng)
+    tiles = pack_reference(codes, parameters, format)
+    assert tiles.shape == (tile_count(rows), tile_bytes(format, in_features))
+    found, found_parameters = unpack_reference(tiles, format, rows, in_features)
+    np.testing.assert_array_equal(found, codes)
+    assert_same_parameters(found_parameters, parameters)
+
+
+@BITS
+def test_every_bit_of_a_chunk_belongs_to_one_bit_of_one_code(bits):
+    places = [place for slices in PLACES[bits] for place in slices]
+    stored = [
+        (place.vector, bit)
+        for place in places
+        for bit in range(place.low_in_vector, place.low_in_vector + place.width)
+    ]
+    assert sorted(stored) == [(vector, bit) for vector in range(bits) for bit in range(8)]
+    assert len(PLACES[bits]) == SLICES
+    for pieces in PLACES[bits]:
+        held = [
+            bit
+            for place in pieces
+            for bit in range(place.low_in_code, place.low_in_code + place.width)
+        ]
+        assert held == list(range(bits)), "low bits first, in vectors of rising number"
+        vectors = [place.vector for place in pieces]
+        assert vectors == sorted(set(vectors))
+
+
+@BITS
+def test_the_diagram_shows_the_slice_of_each_bit(bits):
+    drawn = diagram(bits).split()
+    format = make_format(bits, 32, ZeroKind.FIXED)
+    one = GroupParameters(np.zeros((1, 1), np.float16))
+    for number in range(SLICES):
+        codes = np.zeros((1, 32), np.uint8)
+        codes[0, 4 * number] = format.row.largest_code
+        vectors = pack_reference(codes, one, format)[0, 32:].reshape(bits, 64)
+        owned = [f"{byte:08b}" for byte in vectors[:, 0]]
+        shown = ["".join("01"[owner == str(number)] for owner in byte) for byte in drawn]
+        assert owned == shown
+        assert not vectors[:, 1:].any()
+
+
+def test_the_diagram_of_3_bits_is_as_drawn_by_hand():
+    assert diagram(3) == "66111000 77333222 76555444"
+
+
+@pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
+def test_the_page_on_the_container_has_the_diagram_of_every_width(row):
+    assert f"{row.name}  {diagram(row.bits)}\n" in CONTAINER_PAGE.read_text()
+
+
+@KINDS
+def test_each_row_and_input_has_bytes_of_its_own(zero):
+    """Row r, input 4s + j: byte 4r + j of its slice's vectors, in the tile and block it lies in."""
+    format = make_format(8, 64, zero)
+    rows, in_features = 37, 150
+    empty = random_parameters(format, rows, in_features, np.random.default_rng(0))
+    header = {ZeroKind.FIXED: 32, ZeroKind.VARIABLE: 48, ZeroKind.MINIMUM: 64}[zero]
+    nothing = pack_reference(np.zeros((rows, in_features), np.uint8), empty, format)
+    for row, column in [(0, 0), (15, 31), (16, 32), (20, 63), (31, 64), (36, 149)]:
+        codes = np.zeros((rows, in_features), np.uint8)
+        codes[row, column] = 255
+        changed = np.argwhere(pack_reference(codes, empty, format) != nothing)
+        group, in_group = divmod(column, 64)
+        byte = group * (header + 64 * 64 // 4) + header
+        byte += 64 * (in_group // 4) + 4 * (row % 16) + in_group % 4
+        assert changed.tolist() == [[row // 16, byte]]
+
+
+@BITS
+@KINDS
+def test_padding_is_zero_and_unpacking_ignores_it(bits, zero):
+    format = make_format(bits, 32, zero)
+    rng = np.random.default_rng(bits)
+    codes, parameters = random_codes(format, 19, 75, rng), random_parameters(format, 19, 75, rng)
+    tiles = pack_reference(codes, parameters, format)
+    padded = np.zeros((32, 96), np.uint8)
+    padded[:19, :75] = codes
+    fields = {
+        name: np.concatenate([array, np.zeros((13, 3), array.dtype)])
+        for name, array in vars(parameters).items()
+        if array is not None
+    }
+    np.testing.assert_array_equal(tiles, pack_reference(padded, GroupParameters(**fields), format))
+    padded[19:], padded[:, 75:] = format.row.largest_code, 1
+    for array in fields.values():
+        array[19:] = 3
+    noisy = pack_reference(padded, GroupParameters(**fields), format)
+    assert (noisy != tiles).any()
+    found, found_parameters = unpack_reference(noisy, format, 19, 75)
+    np.testing.assert_array_equal(found, codes)
+    assert_same_parameters(found_parameters, parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ((3, 128, ZeroKind.VARIABLE), 32 * (32 + 16 + 4 * 3 * 64)),
+        ((4, 32, ZeroKind.FIXED), 128 * (32 + 4 * 64)),
+        ((2, 64, ZeroKind.MINIMUM), 64 * (64 + 2 * 2 * 64)),
+        ((8, ROW, ZeroKind.FIXED), 32 + 128 * 8 * 64),
+    ],
+)
+def test_the_size_of_a_tile_of_4096_inputs_is_as_worked_out_by_hand(name, size):
+    assert tile_bytes(make_format(*name), 4096) == size
+
+
+def test_a_ragged_last_group_is_a_smaller_block():
+    format = make_format(5, 128, ZeroKind.VARIABLE)
+    assert [block_bytes(format, block.inputs) for block in blocks(format, 300)] == [
+        48 + 4 * 320,
+        48 + 4 * 320,
+        48 + 2 * 320,  # 44 inputs are 2 chunks
+    ]
+    assert tile_bytes(format, 300) == 3 * 48 + 10 * 320
+
+
+def test_the_tiles_of_some_rows_are_those_that_hold_them():
+    assert [tiles_of_rows(*rows) for rows in ((0, 16), (15, 17), (16, 17), (40, 40))] == [
+        slice(0, 1),
+        slice(0, 2),
+        slice(1, 2),
+        slice(2, 3),
+    ]
+
+
+@pytest.mark.parametrize("bits", [bits for bits in WIDTHS if bits < 8])
+def test_a_code_that_does_not_fit_is_refused(bits):
+    codes = np.array([[0, 1 << bits]], np.uint8)
+    parameters = GroupParameters(np.ones((1, 1), np.float16))
+    with pytest.raises(UsageError, match=f"expected at most {(1 << bits) - 1}, found {1 << bits}"):
+        pack_reference(codes, parameters, make_format(bits, ROW, ZeroKind.FIXED))

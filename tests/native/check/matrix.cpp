@@ -1,0 +1,147 @@
+// Random quantized matrices and their bytes, written from docs/formats.md's drawing of a chunk.
+#include "matrix.hpp"
+
+#include <algorithm>
+
+namespace crumb::check {
+namespace {
+
+// One code into its chunk. byte: 4 * row + input of the slice.
+void put(uint8_t* chunk, int bits, int slice, int byte, int code) {
+  const auto add = [&](int vector, int shift, int value) {
+    chunk[64 * vector + byte] |= uint8_t(value << shift);
+  };
+  const int s = slice, half = 3 * (s / 4);
+  if (bits == 8) add(s, 0, code);
+  if (bits == 4) add(s / 2, 4 * (s % 2), code);
+  if (bits == 2) add(s / 4, 2 * (s % 4), code);
+  if (bits == 3 && s < 6) add(s / 2, 3 * (s % 2), code);
+  if (bits == 3 && s >= 6) add(s - 6, 6, code & 3), add(2, s, code >> 2);
+  if (bits == 6 && s % 4 < 3) add(half + s % 4, 0, code);
+  if (bits == 6 && s % 4 == 3)
+    add(half, 6, code & 3), add(half + 1, 6, code >> 2 & 3), add(half + 2, 6, code >> 4);
+  if (bits == 5 && s < 5) add(s, 0, code);
+  if (bits == 5 && s >= 5) add(s - 5, 5, code & 7);
+  if (bits == 5 && (s == 5 || s == 6)) add(s - 2, 5, code >> 3);
+  if (bits == 5 && s == 7) add(3, 7, code >> 3 & 1), add(4, 7, code >> 4);
+}
+
+int64_t header_size(int zero) { return 32 + (zero == kVariable ? 16 : zero == kMinimum ? 32 : 0); }
+
+void write_half(uint8_t* at, uint16_t half) {
+  at[0] = uint8_t(half), at[1] = uint8_t(half >> 8);
+}
+
+// codes: (rows, columns).
+void lay_out(Matrix& m, const std::vector<int>& codes) {
+  std::memset(m.tiles.data(), 0, m.tiles.count());
+  for (int64_t row = 0; row < m.rows; ++row) {
+    uint8_t* block = m.tiles.data() + row / 16 * m.tile_bytes;
+    const int lane = int(row % 16);
+    for (int64_t group = 0; group < m.groups; ++group) {
+      const int64_t first = group * m.group_width, end = std::min(first + m.group_width, m.columns);
+      write_half(block + 2 * lane, m.scale[row * m.groups + group]);
+      if (m.format.zero == kVariable) block[32 + lane] = uint8_t(m.zero_of(row, group));
+      if (m.format.zero == kMinimum)
+        write_half(block + 32 + 2 * lane, m.minimum[row * m.groups + group]);
+      block += header_size(m.format.zero);
+      for (int64_t column = first; column < end; ++column) {
+        const int64_t k = column - first;
+        put(block + k / 32 * 64 * m.format.bits, m.format.bits, int(k % 32 / 4),
+            4 * lane + int(k % 4), codes[row * m.columns + column]);
+      }
+      block += (end - first + 31) / 32 * 64 * m.format.bits;
+    }
+  }
+}
+
+int64_t bytes_of_tile(const Format& format, int64_t columns, int64_t group_width) {
+  int64_t bytes = 0;
+  for (int64_t first = 0; first < columns; first += group_width)
+    bytes += header_size(format.zero) +
+             (std::min(group_width, columns - first) + 31) / 32 * 64 * format.bits;
+  return bytes;
+}
+
+}  // namespace
+
+double from_half(uint16_t half) {
+  const int exponent = half >> 10 & 31, fraction = half & 1023;
+  const double size = exponent ? std::ldexp(1024 + fraction, exponent - 25)
+                               : std::ldexp(double(fraction), -24);
+  return half & 0x8000 ? -size : size;
+}
+
+uint16_t to_half(double value) {
+  const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+  const double size = std::fabs(value);
+  if (size >= 65520) return sign | 0x7c00;
+  int exponent = size > 0 ? std::ilogb(size) : -14;
+  if (exponent < -14) exponent = -14;
+  const double steps = std::nearbyint(std::ldexp(size, 10 - exponent));  // 1024 of the exponent
+  return uint16_t(sign | ((exponent + 14) * 1024 + int(steps)));
+}
+
+std::string Format::name() const {
+  const char* zeros[] = {"fixed", "variable", "minimum"};
+  return table ? "table" : text("int%d %s", bits, zeros[zero]);
+}
+
+std::vector<Format> all_formats() {
+  std::vector<Format> all;
+  for (int bits : {2, 3, 4, 5, 6, 8})
+    for (int zero : {kFixed, kVariable, kMinimum}) all.push_back({bits, zero, false});
+  all.push_back({4, kFixed, true});
+  return all;
+}
+
+float Matrix::weight(int64_t row, int64_t column) const {
+  const int64_t group = group_of(column);
+  const float size = float(scale_of(row, group)), value = float(level[row * columns + column]);
+  if (format.zero == kMinimum) {
+    const float product = value * size;
+    return product + float(minimum_of(row, group));
+  }
+  return (value - float(zero_of(row, group))) * size;
+}
+
+TileMatrix Matrix::tile_matrix() const {
+  return {tiles.data(), format.table ? table.data() : nullptr, rows, columns, group_width,
+          tile_bytes, format.bits, format.zero};
+}
+
+std::string Matrix::name() const {
+  return text("%s, %lld x %lld, groups of %lld", format.name().c_str(), (long long)rows,
+              (long long)columns, (long long)group_width);
+}
+
+Matrix random_matrix(const Format& format, int64_t rows, int64_t columns, int64_t group_width,
+                     bool exact, Random& random) {
+  group_width = std::min(group_width, columns);
+  const int64_t groups = (columns + group_width - 1) / group_width;
+  const int64_t tile_bytes = bytes_of_tile(format, columns, group_width);
+  Matrix m{format, rows, columns, group_width, groups, {}, {}, {}, {},
+           Memory<uint8_t>((rows + 15) / 16 * tile_bytes), Memory<uint8_t>(16), tile_bytes};
+  const int most = (1 << format.bits) - 1;
+  for (int k = 0; k < 16; ++k) m.table[k] = uint8_t(k == 0 ? 0 : k == 15 ? 255 : random.below(256));
+  std::vector<int> codes(rows * columns);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column) {
+      int code = random.below(most + 1);
+      if (row == 0) code = most;
+      if (row == rows - 1) code = column % 2 ? most : 0;
+      codes[row * columns + column] = code;
+      m.level.push_back(format.table ? m.table[code] - 128 : code);
+    }
+  for (int64_t k = 0; k < rows * groups; ++k) {
+    m.scale.push_back(to_half(exact ? 1 : random.within(0.001, 0.1)));
+    m.minimum.push_back(to_half(exact ? random.below(9) - 4 : random.within(-1, 1)));
+    const int variable = k < groups ? (random.coin() ? most : 0) : random.below(most + 1);
+    m.zero_point.push_back(format.table || format.zero == kMinimum ? 0
+                           : format.zero == kFixed ? (most + 1) / 2 : variable);
+  }
+  lay_out(m, codes);
+  return m;
+}
+
+}  // namespace crumb::check

@@ -1,0 +1,430 @@
+"""NativeEngine refuses every wrong call with a Python error; nothing it is given can crash it.
+
+In: arrays of the wrong shape, dtype, order or size, and numbers out of range. Out: ValueError or
+TypeError. Each case changes one thing of a call that works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crumb._native import (
+    NativeEngine,
+    attention_scratch_floats,
+    cache_head_bytes,
+    matmul_scratch_bytes,
+)
+
+ROWS, KEPT, WIDTH, VOCABULARY, POSITIONS, PAGES = 6, 2, 32, 48, 40, 4
+F32, F16, BF16, INT8 = range(4)
+FIXED, VARIABLE, MINIMUM = range(3)
+MULTIPLY = 16
+
+
+def aligned(rows: int, row_bytes: int) -> np.ndarray[Any, Any]:
+    raw = np.zeros(rows * row_bytes + 64, np.uint8)
+    begin = -raw.ctypes.data % 64
+    return raw[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
+
+
+SCRATCH_BYTES = -(-max(matmul_scratch_bytes(64), 4 * attention_scratch_floats(64, 16)) // 64) * 64
+
+
+class Built:
+    """An engine with one of everything, ready for any operation."""
+
+    def __init__(self) -> None:
+        self.engine = NativeEngine("baseline", 1, aligned(1, SCRATCH_BYTES))
+        add = self.engine.add_buffer
+        self.hidden, self.other, self.third = (
+            add(np.zeros((ROWS, WIDTH), np.float32), WIDTH) for _ in range(3)
+        )
+        self.half = add(np.zeros((ROWS, 16), np.float32), 16)
+        self.odd = add(np.zeros((ROWS, 48), np.float32), 40)
+        self.kept = add(np.zeros((KEPT, WIDTH), np.float32), WIDTH)
+        self.logits = add(np.zeros((KEPT, VOCABULARY), np.float32), VOCABULARY)
+        self.floats = self.engine.add_floats(
+            np.zeros((VOCABULARY, 4 * WIDTH), np.uint8), WIDTH, F32
+        )
+        self.places = self.engine.add_floats(np.zeros((POSITIONS, 2 * WIDTH), np.uint8), WIDTH, F16)
+        self.tiles = self.engine.add_tiles(tiles(), WIDTH, WIDTH, 32, 4, FIXED, None)
+        self.activations = self.engine.add_activations(*activations(), WIDTH, 32)
+        self.few = self.engine.add_activations(*activations(rows=3), WIDTH, 32)
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """A method with the arguments of the call that works, but for these."""
+        usual = CALLS[name](self) | arguments
+        return getattr(self.engine, name)(**usual)
+
+
+def tiles(rows: int = WIDTH, extra: int = 0) -> np.ndarray[Any, Any]:
+    """4 bits, fixed zero, one group of 32: 32 bytes of scales, 256 of codes."""
+    return np.zeros((-(-rows // 16), 32 + 256 + extra), np.uint8)
+
+
+def activations(rows: int = ROWS) -> tuple[Any, Any, Any]:
+    return (
+        np.zeros((-(-rows // 32) * 32, WIDTH + 64), np.int8),
+        np.zeros((rows, 1), np.float32),
+        np.zeros((rows, 1), np.int32),
+    )
+
+
+def pages(kind: int = F32, count: int = PAGES) -> np.ndarray[Any, Any]:
+    return aligned(count, 2 * cache_head_bytes(16, kind))
+
+
+def vector(*values: int) -> np.ndarray[Any, Any]:
+    return np.array(values, np.int32)
+
+
+CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
+    "add_buffer": lambda built: {"data": np.zeros((ROWS, WIDTH), np.float32), "width": WIDTH},
+    "add_activations": lambda built: (
+        dict(zip(("codes", "scale", "sum"), activations(), strict=True))
+        | {"columns": WIDTH, "block_inputs": 32}
+    ),
+    "add_tiles": lambda built: {
+        "tiles": tiles(),
+        "rows": WIDTH,
+        "columns": WIDTH,
+        "group_width": 32,
+        "bits": 4,
+        "zero": FIXED,
+        "table": None,
+    },
+    "add_floats": lambda built: {
+        "weights": np.zeros((8, 4 * WIDTH), np.uint8),
+        "columns": WIDTH,
+        "kind": F32,
+    },
+    "embed": lambda built: {"of_positions": False, "out": built.hidden, "matrix": built.floats},
+    "norm": lambda built: {
+        "input": built.hidden,
+        "out": built.other,
+        "weight": np.ones(WIDTH, np.float32),
+        "bias": np.ones(WIDTH, np.float32),
+        "epsilon": 1e-5,
+        "centered": True,
+    },
+    "quantize": lambda built: {"input": built.hidden, "activations": built.activations},
+    "linear": lambda built: {
+        "input": built.hidden,
+        "activations": built.activations,
+        "out": built.other,
+        "matrix": built.tiles,
+        "bias": np.ones(WIDTH, np.float32),
+        "joined": False,
+    },
+    "split": lambda built: {
+        "input": built.hidden,
+        "outs": [built.half, built.half],
+        "outer": 2,
+        "inner": 8,
+    },
+    "rotary": lambda built: {
+        "input": built.hidden,
+        "out": built.other,
+        "heads": 2,
+        "dimensions": 8,
+        "interleaved": False,
+        "turns": np.ones((POSITIONS, 8), np.float32),
+    },
+    "attention": lambda built: {
+        "query": built.hidden,
+        "key": built.other,
+        "value": built.third,
+        "out": built.hidden,
+        "heads": 2,
+        "key_value_heads": 2,
+        "scale": 0.25,
+        "soft_cap": 0.0,
+        "causal": True,
+        "window": 0,
+        "pages": pages(),
+        "kind": F32,
+    },
+    "elementwise": lambda built: {
+        "left": built.hidden,
+        "right": built.other,
+        "out": built.third,
+        "kind": MULTIPLY,
+    },
+    "select": lambda built: {"input": built.hidden, "out": built.kept},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_usual_call_works(name: str) -> None:
+    Built().call(name)
+
+
+def wrong_dtype(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return array.astype(np.float64)
+
+
+LARGE = 1 << 62
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("add_buffer", {"width": 0}, "rows of 16 floats"),
+    ("add_buffer", {"width": WIDTH + 1}, "rows of 16 floats"),
+    ("add_buffer", {"data": np.zeros((ROWS, 24), np.float32), "width": 24}, "rows of 16 floats"),
+    ("add_activations", {"block_inputs": 0}, "block_inputs"),
+    ("add_activations", {"block_inputs": 129}, "block_inputs"),
+    ("add_activations", {"codes": np.zeros((31, 96), np.int8)}, "rows padded"),
+    ("add_activations", {"codes": np.zeros((32, 95), np.int8)}, "too narrow"),
+    ("add_activations", {"columns": LARGE}, "too narrow"),
+    ("add_activations", {"scale": np.zeros((ROWS, 2), np.float32)}, "wrong shape"),
+    ("add_activations", {"sum": np.zeros((ROWS, 2), np.int32)}, "wrong shape"),
+    ("add_activations", {"sum": np.zeros((ROWS + 1, 1), np.int32)}, "wrong shape"),
+    ("add_tiles", {"rows": 0}, "empty"),
+    ("add_tiles", {"columns": -1}, "empty"),
+    ("add_tiles", {"group_width": 0}, "empty"),
+    ("add_tiles", {"bits": 1}, "these bits"),
+    ("add_tiles", {"bits": 7}, "these bits"),
+    ("add_tiles", {"zero": -1}, "zero kind"),
+    ("add_tiles", {"zero": 3}, "zero kind"),
+    ("add_tiles", {"group_width": 16}, "group width"),
+    ("add_tiles", {"table": np.zeros(15, np.uint8)}, "bad table"),
+    ("add_tiles", {"table": np.zeros(16, np.uint8), "zero": VARIABLE}, "bad table"),
+    ("add_tiles", {"tiles": tiles(extra=1)}, "wrong shape"),
+    ("add_tiles", {"tiles": tiles(rows=16)}, "wrong shape"),
+    ("add_tiles", {"zero": MINIMUM}, "wrong shape"),
+    ("add_tiles", {"columns": LARGE}, "wrong shape"),
+    (
+        "add_tiles",
+        {"tiles": np.zeros((1, 32 + 256 * 128), np.uint8), "rows": 16, "columns": 4096}
+        | {"group_width": 4096},
+        "scratch: too small",
+    ),
+    ("add_floats", {"kind": INT8}, "float kind"),
+    ("add_floats", {"kind": -1}, "float kind"),
+    ("add_floats", {"columns": 0}, "wrong shape"),
+    ("add_floats", {"columns": WIDTH + 1}, "wrong shape"),
+    ("add_floats", {"kind": F16}, "wrong shape"),
+    (
+        "add_floats",
+        {"weights": np.zeros((1, 4 * 4096), np.uint8), "columns": 4096},
+        "scratch: too small",
+    ),
+    ("embed", {"matrix": 3}, "no such matrix"),
+    ("embed", {"matrix": -1}, "no such matrix"),
+    ("embed", {"out": 99}, "no such buffer"),
+    ("embed", {"out": -1}, "no such buffer"),
+    ("embed", {"out": 3}, "widths differ"),
+    ("embed", {"out": 5}, "too few rows"),
+    ("norm", {"out": 3}, "widths differ"),
+    ("norm", {"input": 5}, "too few rows"),
+    ("norm", {"weight": np.ones(31, np.float32)}, "widths differ"),
+    ("norm", {"bias": np.ones(33, np.float32)}, "bias"),
+    ("quantize", {"activations": 2}, "no activations"),
+    ("quantize", {"activations": -1}, "no activations"),
+    ("quantize", {"input": 3}, "widths differ"),
+    ("quantize", {"activations": 1}, "too few rows"),
+    ("linear", {"out": 3}, "widths differ"),
+    ("linear", {"input": 4}, "widths differ"),
+    ("linear", {"bias": np.ones(31, np.float32)}, "bias"),
+    ("linear", {"activations": 2}, "no activations"),
+    ("linear", {"activations": 1}, "too few rows"),
+    ("linear", {"matrix": 0, "out": 4}, "widths differ"),
+    ("split", {"outs": []}, "empty"),
+    ("split", {"outer": 0}, "empty"),
+    ("split", {"inner": -8}, "empty"),
+    ("split", {"outs": [3]}, "widths differ"),
+    ("split", {"outs": [3, 4]}, "widths differ"),
+    ("split", {"outs": [3, 99]}, "no such buffer"),
+    ("split", {"outer": LARGE, "inner": 1 << 10}, "widths differ"),
+    ("rotary", {"heads": 0}, "widths differ"),
+    ("rotary", {"heads": 3}, "widths differ"),
+    ("rotary", {"out": 3}, "widths differ"),
+    ("rotary", {"dimensions": 7}, "dimensions"),
+    ("rotary", {"dimensions": 0}, "dimensions"),
+    ("rotary", {"dimensions": 18}, "dimensions"),
+    ("rotary", {"turns": np.ones((POSITIONS, 6), np.float32)}, "dimensions"),
+    ("attention", {"heads": 3}, "heads do not divide"),
+    ("attention", {"heads": 0}, "heads do not divide"),
+    ("attention", {"key_value_heads": 0}, "heads do not divide"),
+    ("attention", {"key_value_heads": 1}, "widths differ"),
+    ("attention", {"value": 3}, "widths differ"),
+    ("attention", {"out": 4}, "widths differ"),
+    ("attention", {"kind": BF16}, "cache kind"),
+    ("attention", {"kind": 4}, "cache kind"),
+    ("attention", {"kind": F16}, "wrong size"),
+    ("attention", {"pages": pages()[:, :-64].copy()}, "wrong size"),
+    ("attention", {"window": -1}, "negative window"),
+    ("elementwise", {"kind": 0}, "unknown function"),
+    ("elementwise", {"kind": 18}, "unknown function"),
+    ("elementwise", {"right": -1}, "unknown function"),
+    ("elementwise", {"right": -1, "kind": 4}, "unknown function"),
+    ("elementwise", {"out": 3}, "widths"),
+    ("elementwise", {"right": 4}, "widths"),
+    ("elementwise", {"right": 5}, "too few rows"),
+    ("select", {"out": 3}, "widths differ"),
+    ("select", {"input": 5}, "too few rows"),
+    ("select", {"out": 77}, "no such buffer"),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "what"), WRONG)
+def test_a_call_with_one_wrong_thing_is_refused(
+    name: str, changed: dict[str, Any], what: str
+) -> None:
+    built = Built()
+    before = built.engine.operation_count()
+    with pytest.raises(ValueError, match=what):
+        built.call(name, **changed)
+    assert built.engine.operation_count() == before
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("embed", "quantize")])
+def test_arrays_of_another_dtype_order_or_rank_are_refused(name: str) -> None:
+    built = Built()
+    given = CALLS[name](built)
+    for key, value in given.items():
+        if not isinstance(value, np.ndarray):
+            continue
+        wrong = [value.astype(np.float64), value[..., None]]
+        if value.ndim == 2 and min(value.shape) > 1:
+            wrong.append(np.asfortranarray(value))
+        if value.shape[-1] > 1:
+            wrong.append(value[..., ::2])
+        for array in wrong:
+            with pytest.raises(TypeError):
+                built.call(name, **{key: array})
+
+
+def test_arrays_that_a_step_writes_must_be_writable() -> None:
+    built = Built()
+    for name, key in (("add_buffer", "data"), ("attention", "pages"), ("add_activations", "scale")):
+        array = CALLS[name](built)[key]
+        array.flags.writeable = False
+        with pytest.raises(TypeError):
+            built.call(name, **{key: array})
+
+
+@pytest.mark.parametrize(
+    ("isa", "threads", "scratch", "what"),
+    [
+        ("sse9", 1, aligned(1, 64), "instruction set"),
+        ("baseline", 2, aligned(1, 64), "a row for each thread"),
+        ("baseline", 1, aligned(1, 64 + 32), "aligned"),
+        ("baseline", 1, aligned(1, 192).reshape(-1)[32:160].reshape(1, 128), "aligned"),
+    ],
+)
+def test_scratch_that_threads_cannot_use_is_refused(
+    isa: str, threads: int, scratch: Any, what: str
+) -> None:
+    with pytest.raises(ValueError, match=what):
+        NativeEngine(isa, threads, scratch)
+
+
+def test_int8_activations_are_for_tiles_of_their_own_block_alone() -> None:
+    built = Built()
+    engine = built.engine
+    square = engine.add_floats(np.zeros((WIDTH, 4 * WIDTH), np.uint8), WIDTH, F32)
+    with pytest.raises(ValueError, match="no activations"):
+        built.call("linear", matrix=square)
+    built.call("linear", matrix=square, activations=-1)
+    arrays = (np.zeros((32, 96), np.int8), np.zeros((6, 2), np.float32), np.zeros((6, 2), np.int32))
+    other = engine.add_activations(*arrays, WIDTH, 16)
+    with pytest.raises(ValueError, match="activations of another width"):
+        built.call("linear", activations=other)
+
+
+def test_behind_select_there_are_fewer_rows_and_no_attention() -> None:
+    built = Built()
+    built.call("select")
+    with pytest.raises(ValueError, match="a second one"):
+        built.call("select", input=built.kept)
+    with pytest.raises(ValueError, match="behind select"):
+        built.call("attention")
+    built.call("norm", input=built.kept, out=built.kept)
+    built.call(
+        "linear", input=built.kept, activations=-1, out=built.logits, matrix=built.floats, bias=None
+    )
+
+
+def ready() -> Built:
+    """Embeds tokens and positions, attends, selects: everything that a step's numbers reach."""
+    built = Built()
+    built.call("embed")
+    built.call("embed", of_positions=True, out=built.other, matrix=built.places)
+    built.call("rotary")
+    built.call("attention")
+    built.call("select")
+    return built
+
+
+STEP: dict[str, Any] = {
+    "tokens": vector(1, 2, 3),
+    "positions": vector(0, 1, 0),
+    "segments": np.array([[0, 2, 0, 0], [2, 1, 0, 1]], np.int64),
+    "pages": vector(0, 3),
+    "selected": vector(2, 0),
+    "operations": 5,
+}
+
+
+def segments(*rows: list[int]) -> np.ndarray[Any, Any]:
+    return np.array(rows, np.int64).reshape(len(rows), -1)
+
+
+WRONG_STEPS: list[tuple[dict[str, Any], str]] = [
+    ({"tokens": vector()}, "step: rows"),
+    ({"tokens": vector(*[1] * 7), "positions": vector(*[1] * 7)}, "step: rows"),
+    ({"positions": vector(0, 1)}, "step: rows"),
+    ({"operations": -1}, "operations"),
+    ({"operations": 6}, "operations"),
+    ({"tokens": vector(1, 2, VOCABULARY)}, "token out of range"),
+    ({"tokens": vector(-1, 2, 3)}, "token out of range"),
+    ({"positions": vector(0, POSITIONS, 0)}, "position"),
+    ({"positions": vector(0, -1, 0)}, "position"),
+    ({"selected": vector(0, 1, 2)}, "too many rows selected"),
+    ({"selected": vector(3)}, "selected row"),
+    ({"selected": vector(-1)}, "selected row"),
+    ({"segments": np.zeros((1, 3), np.int64)}, "four numbers"),
+    ({"segments": np.zeros((0, 4), np.int64)}, "do not cover"),
+    ({"segments": segments([0, 2, 0, 0])}, "do not cover"),
+    ({"segments": segments([0, 4, 0, 0])}, "do not cover"),
+    ({"segments": segments([1, 2, 0, 0])}, "segment"),
+    ({"segments": segments([0, 0, 0, 0], [0, 3, 0, 0])}, "segment"),
+    ({"segments": segments([0, -1, 0, 0])}, "segment"),
+    ({"segments": segments([0, LARGE, 0, 0])}, "segment"),
+    ({"segments": segments([0, 3, -1, 0])}, "segment"),
+    ({"segments": segments([0, 3, LARGE, 0])}, "segment"),
+    ({"segments": segments([0, 3, 0, -1])}, "segment"),
+    ({"segments": segments([0, 3, 0, (1 << 63) - 1])}, "segment"),
+    ({"segments": segments([0, 3, 0, 2])}, "pages missing"),
+    ({"segments": segments([0, 3, 30, 0])}, "pages missing"),
+    ({"pages": vector(0, PAGES)}, "page out of range"),
+    ({"pages": vector(-1, 0)}, "page out of range"),
+    (
+        {"segments": segments([0, 3, 4096, 0]), "pages": vector(*[0] * 300)},
+        "scratch too small",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changed", "what"), WRONG_STEPS)
+def test_a_step_with_one_wrong_number_is_refused(changed: dict[str, Any], what: str) -> None:
+    with pytest.raises(ValueError, match=what):
+        ready().engine.step(**STEP | changed)
+
+
+def test_a_step_of_other_dtypes_is_refused() -> None:
+    engine = ready().engine
+    engine.step(**STEP)
+    for name, value in STEP.items():
+        wrong: Any = "5" if name == "operations" else value.astype(np.int16)
+        with pytest.raises(TypeError):
+            engine.step(**STEP | {name: wrong})
+
+
+def test_an_engine_without_anything_takes_no_step() -> None:
+    engine = NativeEngine("baseline", 1, aligned(1, 64))
+    with pytest.raises(ValueError, match="step: rows"):
+        engine.step(**STEP | {"operations": 0})

@@ -1,0 +1,86 @@
+"""The machine's limits: sane figures from every instruction set, and refusals.
+
+In: a small array, a few milliseconds. Out: seconds and multiply-adds per second.
+"""
+
+import numpy as np
+import pytest
+
+from crumb import _native
+from crumb.kernels.dispatch import supported_sets
+from crumb.kernels.limits import PAGE_BYTES, dot_peak, read_pass, reading_array
+
+
+def test_the_array_is_whole_pages_at_the_begin_of_a_page():
+    array = reading_array(10 * PAGE_BYTES + 1)
+    assert array.nbytes == 10 * PAGE_BYTES
+    assert array.ctypes.data % PAGE_BYTES == 0
+    assert (array == 1).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("isa", supported_sets())
+def test_a_pass_takes_time_that_grows_with_the_array(isa, threads):
+    """64 times the bytes take longer, the fastest of ten passes each, even where others compute."""
+    small, large = reading_array(1 << 18), reading_array(1 << 24)
+    times = [min(_native.read_pass(isa, x, threads) for _ in range(10)) for x in (small, large)]
+    assert 0 < times[0] < times[1]
+
+
+def test_the_python_face_reads_with_the_widest_loads():
+    array = reading_array(1 << 22)
+    # Nothing reads a terabyte per second from memory, nor less than a megabyte.
+    assert 1e6 < array.nbytes / min(read_pass(array, 1) for _ in range(5)) < 1e13
+
+
+@pytest.mark.parametrize("isa", supported_sets())
+def test_every_set_multiplies_at_some_speed(isa):
+    # A core does 4096 multiply-adds a cycle at most, at less than 10 GHz.
+    assert 1e6 < dot_peak(1, 0.002, isa) < 4096 * 1e10
+
+
+@pytest.mark.skipif(len(supported_sets()) < 2, reason="one instruction set here")
+def test_the_fastest_set_beats_the_baseline():
+    """The best of some moments counts, as the machine is shared."""
+    best = {
+        isa: max(dot_peak(1, 0.01, isa) for _ in range(5))
+        for isa in (supported_sets()[0], supported_sets()[-1])
+    }
+    first, last = best.values()
+    assert last > first
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sse9", reading_array(4096), 1),
+        ("baseline", reading_array(4096), 0),
+        ("baseline", reading_array(4096), -1),
+        ("baseline", reading_array(4096)[:-1], 1),
+        ("baseline", reading_array(8192)[1:4097], 1),
+        ("baseline", reading_array(4096)[:0], 1),
+    ],
+)
+def test_a_pass_that_cannot_be_is_a_value_error(arguments):
+    with pytest.raises(ValueError, match=r"must be|not supported here"):
+        _native.read_pass(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sse9", 1, 0.001),
+        ("baseline", 0, 0.001),
+        ("baseline", 1, -1.0),
+        ("baseline", 1, float("nan")),
+        ("baseline", 1, 1e9),
+    ],
+)
+def test_a_peak_that_cannot_be_is_a_value_error(arguments):
+    with pytest.raises(ValueError, match=r"must be|not supported here"):
+        _native.dot_peak(*arguments)
+
+
+def test_another_dtype_is_a_type_error():
+    with pytest.raises(TypeError):
+        _native.read_pass("baseline", np.zeros(4096, np.int8), 1)

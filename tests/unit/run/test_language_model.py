@@ -1,0 +1,144 @@
+"""LanguageModel: what `crumb.load` returns, from one thread and from many.
+
+In: the tiny checkpoint and the embedded model. Out: generations, scores, embeddings, refusals.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import crumb
+from crumb.errors import CrumbError, UsageError
+from crumb.run.language_model import LanguageModel
+from crumb.run.model import open_model
+from crumb.run.sampling import Sampling
+
+PROMPTS = ["The old man looked at the sea and", "Once", "It was a dark night. " * 6, "She said"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[LanguageModel]:
+    """The embedded model, with room for four."""
+    with crumb.load("novella-7m", context_tokens=256, sequences=4, threads=2) as model:
+        yield model
+
+
+def test_four_threads_at_once_get_the_texts_they_get_alone(model: LanguageModel) -> None:
+    sampling = Sampling(temperature=0.8, seed=3)
+
+    def text(prompt: str) -> str:
+        return model.generate(prompt, max_tokens=24, sampling=sampling).text
+
+    alone = [text(prompt) for prompt in PROMPTS]
+    found: dict[int, list[str]] = {}
+
+    def work(index: int) -> None:
+        found[index] = [text(PROMPTS[index]) for _ in range(3)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {index: [alone[index]] * 3 for index in range(4)}
+    assert len(set(alone)) == 4
+    assert model.engine._pages.available == model.engine._pages.count
+
+
+def test_a_score_is_the_log_probability_of_the_array_executor(model: LanguageModel) -> None:
+    text = "The old man looked at the sea and was not afraid of it."
+    exact = open_model("novella-7m")
+    tokens = exact.tokenizer.encode(text)
+    logits = exact.logits(np.asarray([tokens]))[0].astype(np.float64)
+    logits -= logits.max(axis=-1, keepdims=True)
+    logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    expected = logprobs[np.arange(len(tokens) - 1), tokens[1:]]
+    (score,) = model.score([text])
+    found = [each.logprob for each in score.tokens]
+    assert found[0] is None
+    # The weights are f16 and multiply exactly; an f16 cache rounds keys and values to 2^-11, and
+    # logits of up to 20 follow by some such parts.
+    np.testing.assert_allclose(found[1:], expected, rtol=0, atol=20 * 2**-11)
+    assert score.logprob == pytest.approx(sum(found[1:]))
+    assert score.perplexity == pytest.approx(np.exp(-score.logprob / (len(tokens) - 1)))
+
+
+def test_embeddings_have_length_one_and_do_not_depend_on_chunks(model: LanguageModel) -> None:
+    long, same, other = model.embed(["The sea was calm. " * 12, "The sea was calm. " * 12, "No"])
+    assert long.tokens > model.engine.logits_rows
+    np.testing.assert_array_equal(long.vector, same.vector)
+    assert np.linalg.norm(long.vector) == pytest.approx(1, abs=1e-6)
+    assert float(long.vector @ other.vector) < 0.99
+
+
+def test_one_prompt_gives_one_generation_and_a_list_gives_a_list(model: LanguageModel) -> None:
+    one = model.generate("Once", max_tokens=5)
+    several = model.generate(["Once", "She said"], max_tokens=5)
+    assert several[0].tokens == one.tokens
+    assert len(several) == 2
+    tokens = model.tokenizer.encode("Once")
+    assert model.generate(tokens, max_tokens=5).tokens == one.tokens
+    streamed = "".join(piece.text for piece in model.stream("Once", max_tokens=5))
+    assert streamed == one.text
+    assert one.peak_memory_bytes > 10**7
+
+
+def test_a_closed_model_says_so_and_may_be_closed_again(float_tiny: Path) -> None:
+    model = crumb.load(float_tiny, threads=2)
+    stream = model.stream("abc", max_tokens=4, ignore_end=True)
+    next(stream)
+    model.close()
+    model.close()
+    assert sum(len(piece.tokens) for piece in stream) == 3  # what runs is finished
+    for call in (
+        lambda: model.generate("abc"),
+        lambda: model.score(["abc"]),
+        lambda: model.embed(["abc"]),
+        lambda: model.memory,
+    ):
+        with pytest.raises(UsageError, match="this model is closed"):
+            call()
+
+
+def test_leaving_the_with_closes_and_threads_end(float_tiny: Path) -> None:
+    before = thread_count()
+    with crumb.load(float_tiny, threads=4) as model:
+        model.generate("abc", max_tokens=2)
+        assert thread_count() == before + 3
+    assert thread_count() == before
+
+
+def thread_count() -> int:
+    """Threads of this process, native ones too."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"cache": "f8"}, "cache: no such kind (expected f16 or int8 or f32, found 'f8')"),
+        ({"activations": "f16"}, "activations: no such kind"),
+        ({"context_tokens": 0}, "context_tokens: an engine setting is out of range"),
+        ({"context_tokens": 300}, "at most 256 tokens, found 300"),
+        ({"sequences": 0}, "sequences: an engine setting is out of range"),
+        ({"sequences": "two"}, "sequences: an engine setting is out of range"),
+        ({"threads": -1}, "threads: an engine setting is out of range"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(
+    settings: dict[str, object], text: str, float_tiny: Path
+) -> None:
+    with pytest.raises(CrumbError) as caught:
+        crumb.load(float_tiny, **settings)  # type: ignore[arg-type]
+    assert text in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_settings_of_a_generation_that_do_not_exist_are_refused(model: LanguageModel) -> None:
+    with pytest.raises(UsageError, match="no such setting of a generation"):
+        model.generate("Once", max_token=3)
