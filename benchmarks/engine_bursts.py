@@ -15,7 +15,7 @@ from peers import Burst
 
 from crumb.checkpoints.huggingface import open_checkpoint
 from crumb.run.engine import Engine, Part, Sequence, Wanted
-from crumb.run.memory_plan import EngineSettings
+from crumb.run.memory_plan import EngineSettings, WeightsKind
 
 CONTEXT_TOKENS = 1280
 MOST_SEQUENCES = 16
@@ -24,11 +24,14 @@ MOST_SEQUENCES = 16
 class OurEngine:
     """A model of ours, asked one burst at a time."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, weights: WeightsKind) -> None:
         begin = time.perf_counter()
         self.checkpoint = open_checkpoint(folder)
         settings = EngineSettings(
-            context_tokens=CONTEXT_TOKENS, sequences=MOST_SEQUENCES, threads=threads
+            context_tokens=CONTEXT_TOKENS,
+            sequences=MOST_SEQUENCES,
+            threads=threads,
+            weights=weights,
         )
         self.engine = Engine(self.checkpoint, settings)
         self.load_seconds = time.perf_counter() - begin

@@ -10,7 +10,9 @@ program took a processor away says so (processors below the threads).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +26,7 @@ from random_quantized import BILLION, write_quantized
 from report import RESULTS, print_table, write_record
 
 from crumb.formats.catalog import parse_format
+from crumb.run.memory_plan import WeightsKind
 
 PAIRS = {
     "int2-g32-fixed": "Q2_K",
@@ -64,16 +67,18 @@ def measure_pair(
     folder = asked.folder / name
     if not folder.exists():
         write_quantized(folder, BILLION, parse_format(name))
-    ours = OurEngine(folder, threads)
+    ours = OurEngine(folder, threads, WeightsKind.MAPPED)
+    copied = OurEngine(folder, threads, WeightsKind.COPIED)
     kinds = make_kinds(asked)
-    bursts: dict[str, dict[str, list[Burst]]] = {k.name: {"ours": [], "theirs": []} for k in kinds}
+    bursts: dict[str, dict[str, list[Burst]]] = {k.name: defaultdict(list) for k in kinds}
     reads: dict[str, list[float]] = {kind.name: [] for kind in kinds}
     with open_peer(peer_type, threads, asked) as peer:
+        runners: dict[str, OurEngine | Peer] = {"ours": ours, "copied": copied, "theirs": peer}
         for _ in range(asked.rounds):
             for kind in kinds:
                 reads[kind.name].append(read_bandwidth(threads))
-                bursts[kind.name]["ours"].append(kind.run(ours))
-                bursts[kind.name]["theirs"].append(kind.run(peer))
+                for who, runner in runners.items():
+                    bursts[kind.name][who].append(kind.run(runner))
     return {
         "ours": name,
         "theirs": peer_type,
@@ -95,45 +100,53 @@ def summarize(
     kind: Kind, bursts: dict[str, list[Burst]], reads: list[float], ours: OurEngine
 ) -> dict[str, Any]:
     """Medians of the rounds; shares and ratios are of the same round."""
-    pairs = list(zip(bursts["ours"], bursts["theirs"], strict=True))
     speeds = {who: median(b.tokens_per_second for b in found) for who, found in bursts.items()}
     record: dict[str, Any] = {
         "kind": kind.name,
         "tokens_per_second": speeds,
-        "ratio": median(a.tokens_per_second / b.tokens_per_second for a, b in pairs),
+        "ratio": {who: ratio(bursts[who], bursts["theirs"]) for who in ("ours", "copied")},
         "read_bytes_per_second": median(reads),
         "processors": {who: min(b.processors for b in found) for who, found in bursts.items()},
         "bursts": {who: [asdict(burst) for burst in found] for who, found in bursts.items()},
     }
     if kind.sequences == 1:
-        record["share_of_read"] = median(
-            ours.token_bytes() * burst.tokens_per_second / read
-            for burst, read in zip(bursts["ours"], reads, strict=True)
-        )
+        record["share_of_read"] = {
+            who: median(
+                ours.token_bytes() * burst.tokens_per_second / read
+                for burst, read in zip(bursts[who], reads, strict=True)
+            )
+            for who in ("ours", "copied")
+        }
     else:
         weights = ours.engine.plan.parameters() - BILLION.vocabulary * BILLION.hidden
         record["operations_per_second"] = 2 * weights * speeds["ours"]
     return record
 
 
+def ratio(ours: list[Burst], theirs: list[Burst]) -> float:
+    """The middle one of the rounds' ratios."""
+    pairs = zip(ours, theirs, strict=True)
+    return median(a.tokens_per_second / b.tokens_per_second for a, b in pairs)
+
+
 def print_pair(measured: dict[str, Any]) -> None:
     print(f"\n{measured['ours']} beside {measured['theirs']}, {measured['threads']} threads\n")
     rows = []
     for kind in measured["kinds"]:
-        share = kind.get("share_of_read")
+        shares = kind.get("share_of_read", {})
+        speeds = kind["tokens_per_second"]
         rows.append(
             [
                 kind["kind"],
-                f"{kind['tokens_per_second']['ours']:.1f}",
-                f"{kind['tokens_per_second']['theirs']:.1f}",
-                f"{kind['ratio']:.2f}",
-                "" if share is None else f"{100 * share:.0f} %",
+                *(f"{speeds[who]:.1f}" for who in ("ours", "copied", "theirs")),
+                *(f"{kind['ratio'][who]:.2f}" for who in ("ours", "copied")),
+                " / ".join(f"{100 * share:.0f} %" for share in shares.values()),
                 f"{kind['read_bytes_per_second'] / 1e9:.1f}",
                 f"{min(kind['processors'].values()):.2f}",
             ]
         )
-    columns = ["", "ours, tok/s", "llama.cpp, tok/s", "ratio", "share of read", "read, GB/s"]
-    print_table([*columns, "processors"], rows)
+    columns = ["", "ours, tok/s", "weights copied", "llama.cpp", "ratio", "ratio, copied"]
+    print_table([*columns, "share of read", "read, GB/s", "processors"], rows)
 
 
 def main() -> None:
@@ -148,11 +161,12 @@ def main() -> None:
     parser.add_argument("--together", type=numbers, default=[1, 16])
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--out", type=Path, default=RESULTS / "speed_engine.json")
+    parser.add_argument("--add", action="store_true", help="to the pairs that --out holds")
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
     print(one_line(machine))
-    results = []
+    results = json.loads(asked.out.read_text())["results"] if asked.add else []
     for threads in asked.threads:
         for name in asked.formats:
             results.append(measure_pair(name, PAIRS[name], threads, asked))

@@ -49,12 +49,15 @@ CRUMB_INLINE float store_head(uint8_t* at, const float* x, int64_t first, int64_
                               int64_t head_dim, int kind) {
   float scale = 0.0f, inverse = 0.0f;
   if (kind == kInt8) {
-    Floats most = all_floats(0.0f);
-    for (int64_t d = 0; d < head_dim; d += 16)
-      most = max(absolute(load_first(x + d, head_dim - d)), most);
-    scale = largest(most) / 127.0f;
+    Floats most = all_floats(0.0f), strange = all_floats(0.0f);
+    for (int64_t d = 0; d < head_dim; d += 16) {
+      const Floats numbers = load_first(x + d, head_dim - d);
+      most = max(absolute(numbers), most);
+      strange = strange + (numbers - numbers);  // NaN for what is not finite
+    }
+    scale = largest(most) / 127.0f + sum(strange);
     if (scale > kLeastScale) inverse = 1.0f / scale;
-    else scale = 0.0f;
+    else scale = sum(strange);
   }
   for (int64_t d = 0; d < head_dim; d += 16) {
     const int64_t count = head_dim - d < 16 ? head_dim - d : 16;
@@ -193,17 +196,20 @@ CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_pa
     const float* scales = reinterpret_cast<const float*>(page + places.scales) + kPageTokens;
     const int64_t left = positions - begin, slots = left < kPageTokens ? left : kPageTokens;
     for (int64_t slot = 0; slot < slots; ++slot) {
-      Floats value[vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v)
-        value[v] = load_cached<kind>(page + places.values, slot * padded + feature + 16 * v);
+      [[maybe_unused]] float scaled[count];
+      if constexpr (kind == kInt8)
 #pragma GCC unroll 8
-      for (int q = 0; q < count; ++q) {
-        float weight = weights[q * stride + begin + slot];
-        if constexpr (kind == kInt8) weight *= scales[slot];
-        const Floats by = all_floats(weight);
+        for (int q = 0; q < count; ++q)
+          scaled[q] = weights[q * stride + begin + slot] * scales[slot];
+      // Weights are broadcast from memory: an array of vectors would live on the stack.
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) mixed[q][v] = fma(value[v], by, mixed[q][v]);
+      for (int v = 0; v < vectors; ++v) {
+        const Floats value =
+            load_cached<kind>(page + places.values, slot * padded + feature + 16 * v);
+#pragma GCC unroll 8
+        for (int q = 0; q < count; ++q)
+          mixed[q][v] = fma(value, kind == kInt8 ? scaled[q] : weights[q * stride + begin + slot],
+                            mixed[q][v]);
       }
     }
   }

@@ -14,6 +14,7 @@
 #include "engine_bindings.hpp"
 #include "kernels.hpp"
 #include "limits_bindings.hpp"
+#include "step_bindings.hpp"
 #include "tile.hpp"
 
 namespace nb = nanobind;
@@ -182,6 +183,7 @@ NB_MODULE(_native, m) {
   m.def("compiled_sets", &compiled_sets, "(name, whether it runs here, what it needs) of each.");
   bind_engine(m);
   bind_limits(m);
+  bind_steps(m);
   m.def("pack", &pack, array("codes"), array("packed"), nb::arg("bits"));
   m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));
   m.def("sweep", &sweep, nb::arg("isa"), array("start"), array("weights"), array("factor"),

@@ -291,7 +291,9 @@ void quantize_activations(const QuantizeJob& job) {
     }
     for (int64_t k = padded_to(inputs, 16); k < padded_to(inputs, kChunkInputs); ++k)
       *place_of(to, token, first + k) = 0;
-    to.scale[item] = scale;
-    to.sum[item] = int32_t(sum(total));
+    const float added = sum(total);
+    const bool finite = added == added;  // else the inputs were not: nor is what is made of them
+    to.scale[item] = finite ? scale : added;
+    to.sum[item] = finite ? int32_t(added) : 0;
   }
 }

@@ -135,12 +135,13 @@ CRUMB_INLINE Floats operator+(Floats a, Floats b) { EACH_PART(a.part[i] += b.par
 CRUMB_INLINE Floats operator-(Floats a, Floats b) { EACH_PART(a.part[i] -= b.part[i]); return a; }
 CRUMB_INLINE Floats operator*(Floats a, Floats b) { EACH_PART(a.part[i] *= b.part[i]); return a; }
 CRUMB_INLINE Floats operator/(Floats a, Floats b) { EACH_PART(a.part[i] /= b.part[i]); return a; }
+// Of two numbers; a NaN in `a` stays one, so that broken weights show in the logits.
 CRUMB_INLINE Floats max(Floats a, Floats b) {
-  EACH_PART(a.part[i] = a.part[i] > b.part[i] ? a.part[i] : b.part[i]);
+  EACH_PART(a.part[i] = b.part[i] > a.part[i] ? b.part[i] : a.part[i]);
   return a;
 }
 CRUMB_INLINE Floats min(Floats a, Floats b) {
-  EACH_PART(a.part[i] = a.part[i] < b.part[i] ? a.part[i] : b.part[i]);
+  EACH_PART(a.part[i] = b.part[i] < a.part[i] ? b.part[i] : a.part[i]);
   return a;
 }
 CRUMB_INLINE Floats absolute(Floats a) {

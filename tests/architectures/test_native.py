@@ -6,6 +6,7 @@ two f32 runs have; with int8 activations close by what rounding them costs.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -88,6 +89,12 @@ FORMATS = [
     for zero, size in product(row.zeros, row.group_sizes)
 ]
 """Every row of the catalog with every zero kind and group size it lists."""
+
+
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power is cut here, and a busy disk is slow to sync."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")

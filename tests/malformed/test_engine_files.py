@@ -179,3 +179,24 @@ def test_the_file_that_is_run_is_the_one_that_was_checked(model: Path) -> None:
     rewrite_header(file, pad)
     moved = crumb.load(model, threads=1, activations="f32", cache="f32").logits([1, 2, 3])
     np.testing.assert_array_equal(moved, found)
+
+
+@pytest.mark.parametrize("cache", ["f32", "f16", "int8"])
+@pytest.mark.parametrize("activations", ["f32", "int8"])
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj"])
+def test_a_scale_that_is_no_number_shows_in_the_logits(
+    name: str, activations: str, cache: str, model: Path
+) -> None:
+    """No maximum, softmax or rounding on the way may turn it into a number."""
+    file = model / "model.safetensors"
+    entries = open_checkpoint(model).tensors.entries
+    (entry,) = [entries[each] for each in entries if "layers.0." in each and f".{name}." in each]
+    assert isinstance(entry, StoredPacked)
+    raw = bytearray(file.read_bytes())
+    begin = entry.tiles.offset_bytes
+    raw[begin : begin + 2] = np.float16(np.nan).tobytes()  # the first row's first scale
+    file.write_bytes(raw)
+    loaded = crumb.load(model, threads=1, activations=activations, cache=cache)
+    assert np.isnan(loaded.logits([1, 2, 3])).all()
+    with pytest.raises(CheckpointError, match="are not numbers"):
+        loaded.generate("abc", max_tokens=2)

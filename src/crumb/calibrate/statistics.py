@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from crumb.errors import SolveError
 from crumb.kernels.threads import parallel_map
 
-STRIP = 128
-"""Rows of H that are accumulated at once: bounds the f32 product held beside the total."""
+BLOCK = 192
+"""Rows and columns of H that are accumulated at once: bounds the f32 product beside the total."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,18 @@ def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStati
     tokens = sum(len(batch) for batch in flat)
     hessian = np.zeros((in_features, in_features), np.float64)
 
-    def strip(begin: int) -> None:
-        end = min(begin + STRIP, in_features)
+    def block(corner: tuple[int, int]) -> None:
+        rows, columns = (slice(begin, begin + BLOCK) for begin in corner)
+        total = hessian[rows, columns]
         with np.errstate(invalid="ignore", over="ignore"):  # refused below, by name
             for batch in flat:
-                hessian[begin:end, begin:] += batch[:, begin:end].T @ batch[:, begin:]
-        hessian[begin:end, begin:] /= tokens
+                total += batch[:, rows].T @ batch[:, columns]
+        total /= tokens
 
-    parallel_map(strip, range(0, in_features, STRIP))
+    begins = range(0, in_features, BLOCK)
+    upper = [(row, column) for row in begins for column in begins if row <= column]
+    # The diagonal's blocks come last: NumPy computes half of X^T X, so they even out the threads.
+    parallel_map(block, sorted(upper, key=lambda corner: corner[0] == corner[1]))
     _mirror(hessian)
     if not np.isfinite(hessian.diagonal()).all():
         raise SolveError(
@@ -58,10 +62,10 @@ def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStati
 
 
 def _mirror(matrix: NDArray[np.float64]) -> None:
-    """Copy the upper triangle onto the lower, strip by strip."""
+    """Copy the upper triangle onto the lower, block by block."""
     size = len(matrix)
-    for begin in range(0, size, STRIP):
-        end = min(begin + STRIP, size)
+    for begin in range(0, size, BLOCK):
+        end = min(begin + BLOCK, size)
         matrix[end:, begin:end] = matrix[begin:end, end:].T
         corner = matrix[begin:end, begin:end]
         corner[:] = np.triu(corner) + np.triu(corner, 1).T

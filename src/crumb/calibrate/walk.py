@@ -18,6 +18,7 @@ from crumb.architectures.plan import Linear, Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.kernels.threads import parallel_map
 from crumb.run.array_executor import Array, Context, run_span
+from crumb.run.fast_steps import FAST_STEPS
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class StageWalk:
         return accumulate([buffers[name] for buffers in self.flowing], group.linears[0].weight)
 
     def _run_to(self, end: int) -> None:
-        context, begin = Context(self.weights), self._place
+        context, begin = Context(self.weights, execute=FAST_STEPS), self._place
 
         def one(buffers: dict[str, Array]) -> None:
             # What overflows here is refused, by name, by the statistics of the next group.

@@ -8,6 +8,8 @@ Source: the safetensors format description.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +44,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
+MAP_PAGES_NOW = 22
+"""MADV_POPULATE_READ of Linux, which Python's mmap does not name."""
+
+
 class _HeaderEntry(msgspec.Struct):
     dtype: str
     shape: list[int]
@@ -66,6 +72,15 @@ class StoredArray:
             row_bytes = self.size_bytes // self.shape[0]
             shape, offset = (end - begin, *self.shape[1:]), offset + begin * row_bytes
         array = np.empty(shape, self.dtype)
+        self._read_into(array, offset)
+        return array
+
+    def read_into(self, array: NDArray[Any]) -> None:
+        """The whole array into memory of the caller's. Raises: CheckpointError."""
+        assert array.nbytes == self.size_bytes, "as large as what is stored"
+        self._read_into(array, self.offset_bytes)
+
+    def _read_into(self, array: NDArray[Any], offset: int) -> None:
         view: memoryview = array.reshape(-1).view(np.uint8).data
         with self.path.open("rb", buffering=0) as file:
             file.seek(offset)
@@ -81,10 +96,13 @@ class StoredArray:
                         do="The file is truncated: copy or download it again",
                     )
                 done += count
-        return array
 
     def map(self) -> NDArray[Any]:
-        """The array where it lies in the file, read-only. Raises: CheckpointError."""
+        """The array where it lies in the file, read-only. Raises: CheckpointError.
+
+        All of its pages are mapped at once where the system can: one by one they cost ten times
+        the time when first touched.
+        """
         try:
             file_bytes = self.path.stat().st_size
             if file_bytes < self.offset_bytes + self.size_bytes:
@@ -99,10 +117,19 @@ class StoredArray:
                 empty = np.empty(self.shape, self.dtype)
                 empty.flags.writeable = False
                 return empty
-            mapped = np.memmap(self.path, np.uint8, "r", self.offset_bytes, self.size_bytes)
+            before = self.offset_bytes % mmap.ALLOCATIONGRANULARITY
+            with self.path.open("rb") as file:
+                pages = mmap.mmap(
+                    file.fileno(),
+                    before + self.size_bytes,
+                    access=mmap.ACCESS_READ,
+                    offset=self.offset_bytes - before,
+                )
+            with contextlib.suppress(OSError, ValueError):  # before Linux 5.14
+                pages.madvise(MAP_PAGES_NOW)
         except OSError as error:
             raise CheckpointError(error.strerror or "cannot be mapped", where=self.path) from error
-        return np.asarray(mapped).view(self.dtype).reshape(self.shape)
+        return np.frombuffer(pages, self.dtype, prod(self.shape), before).reshape(self.shape)
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:

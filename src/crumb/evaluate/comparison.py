@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from crumb.evaluate.execution import Execution, make_execution
 from crumb.evaluate.report import Evaluation, divergence, perplexity
-from crumb.evaluate.scores import TokenScores, score
+from crumb.evaluate.scores import TokenScores, check_windows, score
 from crumb.run.model import Model, open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
@@ -109,5 +109,7 @@ def evaluate(
         limit=limit_windows,
         begin_token=candidate.tokenizer.begin_token,
     )
-    begin([against, candidate] if against else [candidate], windows, execution)
+    models = [against, candidate] if against else [candidate]
+    check_windows(models, windows.tokens)
+    begin(models, windows, execution)
     return evaluate_models([candidate], against, windows, progress, execution)[-1]

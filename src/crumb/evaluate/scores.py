@@ -121,8 +121,7 @@ def score(
     Shapes: tokens (windows, length); tokens from first_scored on are scored.
     progress(done, total) counts windows. Raises: UsageError, CheckpointError, DoesNotFit.
     """
-    _check_vocabularies(models, tokens)
-    _check_contexts(models, tokens.shape[1])
+    check_windows(models, tokens)
     execution = execution or Execution()
     executions = [execution] * len(models)
     if with_reference:
@@ -130,6 +129,12 @@ def score(
     scorer = _Scorer(models, tokens, first_scored, with_reference)
     rows = walk(models, executions, tokens, first_scored, scorer.score_window, progress)
     return [_join([row[index] for row in rows], np.stack) for index in range(len(models))]
+
+
+def check_windows(models: Sequence[Model], tokens: Tokens) -> None:
+    """Refuse windows that some model cannot run. Raises: UsageError."""
+    _check_vocabularies(models, tokens)
+    _check_contexts(models, tokens.shape[1])
 
 
 def _check_vocabularies(models: Sequence[Model], tokens: Tokens) -> None:

@@ -92,6 +92,9 @@ def parallel_map(
 
 def over_rows(rows: int, work: Callable[[slice], None]) -> None:
     """Call work on slices that cover all rows, one slice a processor. Rows must be independent."""
+    if getattr(_worker, "inside", False):
+        work(slice(0, rows))
+        return
     per_thread = max(1, -(-rows // processors()))
     per_thread = -(-per_thread // ROWS_PER_LANE_SET) * ROWS_PER_LANE_SET
     starts = range(0, rows, per_thread)

@@ -37,6 +37,10 @@ QUERY_BLOCK = 128
 """Queries whose scores are held at once."""
 
 
+Execute = Callable[[Any, dict[str, Array], "Context"], None]
+"""Runs one operation: reads its input buffers, sets its output buffers."""
+
+
 @dataclass
 class Context:
     """What operations share: weights by name, and the state that sessions keep between calls."""
@@ -44,6 +48,7 @@ class Context:
     weights: Mapping[str, Array]
     states: dict[str, tuple[Array, ...]] | None = None  # slot -> arrays; None: nothing is kept
     rotations: dict[tuple[Rope, int, int], tuple[Array, Array]] = field(default_factory=dict)
+    execute: Mapping[type[Operation], Execute] = field(default_factory=lambda: EXECUTE)
 
 
 def as_numpy(array: Array) -> NDArray[Any]:
@@ -57,7 +62,7 @@ def run_span(
     """Run operations begin .. end - 1 of a stage, dropping each buffer after its last use."""
     for index in range(begin, end):
         operation = stage.operations[index]
-        EXECUTE[type(operation)](operation, buffers, context)
+        context.execute[type(operation)](operation, buffers, context)
         live = stage.live_after(index)
         for name in [name for name in buffers if name not in live]:
             del buffers[name]
@@ -107,7 +112,7 @@ def _split(op: Split, buffers: dict[str, Array], _: Context) -> None:
         buffers[name] = xp.reshape(parts[..., index, :], (*x.shape[:-1], op.outer * op.inner))
 
 
-def _rotation(op: Rotary, positions: Array, context: Context) -> tuple[Array, Array]:
+def rotation(op: Rotary, positions: Array, context: Context) -> tuple[Array, Array]:
     """Cosine and sine for each position and pair, (tokens, 1, dimensions / 2)."""
     xp = array_namespace(positions)
     first, count = int(positions[0, 0]), positions.shape[1]
@@ -129,7 +134,7 @@ def _rotation(op: Rotary, positions: Array, context: Context) -> tuple[Array, Ar
 def _rotary(op: Rotary, buffers: dict[str, Array], context: Context) -> None:
     x, positions = buffers[op.input], buffers[op.positions]
     xp = array_namespace(x)
-    cosine, sine = _rotation(op, positions, context)
+    cosine, sine = rotation(op, positions, context)
     heads = xp.reshape(x, (*x.shape[:-1], op.heads, -1))
     dimensions = op.rope.dimensions
     turning, rest = heads[..., :dimensions], heads[..., dimensions:]
@@ -249,7 +254,7 @@ def _add(op: Add, buffers: dict[str, Array], _: Context) -> None:
     buffers[op.output] = buffers[op.left] + buffers[op.right]
 
 
-EXECUTE: dict[type[Operation], Callable[[Any, dict[str, Array], Context], None]] = {
+EXECUTE: dict[type[Operation], Execute] = {
     Embed: _embed,
     Norm: _norm,
     Linear: _linear,

@@ -34,6 +34,7 @@ from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.dispatch import ZERO_CODE, selected_set
 from crumb.kernels.engine import NativeEngine
+from crumb.kernels.rows import FUNCTION_CODE
 from crumb.run.memory_plan import (
     CACHE_CODE,
     ActivationKind,
@@ -54,14 +55,6 @@ Floats = NDArray[np.float32]
 FLOAT_CODE = {"float32": 0, "float16": 1, "bfloat16": 2}
 """Dtypes of matrices that run as they are, as native/run_kernels.hpp numbers them."""
 
-FUNCTION_CODE = {
-    "silu": 0,
-    "gelu": 1,
-    "gelu_new": 2,
-    "gelu_fast": 2,
-    "gelu_pytorch_tanh": 2,
-    "relu": 3,
-}
 MULTIPLY, ADD = 16, 17
 NO_BUFFER = -1
 SELECTED = "selected"
@@ -124,8 +117,8 @@ class _Builder:
         self.arena = aligned_bytes(1, 4 * memory.arena_floats)[0].view(np.float32)
         self.copies, self.copied_bytes = np.empty(0, np.uint8), 0
         if settings.weights is WeightsKind.COPIED:  # NumPy asks for huge pages for large blocks
-            room = memory.weights_bytes + 64 * len(self.tensors.entries)
-            self.copies = aligned_bytes(1, -(-room // 64) * 64)[0]
+            room = np.empty(memory.weights_bytes + 64 * (len(self.tensors.entries) + 1), np.uint8)
+            self.copies = room[-room.ctypes.data % 64 :]
         self.matrices: dict[str, int] = {}
         self.formats: dict[str, Format] = {}
         self.activations: dict[tuple[int, int], int] = {}
@@ -192,7 +185,7 @@ class _Builder:
         if format.row.table is not None:
             table = (np.asarray(format.row.table, np.int16) + 128).astype(np.uint8)
         return self.native.add_tiles(
-            self.placed(tensor.tiles),
+            self.placed(name, tensor.tiles),
             tensor.out_features,
             tensor.in_features,
             format.group_width(tensor.in_features),
@@ -201,14 +194,15 @@ class _Builder:
             table,
         )
 
-    def placed(self, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def placed(self, name: str, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Tiles where they are to run from: the file's mapping, or the next place of one block."""
-        if self.settings.weights is WeightsKind.MAPPED:
+        entry = self.tensors.entry(name)
+        if self.settings.weights is WeightsKind.MAPPED or not isinstance(entry, StoredPacked):
             return tiles
         begin, size = self.copied_bytes, tiles.size
         self.copied_bytes += -(-size // 64) * 64
         place = self.copies[begin : begin + size].reshape(tiles.shape)
-        np.copyto(place, tiles)
+        entry.tiles.read_into(place)
         return place
 
     def add_plain(self, name: str, array: NDArray[Any]) -> int:
@@ -226,7 +220,7 @@ class _Builder:
         if shape not in self.activations:
             rows, blocks = self.settings.step_tokens, -(-shape[0] // shape[1])
             self.activations[shape] = self.native.add_activations(
-                np.zeros((activation_rows(rows), activation_stride(shape[0])), np.int8),
+                aligned_bytes(activation_rows(rows), activation_stride(shape[0])).view(np.int8),
                 np.zeros((rows, blocks), np.float32),
                 np.zeros((rows, blocks), np.int32),
                 *shape,

@@ -49,8 +49,10 @@ def _factor_block(matrix: Matrix, begin: int, end: int) -> Matrix:
     root = lower[::-1, ::-1]
     if not np.isfinite(root).all():
         raise NotPositiveDefinite(f"columns {begin} to {end}")
-    panel: Matrix = matrix[:begin, begin:end] @ np.linalg.inv(root).T
-    matrix[:begin, begin:end] = panel
+    panel: Matrix = matrix[:begin, begin:end]
+    if begin:
+        panel = panel @ np.linalg.inv(root).T
+        matrix[:begin, begin:end] = panel
     corner[:] = np.triu(root) + np.tril(corner, -1)
     return panel
 

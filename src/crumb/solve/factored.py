@@ -8,6 +8,7 @@ Source: facts of GPTQ (arXiv 2210.17323), act-order of its reference code.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from crumb.solve.problem import SolveSettings
 Floats = NDArray[np.float32]
 
 LARGEST_DAMPING = 1.0
+
+STRIP = 128
+"""Columns of M that are made at once."""
 
 
 def default_damping(tokens: int, in_features: int) -> float:
@@ -38,7 +42,17 @@ class Factored:
     added: float  # what was added to the diagonal
     fallback: str | None
 
-    @property
+    @cached_property
+    def unit(self) -> Floats:
+        """M = R / diag(R), upper with ones on its diagonal, (in_features, in_features)."""
+        unit, diagonal = np.zeros(self.root.shape, np.float32), self.root.diagonal()
+        for begin in range(0, len(unit), STRIP):
+            columns = slice(begin, min(begin + STRIP, len(unit)))
+            unit[: columns.stop, columns] = self.root[: columns.stop, columns] / diagonal[columns]
+            unit[columns, columns] = np.triu(unit[columns, columns])  # below lies what is left of H
+        return unit
+
+    @cached_property
     def importance(self) -> Floats:
         """What an error in each column costs, in the matrix's order, (in_features,).
 

@@ -17,13 +17,23 @@ from numpy.typing import NDArray
 
 from crumb.errors import SolveError
 from crumb.formats.grid import GroupParameters
+from crumb.kernels.threads import parallel_map
 from crumb.solve.factored import Factored, factor
-from crumb.solve.problem import LayerProblem, LayerSolution, Scales, SolveReport
+from crumb.solve.problem import (
+    LayerProblem,
+    LayerSolution,
+    Scales,
+    SolveReport,
+    join_reports,
+)
 from crumb.solve.round import solve_round
 from crumb.solve.scales import fit_scales
-from crumb.solve.sweep import Layer, Pass
+from crumb.solve.sweep import Layer, Pass, join_parameters
 
 Floats = NDArray[np.float32]
+
+SLAB_ROWS = 128
+"""Rows that one thread solves at a time, the same on every machine."""
 
 
 def solve_gptq(problem: LayerProblem, factored: Factored | None = None) -> LayerSolution:
@@ -46,9 +56,25 @@ def solve_gptq(problem: LayerProblem, factored: Factored | None = None) -> Layer
 
 
 def _swept(problem: LayerProblem, factored: Factored) -> LayerSolution:
+    """Rows do not depend on each other, so slabs of them share the processors."""
+    _ = factored.unit, factored.importance  # made once, before threads ask for them
+
+    def work(begin: int) -> LayerSolution:
+        return _swept_rows(problem, factored, slice(begin, begin + SLAB_ROWS))
+
+    slabs = parallel_map(work, range(0, len(problem.weights), SLAB_ROWS))
+    return LayerSolution(
+        np.concatenate([slab.codes for slab in slabs]),
+        join_parameters([slab.parameters for slab in slabs], axis=0),
+        join_reports([(slab.report, len(slab.codes)) for slab in slabs]),
+    )
+
+
+def _swept_rows(problem: LayerProblem, factored: Factored, rows: slice) -> LayerSolution:
     settings, format = problem.settings, problem.format
-    layer = Layer(problem.weights, factored, format, settings)
-    best = layer.sweep(_first_parameters(layer, problem.weights))
+    weights = problem.weights[rows]
+    layer = Layer(weights, factored, format, settings)
+    best = layer.sweep(_first_parameters(layer, weights))
     if settings.scales is Scales.SEARCH and settings.static_groups:
         best = _refitted(layer, best)
     codes = layer.in_matrix_order(best.codes)

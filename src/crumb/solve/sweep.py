@@ -65,6 +65,7 @@ class Layer:
         self.in_features = weights.shape[1]
         self.group = group_of_column(format, self.in_features)[factored.order]
         self.weights: Floats = take_columns(weights, factored.order)
+        self.squares = np.square(factored.root.diagonal())
         self._back = np.argsort(factored.order)
 
     def in_matrix_order(self, swept: NDArray[Number]) -> NDArray[Number]:
@@ -81,12 +82,9 @@ class Layer:
         loss, fitted = np.zeros(rows, np.float64), []
         for begin in range(0, self.in_features, step):
             columns = slice(begin, min(begin + step, self.in_features))
-            root = self.factored.root[: columns.stop, columns]
-            diagonal = root[columns].diagonal()
-            unit = (root / diagonal).astype(np.float32)  # M[: stop, columns]
-            inside = np.triu(unit[columns])  # below lies what is left of H
+            inside = self.factored.unit[columns, columns]
             weights = np.ascontiguousarray(self.weights[:, columns])
-            start = weights + product(error[:, :begin], unit[:begin])
+            start = weights + product(error[:, :begin], self.factored.unit[:begin, columns])
             if parameters is not None:
                 grid = grid_of(parameters, self.format, self.group[columns])
             else:
@@ -96,8 +94,8 @@ class Layer:
             codes[:, columns], error[:, columns] = sweep(start, weights, inside, grid)
             residual = (start - weights) + product(error[:, columns], inside)
             targets[:, columns] = (weights - error[:, columns]) + residual
-            loss += np.square(residual, dtype=np.float64) @ np.square(diagonal)
-        return Pass(codes, targets, error, loss, parameters or _join(fitted))
+            loss += np.square(residual, dtype=np.float64) @ self.squares[columns]
+        return Pass(codes, targets, error, loss, parameters or join_parameters(fitted, axis=1))
 
     def fit(
         self, columns: slice, start: Floats, weights: Floats, inside: Floats
@@ -115,10 +113,9 @@ class Layer:
         total = 0.0
         for begin in range(0, self.in_features, ENERGY_COLUMNS):
             columns = slice(begin, min(begin + ENERGY_COLUMNS, self.in_features))
-            root = self.factored.root[: columns.stop, columns].astype(np.float32)
-            root[columns] = np.triu(root[columns])
-            whole = product(self.weights[:, : columns.stop], root)
-            total += float(column_squares(whole).sum())
+            unit = self.factored.unit[: columns.stop, columns]
+            whole = product(self.weights[:, : columns.stop], unit)
+            total += float(column_squares(whole) @ self.squares[columns])
         return total - float(column_squares(self.weights) @ self.factored.surplus)
 
     def zero_share(self, chosen: Pass) -> float:
@@ -154,12 +151,12 @@ def grid_of(parameters: GroupParameters, format: Format, group: NDArray[np.int32
     return SweepGrid(format, scale, parameters.offset(format), np.ascontiguousarray(group))
 
 
-def _join(parts: list[GroupParameters]) -> GroupParameters:
-    """Parameters of consecutive groups side by side."""
+def join_parameters(parts: list[GroupParameters], axis: int) -> GroupParameters:
+    """Parameters of consecutive rows (axis 0) or groups (axis 1)."""
     points = [part.zero_point for part in parts if part.zero_point is not None]
     minima = [part.minimum for part in parts if part.minimum is not None]
     return GroupParameters(
-        np.concatenate([part.scale for part in parts], axis=1),
-        np.concatenate(points, axis=1) if points else None,
-        np.concatenate(minima, axis=1) if minima else None,
+        np.concatenate([part.scale for part in parts], axis=axis),
+        np.concatenate(points, axis=axis) if points else None,
+        np.concatenate(minima, axis=axis) if minima else None,
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crumb.calibrate import statistics
-from crumb.calibrate.statistics import STRIP, accumulate
+from crumb.calibrate.statistics import BLOCK, accumulate
 from crumb.errors import SolveError
 from crumb.kernels import threads as parallel
 
@@ -21,7 +21,7 @@ def batches(in_features, lengths, seed=0):
     ]
 
 
-@pytest.mark.parametrize("in_features", [1, 7, STRIP - 1, STRIP, STRIP + 1, 1100])
+@pytest.mark.parametrize("in_features", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 1100])
 def test_h_is_the_second_moment(in_features):
     parts = batches(in_features, (9, 1, 16))
     found = accumulate(parts, "layer")
@@ -50,7 +50,7 @@ def test_totals_are_kept_in_f64():
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_thread_count_does_not_change_the_bits(threads, monkeypatch):
-    monkeypatch.setattr(statistics, "STRIP", 16)
+    monkeypatch.setattr(statistics, "BLOCK", 16)
     parts = batches(75, (9, 5))
     monkeypatch.setattr(parallel, "processors", lambda: 1)
     alone = accumulate(parts, "layer").hessian

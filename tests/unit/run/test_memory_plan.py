@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import VARIANTS
 
-from crumb import _native
 from crumb.architectures.plan import Activation, Add, Linear, Multiply, Operation, Stage
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.huggingface import open_checkpoint
 from crumb.embedded import MODELS
 from crumb.errors import DoesNotFit, UsageError
+from crumb.kernels.engine import NativeEngine
 from crumb.run import memory_plan, program
 from crumb.run.language_model import load
 from crumb.run.memory_plan import (
@@ -133,7 +133,7 @@ class Recorder:
         return sum(each.nbytes for each in arrays.values())
 
 
-REAL_ENGINE = _native.NativeEngine
+REAL_ENGINE = NativeEngine
 
 
 @pytest.mark.parametrize("cache", CacheKind)

@@ -11,7 +11,7 @@ from crumb.formats.catalog import ROW, ZeroKind, make_format
 from crumb.formats.grid import decode_reference
 from crumb.kernels import threads as threads_module
 from crumb.solve.factored import factor
-from crumb.solve.gptq import solve_gptq
+from crumb.solve.gptq import SLAB_ROWS, solve_gptq
 from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
 from crumb.solve.round import solve_round
 
@@ -88,6 +88,30 @@ def test_strict_mode_refuses_every_fallback(share, reason, make_problem):
     assert solve_gptq(problem).report.fallback is None
     with pytest.raises(SolveError, match=rf"^layer\.weight: .*--strict.*{reason}"):
         solve_gptq(with_eigenvalue(problem, share))
+
+
+@KINDS
+@BOTH
+def test_rows_solved_in_slabs_are_the_rows_solved_alone(settings, zero, make_problem):
+    rows, last = 2 * SLAB_ROWS + 3, slice(2 * SLAB_ROWS, None)
+    problem = make_problem(rows, 64, make_format(3, 32, zero), settings)
+    solution = solve_gptq(problem)
+    parts = [slice(0, SLAB_ROWS), slice(SLAB_ROWS, 2 * SLAB_ROWS), last]
+    alone = [solve_gptq(replace(problem, weights=problem.weights[part])) for part in parts]
+    for part, other in zip(parts, alone, strict=True):
+        np.testing.assert_array_equal(solution.codes[part], other.codes)
+        for name, array in vars(other.parameters).items():
+            if array is not None:
+                np.testing.assert_array_equal(getattr(solution.parameters, name)[part], array)
+    # Sums of three numbers in f64.
+    assert solution.report.error == pytest.approx(
+        sum(each.report.error for each in alone), rel=1e-14
+    )
+    assert solution.report.energy == pytest.approx(
+        sum(each.report.energy for each in alone), rel=1e-14
+    )
+    zeros = [each.report.zero_share * len(each.codes) for each in alone]
+    assert solution.report.zero_share == pytest.approx(sum(zeros) / rows, rel=1e-14)
 
 
 # ---- Dead columns --------------------------------------------------------------------------------
