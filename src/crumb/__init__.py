@@ -47,4 +47,5 @@ def quantize(model: str | Path, *, bits: int, out: str | Path, **settings: Any) 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'crumb' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    found = getattr(import_module(_HOMES[name]), name)
+    return globals().get(name, found)  # importing a room puts the room itself here
