@@ -60,13 +60,13 @@ DOTS: dict[str, Dot] = {
 }
 
 WIDE_CODES = {
-    ("amx", ZeroKind.VARIABLE): ("vpdpbusd", 32),
-    ("amx", ZeroKind.MINIMUM): ("vpdpbusd", 32),
-    ("neon-i8mm", ZeroKind.FIXED): ("usdot", 4),
-    ("neon-i8mm", ZeroKind.VARIABLE): ("usdot", 4),
-    ("neon-i8mm", ZeroKind.MINIMUM): ("usdot", 4),
+    ("amx", ZeroKind.VARIABLE): ("vpdpbusd", "tdpbsud"),
+    ("amx", ZeroKind.MINIMUM): ("vpdpbusd", "tdpbsud"),
+    ("neon-i8mm", ZeroKind.FIXED): ("usdot", "usdot"),
+    ("neon-i8mm", ZeroKind.VARIABLE): ("usdot", "usdot"),
+    ("neon-i8mm", ZeroKind.MINIMUM): ("usdot", "usdot"),
 }
-"""Where unsigned 8-bit codes go another way: the instruction, and how many tokens are few."""
+"""Where 8-bit codes go another way: the instructions for few tokens and for more."""
 
 
 LETTERS_ONLY = ("fma", "asimddp")
@@ -117,8 +117,7 @@ def kernels_of(isa: str) -> list[Kernel]:
             dot = DOTS[isa]
             few, more, few_tokens = dot.few, dot.more, dot.few_tokens
             if code.bits == 8 and (isa, zero) in WIDE_CODES:
-                few, few_tokens = WIDE_CODES[isa, zero]
-                more = few
+                few, more = WIDE_CODES[isa, zero]
             by_way.setdefault((few, more, few_tokens), []).append(zero.value)
         for (few, more, few_tokens), zeros in by_way.items():
             exact = f"decoded to f32, {DOTS[isa].fused}"
