@@ -1,7 +1,7 @@
 // Quantized matrices times int8 activations on AMX tiles. In: MatmulJob. Out: its rows of `out`.
 // The tile layout's slices are rows of AMX's second operand as they lie once unpacked to signed
 // bytes: 16 rows of the matrix x 64 inputs against 16 tokens. Sums and their order are those of
-// tile_matmul.inl, so the bits are too. Few tokens, and unsigned 8-bit codes, go there.
+// tile_matmul.inl, so the bits are too. Few tokens go there.
 
 constexpr int64_t kAmxTokens = 12;  // fewer are faster in vector registers
 constexpr int64_t kBlocksAtOnce = 4;  // whose sums wait in scratch for their scales
