@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "bindings_checks.hpp"
 #include "engine_bindings.hpp"
 #include "kernels.hpp"
 #include "limits_bindings.hpp"
@@ -20,31 +21,19 @@
 namespace nb = nanobind;
 using namespace crumb;
 
-using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using FloatsOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using BytesOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Levels = nb::ndarray<const int8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Groups = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = Array<const float, 2>;
+using FloatsOut = Array<float, 2>;
+using Vector = Array<const float, 1>;
+using Bytes = Array<const uint8_t, 2>;
+using BytesOut = Array<uint8_t, 2>;
+using Levels = Array<const int8_t, 1>;
+using Groups = Array<const int32_t, 1>;
 
 namespace {
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
 
 template <class A>
 bool is(const A& array, size_t rows, size_t columns) {
   return array.shape(0) == rows && array.shape(1) == columns;
-}
-
-const KernelTable& table_named(const std::string& name) {
-  Choice choices[kMaxChoices];
-  const int count = list_choices(choices);
-  for (int i = 0; i < count; ++i)
-    if (choices[i].supported && name == choices[i].table->name) return *choices[i].table;
-  throw std::invalid_argument("instruction set not compiled or not supported here: " + name);
 }
 
 std::vector<std::string> supported_sets() {
@@ -99,7 +88,7 @@ void sweep(const std::string& isa, Floats start, Floats weights, Floats factor, 
   require(group.shape(0) == columns, "group has the wrong shape");
   for (size_t j = 0; j < columns; ++j)
     require(group.data()[j] >= 0 && size_t(group.data()[j]) < groups, "group out of range");
-  const KernelTable& table = table_named(isa);
+  const KernelTable& table = kernels_named(isa);
   nb::gil_scoped_release release;
   table.sweep({start.data(), weights.data(), factor.data(), scale.data(), offset.data(),
                group.data(), rounding ? codes.data() : nullptr, error.data(), int64_t(rows),
@@ -115,7 +104,7 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
   const size_t groups = (columns + group_width - 1) / group_width;
   require(importance.shape(0) == columns, "importance has the wrong shape");
   require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
-  const KernelTable& table = table_named(isa);
+  const KernelTable& table = kernels_named(isa);
   nb::gil_scoped_release release;
   table.grid_search({weights.data(), importance.data(), shrinks.data(), scale.data(),
                      offset.data(), int64_t(rows), int64_t(columns), group_width,
@@ -171,9 +160,6 @@ void decode_matrix(Bytes tiles, Levels table, FloatsOut weights, int64_t group_w
   nb::gil_scoped_release release;
   decode_tiles(shape, tiles.data(), plain ? nullptr : table.data(), weights.data());
 }
-
-// An array taken as it is: a converted copy of an output would be filled and thrown away.
-auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 }  // namespace
 

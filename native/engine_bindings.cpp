@@ -14,6 +14,7 @@
 #include <deque>
 #include <stdexcept>
 
+#include "bindings_checks.hpp"
 #include "engine.hpp"
 #include "tile.hpp"
 
@@ -21,13 +22,6 @@ namespace nb = nanobind;
 
 namespace crumb {
 namespace {
-
-template <class T, int dims>
-using Array = nb::ndarray<T, nb::ndim<dims>, nb::c_contig, nb::device::cpu>;
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
 
 class NativeEngine {
  public:
@@ -256,14 +250,6 @@ class NativeEngine {
     return {first_row, rows, past, pages.data() + first_page};
   }
 
-  static const KernelTable& kernels_named(const std::string& isa) {
-    Choice choices[kMaxChoices];
-    const int count = list_choices(choices);
-    for (int k = 0; k < count; ++k)
-      if (choices[k].supported && isa == choices[k].table->name) return *choices[k].table;
-    throw std::invalid_argument("instruction set not compiled or not supported here: " + isa);
-  }
-
   template <class A>
   void keep(const A& array) { kept_.push_back(nb::cast(array)); }
 
@@ -292,8 +278,6 @@ class NativeEngine {
   int64_t capacity_ = 0, rows_ = 0, selected_rows_ = 0, head_dim_ = 0;
   int64_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX, page_count_ = INT32_MAX;
 };
-
-auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 }  // namespace
 

@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 
+#include "bindings_checks.hpp"
 #include "limits.hpp"
 
 namespace nb = nanobind;
@@ -15,13 +16,9 @@ namespace nb = nanobind;
 namespace crumb {
 namespace {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = Array<const uint8_t, 1>;
 
 constexpr int kMostThreads = 4096;
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
 
 double read_pass(const std::string& isa, Bytes array, int threads) {
   require(threads >= 1 && threads <= kMostThreads, "threads must be 1 to 4096");

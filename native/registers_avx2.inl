@@ -11,7 +11,6 @@ constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTok
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {
   return _mm256_fmadd_ps(a, b, c);
 }
-CRUMB_INLINE FloatPart square_root(FloatPart x) { return _mm256_sqrt_ps(x); }
 CRUMB_INLINE FloatPart widen_halves(const uint16_t* at) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
 }

@@ -11,7 +11,6 @@ constexpr int kFusedTokens = 8, kMostFusedTokens = 32, kStripTiles = 2, kStripTo
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {
   return _mm512_fmadd_ps(a, b, c);
 }
-CRUMB_INLINE FloatPart square_root(FloatPart x) { return _mm512_sqrt_ps(x); }
 CRUMB_INLINE FloatPart widen_halves(const uint16_t* at) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 }

@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "bindings_checks.hpp"
 #include "kernels.hpp"
 
 namespace nb = nanobind;
@@ -22,8 +23,6 @@ namespace nb = nanobind;
 namespace crumb {
 namespace {
 
-template <class T, int dims>
-using Array = nb::ndarray<T, nb::ndim<dims>, nb::c_contig, nb::device::cpu>;
 using Texts = Array<const float, 3>;
 using TextsOut = Array<float, 3>;
 using Vector = Array<const float, 1>;
@@ -31,21 +30,9 @@ using Vector = Array<const float, 1>;
 constexpr int64_t kVector = 16;        // floats of a kernel's vector
 constexpr int64_t kMostWidth = 1 << 24;  // features, far above any model: products stay in int64
 
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
 template <class A, class B>
 void require_same(const A& a, const B& b, const char* what) {
   for (size_t k = 0; k < 3; ++k) require(a.shape(k) == b.shape(k), what);
-}
-
-const RunKernels& kernels_named(const std::string& isa) {
-  Choice choices[kMaxChoices];
-  const int count = list_choices(choices);
-  for (int k = 0; k < count; ++k)
-    if (choices[k].supported && isa == choices[k].table->name) return choices[k].table->run;
-  throw std::invalid_argument("instruction set not compiled or not supported here: " + isa);
 }
 
 // Zeros that begin at a multiple of 64 bytes.
@@ -72,7 +59,7 @@ void attention(const std::string& isa, Texts query, Texts key, Texts value, Text
   require(int64_t(key.shape(0)) == texts && int64_t(key.shape(1)) == tokens &&
               int64_t(key.shape(2)) == kept, "key has the wrong shape");
   require(window >= 0 && soft_cap >= 0.0f, "window or soft_cap is negative");
-  const RunKernels& kernels = kernels_named(isa);
+  const RunKernels& kernels = kernels_named(isa).run;
   const int64_t page_count = (tokens + kPageTokens - 1) / kPageTokens;
   require(page_count <= INT32_MAX, "too many tokens");
   nb::gil_scoped_release release;
@@ -100,7 +87,7 @@ void norm(const std::string& isa, Texts x, TextsOut out, Vector weight,
   require_same(x, out, "out has the wrong shape");
   require(int64_t(weight.shape(0)) == columns, "weight has the wrong shape");
   require(!bias || int64_t(bias->shape(0)) == columns, "bias has the wrong shape");
-  const RunKernels& kernels = kernels_named(isa);
+  const RunKernels& kernels = kernels_named(isa).run;
   const float* shift = bias ? bias->data() : nullptr;
   nb::gil_scoped_release release;
   if (columns % kVector == 0) {
@@ -122,7 +109,7 @@ void norm(const std::string& isa, Texts x, TextsOut out, Vector weight,
 void activation(const std::string& isa, Texts x, TextsOut out, int function) {
   require_same(x, out, "out has the wrong shape");
   require(function >= kSilu && function <= kRelu, "unknown function");
-  const RunKernels& kernels = kernels_named(isa);
+  const RunKernels& kernels = kernels_named(isa).run;
   const int64_t count = int64_t(x.size()), whole = count / kVector, rest = count % kVector;
   nb::gil_scoped_release release;
   kernels.elementwise({x.data(), nullptr, out.data(), 0, whole, function});
@@ -140,7 +127,7 @@ void rotary(const std::string& isa, Texts x, TextsOut out, Array<const float, 2>
   const int64_t dim = width / heads, dimensions = turns.shape(1);
   require(int64_t(turns.shape(0)) == tokens && tokens <= INT32_MAX && dimensions > 0 &&
               dimensions % 2 == 0 && dimensions <= dim, "turns have the wrong shape");
-  const RunKernels& kernels = kernels_named(isa);
+  const RunKernels& kernels = kernels_named(isa).run;
   nb::gil_scoped_release release;
   std::vector<int32_t> positions(tokens);
   std::iota(positions.begin(), positions.end(), 0);
@@ -150,8 +137,6 @@ void rotary(const std::string& isa, Texts x, TextsOut out, Array<const float, 2>
                     turns.data(), heads, int(dim), int(dimensions), interleaved, 0, tokens});
   }
 }
-
-auto array(const char* name) { return nb::arg(name).noconvert(); }
 
 }  // namespace
 

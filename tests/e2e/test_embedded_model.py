@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from tiny_checkpoint import write_safetensors
 from crumb.embedded import MODELS
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.decode import decode_packed_reference
+from crumb.run.language_model import load
 from crumb.run.model import Model, open_model
-from crumb.run.sampling import Sampling
-from crumb.run.session import Session, generate
+from crumb.run.session import Session
 
 NOVELLA = MODELS["novella-7m"]
 
@@ -30,6 +31,12 @@ GREEDY += [625, 369, 1120, 286, 697, 343, 13, 1485, 474, 450, 266, 743]
 
 SAFE_MARGIN = 0.05
 """The two best logits lie further apart than this; f32 rounding moves them by about 1e-4."""
+
+
+def spoken(path: Path, count_tokens: int, **settings: Any) -> list[int]:
+    """What the native engine says with exact products."""
+    with load(path, context_tokens=64, activations="f32", cache="f32") as model:
+        return list(model.generate(PROMPT, max_tokens=count_tokens, **settings).tokens)
 
 
 def margins(model: Model, prompt: list[int], tokens: list[int]) -> list[float]:
@@ -47,7 +54,7 @@ def margins(model: Model, prompt: list[int], tokens: list[int]) -> list[float]:
 def test_greedy_text_of_the_float_model_is_known_token_by_token() -> None:
     model = open_model(str(NOVELLA))
     prompt = model.tokenizer.encode(PROMPT)
-    tokens = list(generate(model, prompt, len(GREEDY), Sampling()))
+    tokens = spoken(NOVELLA, len(GREEDY))
     assert min(margins(model, prompt, tokens)) > SAFE_MARGIN
     assert tokens == GREEDY
     assert model.tokenizer.decode(tokens) == CONTINUED
@@ -72,9 +79,7 @@ def test_a_quantized_model_is_the_float_model_of_its_decoded_weights(
     prompt = model.tokenizer.encode(PROMPT)
     tokens = np.asarray([prompt])
     np.testing.assert_array_equal(model.logits(tokens), exported.logits(tokens))
-    assert list(generate(model, prompt, 12, Sampling())) == list(
-        generate(exported, prompt, 12, Sampling())
-    )
+    assert spoken(quantized_novella, 12) == spoken(tmp_path, 12)
 
 
 def test_the_quantized_model_is_small_and_stays_close(
@@ -107,9 +112,7 @@ def test_what_belongs_to_the_tokenizer_travels_with_the_model(quantized_novella:
 
 
 def test_a_quantized_model_speaks(quantized_novella: Path) -> None:
-    model = open_model(str(quantized_novella))
-    sampling = Sampling(temperature=0.7, top_p=0.9, seed=7)
-    prompt = model.tokenizer.encode(PROMPT)
-    spoken = list(generate(model, prompt, 16, sampling))
-    assert spoken == list(generate(model, prompt, 16, sampling))
-    assert len(model.tokenizer.decode(spoken).split()) > 4
+    sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 7}
+    tokens = spoken(quantized_novella, 16, **sampling)
+    assert tokens == spoken(quantized_novella, 16, **sampling)
+    assert len(open_model(str(quantized_novella)).tokenizer.decode(tokens).split()) > 4

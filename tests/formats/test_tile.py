@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_matrices import assert_same_matrix, random_matrix
 
 from crumb.errors import UsageError
 from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
@@ -50,31 +51,6 @@ GOLDEN = {
 }
 
 
-def random_parameters(format, rows, in_features, rng):
-    """Any fp16 scales and any offsets that the zero kind stores."""
-    shape = (rows, format.groups(in_features))
-    fields = {"scale": rng.standard_normal(shape).astype(np.float16)}
-    if format.zero is ZeroKind.VARIABLE:
-        fields["zero_point"] = rng.integers(0, 256, shape).astype(np.uint8)
-    if format.zero is ZeroKind.MINIMUM:
-        fields["minimum"] = rng.standard_normal(shape).astype(np.float16)
-    return GroupParameters(**fields)
-
-
-def random_codes(format, rows, in_features, rng):
-    return rng.integers(0, 1 << format.bits, (rows, in_features)).astype(np.uint8)
-
-
-def assert_same_parameters(found, expected):
-    for name, array in vars(expected).items():
-        other = getattr(found, name)
-        if array is None:
-            assert other is None
-        else:
-            assert other.dtype == array.dtype
-            np.testing.assert_array_equal(other, array)
-
-
 @BITS
 @KINDS
 def test_bytes_are_as_worked_out_by_hand(bits, zero):
@@ -112,16 +88,12 @@ def test_bytes_are_as_worked_out_by_hand(bits, zero):
     seed=st.integers(0, 2**32 - 1),
 )
 def test_unpacking_undoes_packing(bits, zero, group_size, rows, in_features, seed):
-    rng = np.random.default_rng(seed)
     in_features += max(group_size - 4, 0)
     format = make_format(bits, group_size, zero)
-    codes = random_codes(format, rows, in_features, rng)
-    parameters = random_parameters(format, rows, in_features, rng)
-    tiles = pack_reference(codes, parameters, format)
+    matrix = random_matrix(format, rows, in_features, seed)
+    tiles = pack_reference(*matrix, format)
     assert tiles.shape == (tile_count(rows), tile_bytes(format, in_features))
-    found, found_parameters = unpack_reference(tiles, format, rows, in_features)
-    np.testing.assert_array_equal(found, codes)
-    assert_same_parameters(found_parameters, parameters)
+    assert_same_matrix(unpack_reference(tiles, format, rows, in_features), matrix)
 
 
 @BITS
@@ -174,7 +146,7 @@ def test_each_row_and_input_has_bytes_of_its_own(zero):
     """Row r, input 4s + j: byte 4r + j of its slice's vectors, in the tile and block it lies in."""
     format = make_format(8, 64, zero)
     rows, in_features = 37, 150
-    empty = random_parameters(format, rows, in_features, np.random.default_rng(0))
+    _, empty = random_matrix(format, rows, in_features)
     header = {ZeroKind.FIXED: 32, ZeroKind.VARIABLE: 48, ZeroKind.MINIMUM: 64}[zero]
     nothing = pack_reference(np.zeros((rows, in_features), np.uint8), empty, format)
     for row, column in [(0, 0), (15, 31), (16, 32), (20, 63), (31, 64), (36, 149)]:
@@ -191,8 +163,7 @@ def test_each_row_and_input_has_bytes_of_its_own(zero):
 @KINDS
 def test_padding_is_zero_and_unpacking_ignores_it(bits, zero):
     format = make_format(bits, 32, zero)
-    rng = np.random.default_rng(bits)
-    codes, parameters = random_codes(format, 19, 75, rng), random_parameters(format, 19, 75, rng)
+    codes, parameters = random_matrix(format, 19, 75, seed=bits)
     tiles = pack_reference(codes, parameters, format)
     padded = np.zeros((32, 96), np.uint8)
     padded[:19, :75] = codes
@@ -207,9 +178,7 @@ def test_padding_is_zero_and_unpacking_ignores_it(bits, zero):
         array[19:] = 3
     noisy = pack_reference(padded, GroupParameters(**fields), format)
     assert (noisy != tiles).any()
-    found, found_parameters = unpack_reference(noisy, format, 19, 75)
-    np.testing.assert_array_equal(found, codes)
-    assert_same_parameters(found_parameters, parameters)
+    assert_same_matrix(unpack_reference(noisy, format, 19, 75), (codes, parameters))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_matrices import assert_same_matrix, random_matrix
 
 from crumb.errors import UsageError
 from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
@@ -17,27 +18,6 @@ from crumb.kernels.tile import pack, pack_tensor, unpack, unpack_tensor
 
 BITS = pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
 KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
-
-
-def random_matrix(format, rows, columns, seed=0):
-    rng = np.random.default_rng(seed)
-    shape = (rows, format.groups(columns))
-    fields = {"scale": rng.standard_normal(shape).astype(np.float16)}
-    if format.zero is ZeroKind.VARIABLE:
-        fields["zero_point"] = rng.integers(0, 256, shape).astype(np.uint8)
-    if format.zero is ZeroKind.MINIMUM:
-        fields["minimum"] = rng.standard_normal(shape).astype(np.float16)
-    codes = rng.integers(0, 1 << format.bits, (rows, columns)).astype(np.uint8)
-    return codes, GroupParameters(**fields)
-
-
-def assert_same_matrix(found, expected):
-    np.testing.assert_array_equal(found[0], expected[0])
-    for name, array in vars(expected[1]).items():
-        other = getattr(found[1], name)
-        assert (other is None) == (array is None)
-        if array is not None:
-            assert other.tobytes() == array.tobytes()
 
 
 @BITS

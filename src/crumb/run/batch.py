@@ -42,7 +42,7 @@ class Running:
     def reading(self) -> bool:
         return self.read_tokens < len(self.prompt)
 
-    def timings(self, generated: int) -> Timings:
+    def timings(self) -> Timings:
         """Speeds of what was really computed."""
         prompt_seconds = self.prompt_done - self.began
         decode_seconds = self.ended - self.prompt_done
@@ -51,7 +51,7 @@ class Running:
             prompt_seconds,
             decode_seconds,
             computed / prompt_seconds if prompt_seconds > 0 else 0.0,
-            max(generated - 1, 0) / decode_seconds if decode_seconds > 0 else 0.0,
+            max(self.state.generated_tokens - 1, 0) / decode_seconds if decode_seconds > 0 else 0.0,
         )
 
 

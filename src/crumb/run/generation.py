@@ -168,6 +168,11 @@ class TextState:
         return self._reason
 
     @property
+    def generated_tokens(self) -> int:
+        """How many tokens were chosen so far, the end token not counted."""
+        return len(self._tokens)
+
+    @property
     def next_token(self) -> int:
         """The token to run next; only while unfinished and after a first `advance`."""
         assert not self.finished, "nothing follows"

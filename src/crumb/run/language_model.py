@@ -222,13 +222,12 @@ class LanguageModel:
         if request.prompt_logprobs and not running.reading:
             rows = np.concatenate(running.prompt_logits)
             measured = prompt_logprobs(self.tokenizer, running.prompt, rows, request.logprobs or 0)
-        result = running.state.result(
-            timings=running.timings(0),
+        return running.state.result(
+            timings=running.timings(),
             cached_tokens=running.cached_tokens,
             peak_memory_bytes=peak_memory_bytes(),
             prompt_logprobs=measured,
         )
-        return replace(result, timings=running.timings(result.completion_tokens))
 
     def _score(self, text: str, top: int) -> Score:
         begin = time.perf_counter()

@@ -57,8 +57,6 @@ FLOAT_CODE = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 MULTIPLY, ADD = 16, 17
 NO_BUFFER = -1
-SELECTED = "selected"
-"""What the head reads in place of its input: the rows whose logits are wanted."""
 
 
 def formats_of(checkpoint: Checkpoint) -> dict[str, Format]:

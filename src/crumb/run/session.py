@@ -1,20 +1,19 @@
-"""A session: one sequence, its state between calls, and text generation from it.
+"""A session of the array executor: one sequence and its state between calls.
 
-In: tokens, and once at the start what an encoder reads. Out: the logits after each token, or
-sampled tokens one by one. Keys, values and recurrent states live in slots of the memory.
+In: tokens, and once at the start what an encoder reads. Out: the logits after each token. Keys,
+values and recurrent states live in slots of the memory. The oracle of cached decoding.
 Refuses sequences longer than the model's positions and tokens outside its vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crumb.run.array_executor import as_numpy
 from crumb.run.model import Memory, Model
-from crumb.run.sampling import Sampler, Sampling
 
 
 class Session:
@@ -38,18 +37,3 @@ class Session:
         """
         given = self.model.as_array(np.asarray(tokens, np.int64)[None, :])
         return as_numpy(self.model.forward(given, self._memory)[0, ...])
-
-
-def generate(
-    model: Model, prompt: Sequence[int], count_tokens: int, sampling: Sampling
-) -> Iterator[int]:
-    """Sampled tokens after a prompt, until the end token or count_tokens."""
-    session = Session(model)
-    sampler = Sampler(sampling, model.plan.vocabulary, prompt)
-    waiting = list(prompt)  # a token is fed only when another is wanted after it
-    for _ in range(count_tokens):
-        token = sampler.choose(session.feed(waiting)[-1]).token
-        if token in model.tokenizer.end_tokens:
-            return
-        yield token
-        waiting = [token]

@@ -55,7 +55,9 @@ class Sweep:
         for name in ("prefill", "decode", "sequences", "threads"):
             for value in getattr(self, name):
                 if not 1 <= value <= 1 << 20:
-                    raise UsageError("a size out of range", where=name, found=value)
+                    raise UsageError(
+                        "a size out of range", where=name, expected="1 to 1048576", found=value
+                    )
         if self.repeat < 1:
             raise UsageError("at least one repeat", where="repeat", found=self.repeat)
 
