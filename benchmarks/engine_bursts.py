@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from peers import Burst
 
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.run.engine import Engine, Part, Sequence, Wanted
 from crumb.run.memory_plan import EngineSettings, WeightsKind
 

@@ -11,7 +11,7 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from types import NoneType
@@ -66,8 +66,19 @@ def cli_page() -> str:
     """Each verb with its usage, its text and its parameters."""
     from crumb.cli.main import app
 
-    parts = [_verb(name, app[name]) for name in app if not name.startswith("-")]
+    parts = [_verb(name, verb) for name, verb in _verbs(app)]
     return NOTE.format(source="`src/crumb/cli`") + "# The command line\n\n" + "\n".join(parts)
+
+
+def _verbs(app: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every verb with its name; one that only leads to others is those."""
+    for name in app:
+        if name.startswith("-"):
+            continue
+        if app[name].default_command is None:
+            yield from _verbs(app[name], f"{before}{name} ")
+        else:
+            yield f"{before}{name}", app[name]
 
 
 def _verb(name: str, verb: Any) -> str:

@@ -1,7 +1,8 @@
 // Quantized matrices times int8 activations on AMX tiles. In: MatmulJob. Out: its rows of `out`.
 // The tile layout's slices are rows of AMX's second operand as they lie once unpacked to signed
 // bytes: 16 rows of the matrix x 64 inputs against 16 tokens. Sums and their order are those of
-// tile_matmul.inl, so the bits are too. Few tokens go there.
+// tile_matmul.inl, so the bits are too. Few tokens go there, and groups of 16, of which an
+// instruction would multiply a quarter of what it can.
 
 constexpr int64_t kAmxTokens = 12;  // fewer are faster in vector registers
 constexpr int64_t kBlocksAtOnce = 4;  // whose sums wait in scratch for their scales
@@ -28,9 +29,13 @@ inline void shape_tiles(int64_t step) {
 // Inputs that one instruction multiplies.
 inline int64_t inputs_at_once(const TileMatrix& m) { return m.group_width == 32 ? 32 : 64; }
 
+// Groups of a block, 1 but for super-blocks.
+inline int64_t groups_of_block(const TileMatrix& m) { return m.sub == kNoSub ? 1 : super_groups(m); }
+
+// Where the tile's block lies that has this block of activations.
 inline const uint8_t* header_of(const TileMatrix& m, int64_t tile, int64_t block) {
-  const int64_t group = m.group_width > kBlockInputs ? 0 : block;
-  return m.tiles + tile * m.tile_bytes + block_offset(m.bits, m.zero, m.group_width, group);
+  const int64_t number = m.group_width > kBlockInputs ? 0 : block / groups_of_block(m);
+  return m.tiles + tile * m.tile_bytes + block_offset(m, number);
 }
 
 // Bytes of a block of this many inputs once unpacked to whole steps.
@@ -53,8 +58,9 @@ void unpack_signed_block(const MatmulJob& job, int64_t tile, int64_t block, int6
   const bool folded = m.zero == kVariable && bits < 8;
   const Ints rows = folded ? header.zero_point : all_ints(common);
   const __m512i zero = (__m512i)((CodePart)rows.part[0] * 0x01010101u);
-  at += header_bytes(m.zero);
+  at += header_bytes(m);
   if (m.group_width > kBlockInputs) at += block * (kBlockInputs / kChunkInputs) * chunk_bytes(bits);
+  at += block % groups_of_block(m) * chunk_bytes(bits);  // a super-block's groups are chunks
   const int64_t chunks = chunk_count(inputs_of_block(job, block));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     Codes slices[8];
@@ -123,8 +129,12 @@ CRUMB_INLINE void scale_blocks(const MatmulJob& job, int64_t tile, int64_t token
                                int64_t block, const int32_t* sums, float* out) {
   Header header[count];
 #pragma GCC unroll 8
-  for (int b = 0; b < count; ++b)
-    header[b] = read_header(header_of(job.matrix, tile, block + b), zero);
+  for (int b = 0; b < count; ++b) {
+    const TileMatrix& m = job.matrix;
+    const uint8_t* at = header_of(m, tile, block + b);
+    header[b] = m.sub == kNoSub ? read_header(at, zero)
+                                : header_of_group(at, m, (block + b) % groups_of_block(m));
+  }
   const float* scale = job.x.scale + token * job.x.blocks + block;
   const int32_t* total = job.x.sum + token * job.x.blocks + block;
 #pragma GCC unroll 2
@@ -234,7 +244,7 @@ void amx_tiles(const MatmulJob& job) {
 }
 
 void amx_matmul(const MatmulJob& job) {
-  if (job.tokens < kAmxTokens) return tile_matmul(job);
+  if (!job.x.together) return tile_matmul(job);
   if (job.matrix.table) return amx_tiles<4, true>(job);
   switch (job.matrix.bits) {
     case 2: return amx_tiles<2, false>(job);

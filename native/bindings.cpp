@@ -54,6 +54,8 @@ std::vector<std::tuple<std::string, bool, std::string>> compiled_sets() {
   return rows;
 }
 
+constexpr int64_t kMostHeaderBytes = 1 << 16;  // of a block, far above any
+
 void require_bits(int bits) { require(bits >= 1 && bits <= 8, "bits must be 1 to 8"); }
 
 // A group never reaches past the row, so its workspace is bounded by the row.
@@ -111,49 +113,53 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
                      int(shrinks.shape(0)), bits, zero});
 }
 
-// The shape of a matrix whose tiles these are, everything about them checked.
-template <class Tiles>
-TileShape tile_shape(const Tiles& tiles, size_t rows, size_t columns, int64_t group_width, int bits,
-                     int zero) {
+void require_tile_bits(int bits) {
   require((bits >= 2 && bits <= 6) || bits == 8, "bits must be 2 to 6 or 8");
-  require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
-  require(group_width > 0, "group_width must be positive");
-  const TileShape shape{int64_t(rows), int64_t(columns), within(group_width, columns), bits, zero};
-  require(is(tiles, tile_count(rows), tile_bytes(bits, zero, shape.group_width, columns)),
-          "tiles have the wrong shape");
-  return shape;
 }
 
-template <class Part>
-void require_parameters(const TileShape& shape, const Part& scale, const Part& offset) {
-  const size_t groups = group_count(shape.group_width, shape.columns);
-  const size_t offset_bytes = (header_bytes(shape.zero) - scale_bytes()) / kTileRows;
-  require(is(scale, shape.rows, 2 * groups) && is(offset, shape.rows, offset_bytes * groups),
-          "scale or offset: wrong shape");
+// Blocks of a matrix whose tiles and headers these are, everything about them checked.
+template <class Tiles, class Headers>
+BlockShape block_shape(const Tiles& tiles, const Headers& headers, size_t rows, size_t columns,
+                       int64_t width, int bits) {
+  require_tile_bits(bits);
+  require(width > 0, "block_width must be positive");
+  width = within(width, columns);
+  const int64_t blocks = block_count(width, columns), all = headers.shape(1);
+  require(blocks > 0 && all % blocks == 0 && all / blocks <= kMostHeaderBytes,
+          "headers have the wrong shape");
+  const int64_t bytes = all + chunk_bytes(bits) * ((blocks - 1) * chunk_count(width) +
+                              chunk_count(block_inputs(width, columns, blocks - 1)));
+  require(headers.shape(0) == size_t(tile_count(rows)), "headers have the wrong shape");
+  require(is(tiles, tile_count(rows), bytes), "tiles have the wrong shape");
+  return {int64_t(rows), int64_t(columns), width, all / blocks, bits};
 }
 
-void pack_matrix(Bytes codes, Bytes scale, Bytes offset, BytesOut tiles, int64_t group_width,
-                 int bits, int zero) {
-  const TileShape shape =
-      tile_shape(tiles, codes.shape(0), codes.shape(1), group_width, bits, zero);
-  require_parameters(shape, scale, offset);
+void pack_matrix(Bytes codes, Bytes headers, BytesOut tiles, int64_t block_width, int bits) {
+  const BlockShape shape =
+      block_shape(tiles, headers, codes.shape(0), codes.shape(1), block_width, bits);
   nb::gil_scoped_release release;
-  pack_tiles(shape, codes.data(), scale.data(), offset.data(), tiles.data());
+  pack_tiles(shape, codes.data(), headers.data(), tiles.data());
 }
 
-void unpack_matrix(Bytes tiles, BytesOut codes, BytesOut scale, BytesOut offset,
-                   int64_t group_width, int bits, int zero) {
-  const TileShape shape =
-      tile_shape(tiles, codes.shape(0), codes.shape(1), group_width, bits, zero);
-  require_parameters(shape, scale, offset);
+void unpack_matrix(Bytes tiles, BytesOut codes, BytesOut headers, int64_t block_width, int bits) {
+  const BlockShape shape =
+      block_shape(tiles, headers, codes.shape(0), codes.shape(1), block_width, bits);
   nb::gil_scoped_release release;
-  unpack_tiles(shape, tiles.data(), codes.data(), scale.data(), offset.data());
+  unpack_tiles(shape, tiles.data(), codes.data(), headers.data());
 }
 
 void decode_matrix(Bytes tiles, Levels table, FloatsOut weights, int64_t group_width, int bits,
-                   int zero) {
-  const TileShape shape =
-      tile_shape(tiles, weights.shape(0), weights.shape(1), group_width, bits, zero);
+                   int zero, int sub) {
+  const size_t rows = weights.shape(0), columns = weights.shape(1);
+  require_tile_bits(bits);
+  require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
+  require(sub >= kNoSub && sub <= kSubDigits, "sub must be 0 to 2");
+  require(group_width > 0, "group_width must be positive");
+  require(sub == kNoSub || (columns % kSuperInputs == 0 && (group_width == 16 || group_width == 32)),
+          "super-blocks need groups of 16 or 32 and whole super-blocks");
+  const TileShape shape{int64_t(rows), int64_t(columns), within(group_width, columns), bits, zero,
+                        sub};
+  require(is(tiles, tile_count(rows), tile_bytes(shape)), "tiles have the wrong shape");
   const bool plain = table.shape(0) == 0;
   require(plain || table.shape(0) == size_t(1) << bits, "table has the wrong shape");
   require(plain || zero == kFixed, "with a table zero must be fixed");
@@ -178,10 +184,10 @@ NB_MODULE(_native, m) {
   m.def("grid_search", &grid_search, nb::arg("isa"), array("weights"), array("importance"),
         array("shrinks"), array("scale"), array("offset"), nb::arg("group_width"),
         nb::arg("bits"), nb::arg("zero"));
-  m.def("pack_tiles", &pack_matrix, array("codes"), array("scale"), array("offset"),
-        array("tiles"), nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
-  m.def("unpack_tiles", &unpack_matrix, array("tiles"), array("codes"), array("scale"),
-        array("offset"), nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
+  m.def("pack_tiles", &pack_matrix, array("codes"), array("headers"), array("tiles"),
+        nb::arg("block_width"), nb::arg("bits"));
+  m.def("unpack_tiles", &unpack_matrix, array("tiles"), array("codes"), array("headers"),
+        nb::arg("block_width"), nb::arg("bits"));
   m.def("decode_tiles", &decode_matrix, array("tiles"), array("table"), array("weights"),
-        nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"));
+        nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), nb::arg("sub"));
 }

@@ -27,7 +27,7 @@ struct Worker {
   // Activations as this step's matmul wants them to lie.
   Activations quantized(int index) const {
     Activations found = engine.activations[index];
-    found.together = rows >= engine.kernels_.together_from;
+    found.together = lie_together(engine.kernels_, rows, found.block_inputs);
     return found;
   }
 
@@ -119,6 +119,15 @@ struct Worker {
     for (int64_t row = mine.begin; row < mine.end; ++row)
       std::memcpy(out.data + row * out.stride, in.data + step.selected[row] * in.stride,
                   in.stride * sizeof(float));
+  }
+
+  void operator()(const Gather& op) {
+    const Buffer &in = buffer(op.in), &out = buffer(op.out);
+    const Share mine = share(rows * out.width);
+    for (int64_t k = mine.begin; k < mine.end; ++k) {
+      const int64_t row = k / out.width, column = k % out.width;
+      out.data[row * out.stride + column] = in.data[row * in.stride + op.order[column]];
+    }
   }
 
   void walk() {

@@ -75,8 +75,13 @@ struct Elementwise {
 struct Select {
   int in, out;
 };
+// Column k of `out` is column order[k] of `in`: for a matrix whose columns stand in another order.
+struct Gather {
+  int in, out;
+  const int32_t* order;
+};
 using Operation = std::variant<Embed, Norm, Quantize, LinearGroup, Split, Rotary, Attention,
-                               Elementwise, Select>;
+                               Elementwise, Select, Gather>;
 
 struct Step {
   const int32_t* tokens;

@@ -23,6 +23,22 @@ namespace nb = nanobind;
 namespace crumb {
 namespace {
 
+// Super-blocks that matmul.inl multiplies.
+bool has_kernel(int bits, int zero, int sub, int64_t group_width, bool table) {
+  struct Row {
+    int bits, zero, sub;
+    int64_t group_width;
+    bool table;
+    bool operator==(const Row&) const = default;
+  };
+  constexpr Row kRows[] = {
+      {2, kMinimum, kSubDigits, 16, false}, {3, kFixed, kSubBytes, 16, false},
+      {4, kMinimum, kSubBytes, 32, false},  {5, kMinimum, kSubBytes, 32, false},
+      {6, kFixed, kSubBytes, 16, false},    {4, kFixed, kSubBytes, 32, true},
+  };
+  return std::ranges::count(kRows, Row{bits, zero, sub, group_width, table}) > 0;
+}
+
 class NativeEngine {
  public:
   NativeEngine(const std::string& isa, int threads, Array<uint8_t, 2> scratch)
@@ -58,21 +74,26 @@ class NativeEngine {
   }
 
   int add_tiles(Array<const uint8_t, 2> tiles, int64_t rows, int64_t columns, int64_t group_width,
-                int bits, int zero, std::optional<Array<const uint8_t, 1>> table) {
+                int bits, int zero, int sub, std::optional<Array<const uint8_t, 1>> table) {
     require(rows > 0 && columns > 0 && group_width > 0, "matrix: empty");
     require((bits >= 2 && bits <= 6) || bits == 8, "matrix: no kernel for these bits");
     require(zero >= kFixed && zero <= kMinimum, "matrix: unknown zero kind");
-    require(group_width >= columns || group_width == 32 || group_width == 64 || group_width == 128,
-            "matrix: no kernel for this group width");
+    if (sub == kNoSub)
+      require(group_width >= columns || group_width == 32 || group_width == 64 ||
+                  group_width == 128, "matrix: no kernel for this group width");
+    else
+      require(columns % kSuperInputs == 0 && has_kernel(bits, zero, sub, group_width, bool(table)),
+              "matrix: no kernel for these super-blocks");
     require(!table || (bits == 4 && zero == kFixed && table->shape(0) == 16), "matrix: bad table");
-    const int64_t bytes = tile_bytes(bits, zero, group_width, columns);
+    TileMatrix matrix{tiles.data(), table ? table->data() : nullptr, rows, columns,
+                      std::min(group_width, columns), 0, bits, zero, sub};
+    const int64_t bytes = matrix.tile_bytes = tile_bytes(matrix);
     require(int64_t(tiles.shape(0)) == tile_count(rows) && int64_t(tiles.shape(1)) == bytes,
             "tiles: wrong shape");
     require(matmul_scratch_bytes(columns) <= engine_.scratch_bytes(), "scratch: too small");
     keep(tiles);
     if (table) keep(*table);
-    tiles_.push_back({tiles.data(), table ? table->data() : nullptr, rows, columns,
-                      std::min(group_width, columns), bytes, bits, zero});
+    tiles_.push_back(matrix);
     matrices_.push_back({&tiles_.back(), nullptr});
     return int(matrices_.size()) - 1;
   }
@@ -197,12 +218,22 @@ class NativeEngine {
     engine_.operations.push_back(Select{in, out});
   }
 
+  void gather(int in, int out, Array<const int32_t, 1> order) {
+    const int64_t width = from(in).width;
+    require(in != out && to(out).width == width && int64_t(order.shape(0)) == width,
+            "gather: widths differ");
+    for (int64_t k = 0; k < width; ++k)
+      require(order.data()[k] >= 0 && order.data()[k] < width, "gather: column out of range");
+    keep(order);
+    engine_.operations.push_back(Gather{in, out, order.data()});
+  }
+
   int operation_count() const { return int(engine_.operations.size()); }
   void set_timed(bool timed) { engine_.timed = timed; }
 
   std::vector<std::tuple<std::string, double>> seconds() const {
     static const char* names[] = {"embed", "norm", "quantize", "linear", "split",
-                                  "rotary", "attention", "elementwise", "select"};
+                                  "rotary", "attention", "elementwise", "select", "gather"};
     std::vector<std::tuple<std::string, double>> all;
     for (size_t k = 0; k < engine_.seconds().size(); ++k)
       all.emplace_back(names[k], engine_.seconds()[k]);
@@ -295,7 +326,8 @@ void bind_engine(nb::module_& m) {
       .def("add_activations", &E::add_activations, array("codes"), array("scale"), array("sum"),
            nb::arg("columns"), nb::arg("block_inputs"))
       .def("add_tiles", &E::add_tiles, array("tiles"), nb::arg("rows"), nb::arg("columns"),
-           nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), array("table").none())
+           nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), nb::arg("sub"),
+           array("table").none())
       .def("add_floats", &E::add_floats, array("weights"), nb::arg("columns"), nb::arg("kind"))
       .def("embed", &E::embed, nb::arg("of_positions"), nb::arg("out"), nb::arg("matrix"))
       .def("norm", &E::norm, nb::arg("input"), nb::arg("out"), array("weight"),
@@ -314,6 +346,7 @@ void bind_engine(nb::module_& m) {
       .def("elementwise", &E::elementwise, nb::arg("left"), nb::arg("right"), nb::arg("out"),
            nb::arg("kind"))
       .def("select", &E::select, nb::arg("input"), nb::arg("out"))
+      .def("gather", &E::gather, nb::arg("input"), nb::arg("out"), array("order"))
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)

@@ -6,21 +6,28 @@
 template <int bits, bool table>
 void expand_tile(const TileMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
   const uint8_t* base = m.tiles + tile * m.tile_bytes;
+  const int64_t width = block_width(m);
   for (int64_t k = first; k < first + inputs; k += kChunkInputs) {
-    const int64_t group = k / m.group_width;
-    const uint8_t* at = base + block_offset(m.bits, m.zero, m.group_width, group);
-    const Header header = read_header(at, m.zero);
-    const Floats zero = m.zero == kVariable ? to_floats(header.zero_point)
+    const int64_t block = k / width, inside = k - block * width;
+    const uint8_t* at = base + block_offset(m, block);
+    const Header own = read_header(at, m.zero);
+    Header half[2] = {own, own};  // of the chunk's inputs
+    if (m.sub != kNoSub) {
+      half[0] = header_of_group(at, m, inside / m.group_width);
+      half[1] = header_of_group(at, m, (inside + kChunkInputs / 2) / m.group_width);
+    }
+    const Floats zero = m.zero == kVariable ? to_floats(own.zero_point)
                                             : all_floats(float(common_zero(m, table ? 0 : bits) +
                                                                (bits == 8 ? kUnsignedByteZero : 0)));
     Codes slices[8];
-    unpack_chunk<bits>(at + header_bytes(m.zero) +
-                           chunk_bytes(bits) * ((k - group * m.group_width) / kChunkInputs),
+    unpack_chunk<bits>(at + header_bytes(m) +
+                           chunk_bytes(bits) * (inside / kChunkInputs),
                        slices);
     if constexpr (table) look_up(slices, m.table);
     float* out = to + (k - first) * kTileRows;
 #pragma GCC unroll 8
     for (int s = 0; s < 8; ++s) {
+      const Header& header = half[s / 4];
       const Floats level[4] = {to_floats(byte_of<0>(slices[s])), to_floats(byte_of<1>(slices[s])),
                                to_floats(byte_of<2>(slices[s])), to_floats(byte_of<3>(slices[s]))};
 #pragma GCC unroll 4

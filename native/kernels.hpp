@@ -13,7 +13,6 @@ namespace crumb {
 
 constexpr float kRoundLimit = 1024.0f;  // same as formats/grid.py ROUND_LIMIT
 
-enum ZeroKind : int { kFixed = 0, kVariable = 1, kMinimum = 2 };
 
 // One block of columns of GPTQ; see solve/gptq.py for the symbols.
 struct Sweep {

@@ -19,6 +19,14 @@ CRUMB_INLINE void narrow_halves(uint16_t* at, FloatPart x) {
                    _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+// Bytes to integers; gcc 12 makes scalars of __builtin_convertvector here.
+CRUMB_INLINE IntPart widen_bytes_part(const uint8_t* at) {
+  return (IntPart)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+}
+CRUMB_INLINE IntPart widen_signed_bytes_part(const int8_t* at) {
+  return (IntPart)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+}
+
 // Bytes of the table by index below 16.
 CRUMB_INLINE CodePart lookup_part(CodePart index, const uint8_t* table) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
@@ -31,17 +39,19 @@ CRUMB_INLINE __m256i four_of_each(const int8_t* x) {
   return _mm256_set1_epi32(four);
 }
 
-// chain[0] += each row's four codes of 8 slices times four activations.
+// chain[0] += each row's four codes of a slice times four activations, for `count` slices of a
+// chunk from `first` on; x is the chunk's.
 // Products of codes below 2^bits gather in 16 bits for as many slices as cannot overflow them.
-template <int bits, int chains>
+template <int bits, int chains, int first = 0, int count = 8>
 CRUMB_INLINE void dot_chunk(Ints (&chain)[chains], const Codes (&slices)[8], const int8_t* x) {
-  constexpr int kGathered = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+  constexpr int kMost = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+  constexpr int kGathered = kMost < count ? kMost : count;
   const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
-  for (int first = 0; first < 8; first += kGathered) {
+  for (int from = first; from < first + count; from += kGathered) {
     __m256i gathered[kParts] = {};
 #pragma GCC unroll 8
-    for (int s = first; s < first + kGathered; ++s) {
+    for (int s = from; s < from + kGathered; ++s) {
       const __m256i four = four_of_each(x + 4 * s);
       EACH_PART(
           __m256i codes = (__m256i)slices[s].part[i]; __m256i by = four;
@@ -56,22 +66,22 @@ CRUMB_INLINE void dot_chunk(Ints (&chain)[chains], const Codes (&slices)[8], con
   }
 }
 
-// dot[k][t] += unpacked tile k times token t over some chunks.
-template <int bits, int tiles, int tokens>
+// dot[k][t] += unpacked tile k times token t over `count` times so many slices.
+template <int bits, int slices = 8, int tiles, int tokens>
 CRUMB_INLINE void dot_strip(Ints (&dot)[tiles][tokens], const uint8_t* codes, int64_t strip_bytes,
-                            const int8_t* x, int64_t stride, int64_t chunks) {
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+                            const int8_t* x, int64_t stride, int64_t count) {
+  for (int64_t piece = 0; piece < count; ++piece)
     for (int k = 0; k < tiles; ++k) {
-      Codes slices[8];
+      Codes slice[8];
 #pragma GCC unroll 8
-      for (int s = 0; s < 8; ++s)
-        EACH_PART(__builtin_memcpy(&slices[s].part[i],
-                                   codes + k * strip_bytes + 64 * (8 * chunk + s) +
+      for (int s = 0; s < slices; ++s)
+        EACH_PART(__builtin_memcpy(&slice[s].part[i],
+                                   codes + k * strip_bytes + 64 * (slices * piece + s) +
                                        i * kVectorBytes, kVectorBytes));
 #pragma GCC unroll 4
       for (int t = 0; t < tokens; ++t) {
         Ints chain[1] = {dot[k][t]};
-        dot_chunk<bits, 1>(chain, slices, x + t * stride + 32 * chunk);
+        dot_chunk<bits, 1, 0, slices>(chain, slice, x + t * stride + 4 * slices * piece);
         dot[k][t] = chain[0];
       }
     }

@@ -19,6 +19,14 @@ CRUMB_INLINE void narrow_halves(uint16_t* at, FloatPart x) {
                       _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
+// Bytes to integers; gcc 12 makes scalars of __builtin_convertvector here.
+CRUMB_INLINE IntPart widen_bytes_part(const uint8_t* at) {
+  return (IntPart)_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
+CRUMB_INLINE IntPart widen_signed_bytes_part(const int8_t* at) {
+  return (IntPart)_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
+
 // Bytes of the table by index below 16.
 CRUMB_INLINE CodePart lookup_part(CodePart index, const uint8_t* table) {
   const __m128i quarter = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
@@ -33,19 +41,20 @@ CRUMB_INLINE void dot_slice(Ints& sum, const Codes& codes, const int8_t* x) {
       : "v"(codes.part[0]), "m"(*reinterpret_cast<const int32_t(*)>(x)));
 }
 
-// chain[slice % chains] += each row's four codes of 8 slices times four activations.
-template <int bits, int chains>
+// chain[slice % chains] += each row's four codes of a slice times four activations, for `count`
+// slices of a chunk from `first` on; x is the chunk's.
+template <int bits, int chains, int first = 0, int count = 8>
 CRUMB_INLINE void dot_chunk(Ints (&chain)[chains], const Codes (&slices)[8], const int8_t* x) {
 #pragma GCC unroll 8
-  for (int s = 0; s < 8; ++s) dot_slice(chain[s % chains], slices[s], x + 4 * s);
+  for (int s = first; s < first + count; ++s) dot_slice(chain[s % chains], slices[s], x + 4 * s);
 }
 
-// dot[k][t] += unpacked tile k times token t over some chunks. Activations are broadcast once for
+// dot[k][t] += unpacked tile k times token t over `count` times so many slices. Activations are broadcast once for
 // all tiles: loads, not multiplications, would be the limit otherwise.
-template <int bits, int tiles, int tokens>
+template <int bits, int slices = 8, int tiles, int tokens>
 CRUMB_INLINE void dot_strip(Ints (&dot)[tiles][tokens], const uint8_t* codes, int64_t strip_bytes,
-                            const int8_t* x, int64_t stride, int64_t chunks) {
-  for (int64_t s = 0; s < 8 * chunks; ++s) {
+                            const int8_t* x, int64_t stride, int64_t count) {
+  for (int64_t s = 0; s < slices * count; ++s) {
     Codes slice[tiles];
 #pragma GCC unroll 2
     for (int k = 0; k < tiles; ++k) slice[k] = load_codes(codes + k * strip_bytes + 64 * s);

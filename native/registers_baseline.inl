@@ -44,6 +44,14 @@ CRUMB_CALLED void narrow_halves(uint16_t* at, FloatPart x) {
   for (int k = 0; k < kPartLanes; ++k) at[k] = float_to_half(x[k]);
 }
 
+// Four bytes to integers.
+CRUMB_INLINE IntPart widen_bytes_part(const uint8_t* at) {
+  return IntPart{at[0], at[1], at[2], at[3]};
+}
+CRUMB_INLINE IntPart widen_signed_bytes_part(const int8_t* at) {
+  return IntPart{at[0], at[1], at[2], at[3]};
+}
+
 // Bytes of the table by index below 16.
 CRUMB_CALLED CodePart lookup_part(CodePart index, const uint8_t* table) {
   uint8_t byte[kVectorBytes];
@@ -58,13 +66,14 @@ CRUMB_INLINE IntPart add_pairs(ShortPart pairs) {
   return ((IntPart)pairs << 16 >> 16) + ((IntPart)pairs >> 16);
 }
 
-// sum += each row's four codes of 8 slices times four activations.
+// sum += each row's four codes of `count` slices times four activations.
 // Products of codes below 2^bits gather in 16 bits for as many slices as cannot overflow them.
-template <int bits>
+template <int bits, int count>
 CRUMB_CALLED void add_products(Ints& sum, const uint8_t* slices, const int8_t* x) {
-  constexpr int kGathered = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
-  ShortPart even[8], odd[8];  // activations 0 and 2, 1 and 3 of each slice
-  for (int s = 0; s < 8; ++s) {
+  constexpr int kMost = bits <= 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
+  constexpr int kGathered = kMost < count ? kMost : count;
+  ShortPart even[count], odd[count];  // activations 0 and 2, 1 and 3 of each slice
+  for (int s = 0; s < count; ++s) {
     uint32_t four;
     __builtin_memcpy(&four, x + 4 * s, 4);
     odd[s] = (ShortPart)(four - CodePart{});
@@ -73,7 +82,7 @@ CRUMB_CALLED void add_products(Ints& sum, const uint8_t* slices, const int8_t* x
   }
 #pragma GCC unroll 1
   for (int i = 0; i < kParts; ++i) {
-    for (int first = 0; first < 8; first += kGathered) {
+    for (int first = 0; first < count; first += kGathered) {
       ShortPart a{}, b{};
       for (int s = first; s < first + kGathered; ++s) {
         const auto codes = load_part<UnsignedShortPart>(slices + 64 * s + i * kVectorBytes);
@@ -86,19 +95,21 @@ CRUMB_CALLED void add_products(Ints& sum, const uint8_t* slices, const int8_t* x
   }
 }
 
-// chain[slice % chains] += each row's four codes of 8 slices times four activations.
-template <int bits, int chains>
+// chain[0] += each row's four codes of a slice times four activations, for `count` slices of a
+// chunk from `first` on; x is the chunk's.
+template <int bits, int chains, int first = 0, int count = 8>
 CRUMB_INLINE void dot_chunk(Ints (&chain)[chains], const Codes (&slices)[8], const int8_t* x) {
-  add_products<bits>(chain[0], reinterpret_cast<const uint8_t*>(slices), x);
+  add_products<bits, count>(chain[0], reinterpret_cast<const uint8_t*>(slices + first),
+                            x + 4 * first);
 }
 
-// dot[k][t] += unpacked tile k times token t over some chunks.
-template <int bits, int tiles, int tokens>
+// dot[k][t] += unpacked tile k times token t over `count` times so many slices.
+template <int bits, int slices = 8, int tiles, int tokens>
 CRUMB_INLINE void dot_strip(Ints (&dot)[tiles][tokens], const uint8_t* codes, int64_t strip_bytes,
-                            const int8_t* x, int64_t stride, int64_t chunks) {
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+                            const int8_t* x, int64_t stride, int64_t count) {
+  for (int64_t piece = 0; piece < count; ++piece)
     for (int k = 0; k < tiles; ++k)
       for (int t = 0; t < tokens; ++t)
-        add_products<bits>(dot[k][t], codes + k * strip_bytes + 8 * 64 * chunk,
-                           x + t * stride + 32 * chunk);
+        add_products<bits, slices>(dot[k][t], codes + k * strip_bytes + slices * 64 * piece,
+                                   x + t * stride + 4 * slices * piece);
 }

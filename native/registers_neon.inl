@@ -22,6 +22,18 @@ CRUMB_INLINE void narrow_halves(uint16_t* at, FloatPart x) {
   vst1_u16(at, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x)));
 }
 
+// Four bytes to integers.
+CRUMB_INLINE IntPart widen_bytes_part(const uint8_t* at) {
+  uint32_t four;
+  __builtin_memcpy(&four, at, 4);
+  return (IntPart)vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(four))));
+}
+CRUMB_INLINE IntPart widen_signed_bytes_part(const int8_t* at) {
+  uint32_t four;
+  __builtin_memcpy(&four, at, 4);
+  return (IntPart)vmovl_s16(vget_low_s16(vmovl_s8(vcreate_s8(four))));
+}
+
 // Bytes of the table by index below 16.
 CRUMB_INLINE CodePart lookup_part(CodePart index, const uint8_t* table) {
   return (CodePart)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index);
@@ -48,18 +60,21 @@ CRUMB_INLINE void dot_four(IntPart (&sums)[chains], const CodePart (&codes)[4], 
   sums[1 % chains] = dot_lane<bits, 3>(sums[1 % chains], codes[3], x);
 }
 
-// chain[slice % chains] += each row's four codes of 8 slices times four activations.
-template <int bits, int chains>
+// chain[slice % chains] += each row's four codes of a slice times four activations, for `count`
+// slices of a chunk, 4 or 8, from `first` on; x is the chunk's.
+template <int bits, int chains, int first = 0, int count = 8>
 CRUMB_INLINE void dot_chunk(Ints (&chain)[chains], const Codes (&slices)[8], const int8_t* x) {
   static_assert(chains <= 2);
   const int8x16_t low = vld1q_s8(x), high = vld1q_s8(x + 16);
   EACH_PART(
       IntPart sums[chains];
       for (int c = 0; c < chains; ++c) sums[c] = chain[c].part[i];
-      dot_four<bits>(sums, {slices[0].part[i], slices[1].part[i], slices[2].part[i],
-                            slices[3].part[i]}, low);
-      dot_four<bits>(sums, {slices[4].part[i], slices[5].part[i], slices[6].part[i],
-                            slices[7].part[i]}, high);
+      if constexpr (first == 0)
+        dot_four<bits>(sums, {slices[0].part[i], slices[1].part[i], slices[2].part[i],
+                              slices[3].part[i]}, low);
+      if constexpr (first + count == 8)
+        dot_four<bits>(sums, {slices[4].part[i], slices[5].part[i], slices[6].part[i],
+                              slices[7].part[i]}, high);
       for (int c = 0; c < chains; ++c) chain[c].part[i] = sums[c]);
 }
 
@@ -76,12 +91,12 @@ CRUMB_INLINE void dot_slice(Ints (&dot)[tiles][tokens], const uint8_t* codes, in
   }
 }
 
-// dot[k][t] += unpacked tile k times token t over some chunks: 16 sums for 4 tokens, 4 registers of
+// dot[k][t] += unpacked tile k times token t over `count` times 4 or 8 slices: 16 sums for 4 tokens, 4 registers of
 // codes and one of activations a token.
-template <int bits, int tiles, int tokens>
+template <int bits, int slices = 8, int tiles, int tokens>
 CRUMB_INLINE void dot_strip(Ints (&dot)[tiles][tokens], const uint8_t* codes, int64_t strip_bytes,
-                            const int8_t* x, int64_t stride, int64_t chunks) {
-  for (int64_t half = 0; half < 2 * chunks; ++half) {
+                            const int8_t* x, int64_t stride, int64_t count) {
+  for (int64_t half = 0; half < slices / 4 * count; ++half) {
     int8x16_t by[tokens];
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t) by[t] = vld1q_s8(x + t * stride + 16 * half);

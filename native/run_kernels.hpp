@@ -11,12 +11,20 @@ constexpr int64_t kBlockInputs = 128;  // most inputs that share a scale of thei
 constexpr int64_t kPageTokens = 16;    // positions of a page of the cache
 constexpr int64_t kActivationPad = 64;  // bytes behind a row of int8 activations that may be read
 
+enum ZeroKind : int { kFixed = 0, kVariable = 1, kMinimum = 2 };
+
+// How the groups of a super-block share its scale and minimum: not at all, each with a byte that
+// multiplies the scale (and one the minimum), or with a byte whose low digit multiplies the scale
+// and whose high digit the minimum.
+enum SubKind : int { kNoSub = 0, kSubBytes = 1, kSubDigits = 2 };
+
 // A quantized matrix in the tile layout (tile.hpp).
 struct TileMatrix {
   const uint8_t* tiles;
   const uint8_t* table;  // 16 values + 128 of a lookup format, else null
   int64_t rows, columns, group_width, tile_bytes;
   int bits, zero;  // ZeroKind
+  int sub;         // SubKind
 };
 
 enum FloatKind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kInt8 = 3 };
@@ -163,9 +171,9 @@ static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind) {
 constexpr int64_t kExpandedInputs = 256;  // inputs decoded to f32 at once
 constexpr int64_t kAmxScratch = 64 * 1024;
 
-// Two unpacked tiles, and what is behind them.
+// Two unpacked tiles, a number for each 16 inputs of 6 tokens, and what is behind them.
 static constexpr int64_t matmul_scratch_bytes(int64_t columns) {
-  return 2 * 16 * padded_to(columns + 64, 128) + kAmxScratch + 2 * 16 * kExpandedInputs * 4;
+  return (2 * 16 + 2) * padded_to(columns + 64, 128) + kAmxScratch + 2 * 16 * kExpandedInputs * 4;
 }
 
 constexpr int64_t kScoredQueries = 8;
@@ -187,5 +195,11 @@ struct RunKernels {
   void (*cache_store)(const CacheStoreJob&);
   void (*attention)(const AttentionJob&);
 };
+
+// Whether the int8 activations of a step lie 16 tokens together: small blocks never do.
+static constexpr bool lie_together(const RunKernels& kernels, int64_t tokens,
+                                   int64_t block_inputs) {
+  return tokens >= kernels.together_from && block_inputs >= 32;
+}
 
 }  // namespace crumb

@@ -4,6 +4,8 @@
 #include "math.inl"
 #include "unpack.inl"
 #include "tile_matmul.inl"
+#include "super_matmul.inl"
+#include "matmul.inl"
 #include "float_matmul.inl"
 #include "rows.inl"
 #include "attention.inl"

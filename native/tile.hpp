@@ -1,5 +1,5 @@
 // Sizes and places of the tile layout, version 1; formats/layouts/tile.py draws it.
-// In: bits, ZeroKind, group width and inputs of a matrix. Out: bytes, from a tile's or a block's
+// In: bits, kinds, group width and inputs of a matrix. Out: bytes, from a tile's or a block's
 // begin. Internal linkage and no headers of the library: files of any instruction set may include.
 #pragma once
 
@@ -25,38 +25,63 @@ static constexpr int64_t chunk_count(int64_t inputs) {
   return (inputs + kChunkInputs - 1) / kChunkInputs;
 }
 
+constexpr int64_t kSuperInputs = 256;  // inputs of a super-block
+
 // Scales (fp16) of a block, and behind them its zero points (u8) or minima (fp16).
 static constexpr int64_t scale_bytes() { return 2 * kTileRows; }
 
-static constexpr int64_t header_bytes(int zero) {
+static constexpr int64_t own_header_bytes(int zero) {
   return scale_bytes() + (zero == kVariable ? kTileRows : zero == kMinimum ? 2 * kTileRows : 0);
 }
 
-// A block of this many inputs: the group's, or fewer at the end of a row.
-static constexpr int64_t block_bytes(int bits, int zero, int64_t inputs) {
-  return header_bytes(zero) + chunk_bytes(bits) * chunk_count(inputs);
+// The functions below take anything with bits, zero, sub, group_width and columns.
+
+// Groups of a super-block, 0 where each group is a block of its own.
+template <class M>
+static constexpr int64_t super_groups(const M& m) {
+  return m.sub == kNoSub ? 0 : kSuperInputs / m.group_width;
 }
 
-static constexpr int64_t group_count(int64_t group_width, int64_t in_features) {
-  return (in_features + group_width - 1) / group_width;
+// What a block holds before its codes. In a super-block also bytes for each group and row: the
+// multipliers of the scale and, behind those of all groups, of the minimum; or both in one byte.
+template <class M>
+static constexpr int64_t header_bytes(const M& m) {
+  const int64_t values = m.sub == kSubBytes && m.zero == kMinimum ? 2 : 1;
+  return own_header_bytes(m.zero) + super_groups(m) * kTileRows * values;
 }
 
-// Inputs of one group: group_width, fewer in the last.
-static constexpr int64_t group_inputs(int64_t group_width, int64_t in_features, int64_t group) {
-  const int64_t left = in_features - group * group_width;
-  return left < group_width ? left : group_width;
+// A block of this many inputs: the group's or super-block's, or fewer at the end of a row.
+template <class M>
+static constexpr int64_t block_bytes(const M& m, int64_t inputs) {
+  return header_bytes(m) + chunk_bytes(m.bits) * chunk_count(inputs);
 }
 
-// Where a group's block begins in its tile.
-static constexpr int64_t block_offset(int bits, int zero, int64_t group_width, int64_t group) {
-  return group * block_bytes(bits, zero, group_width);
+template <class M>
+static constexpr int64_t block_width(const M& m) {
+  return m.sub == kNoSub ? m.group_width : kSuperInputs;
 }
 
-static constexpr int64_t tile_bytes(int bits, int zero, int64_t group_width, int64_t in_features) {
-  if (in_features <= 0) return 0;
-  const int64_t last = group_count(group_width, in_features) - 1;
-  return block_offset(bits, zero, group_width, last) +
-         block_bytes(bits, zero, group_inputs(group_width, in_features, last));
+static constexpr int64_t block_count(int64_t width, int64_t columns) {
+  return (columns + width - 1) / width;
+}
+
+// Inputs of one block: its width, fewer in the last.
+static constexpr int64_t block_inputs(int64_t width, int64_t columns, int64_t block) {
+  const int64_t left = columns - block * width;
+  return left < width ? left : width;
+}
+
+// Where a block begins in its tile.
+template <class M>
+static constexpr int64_t block_offset(const M& m, int64_t block) {
+  return block * block_bytes(m, block_width(m));
+}
+
+template <class M>
+static constexpr int64_t tile_bytes(const M& m) {
+  if (m.columns <= 0) return 0;
+  const int64_t width = block_width(m), last = block_count(width, m.columns) - 1;
+  return block_offset(m, last) + block_bytes(m, block_inputs(width, m.columns, last));
 }
 
 // A matrix in tiles; packing and decoding are in tile_pack.cpp.
@@ -65,18 +90,29 @@ struct TileShape {
   int64_t group_width;
   int bits;
   int zero;  // ZeroKind
+  int sub;   // SubKind
 };
 
-// scale (rows, groups) holds fp16; offset (rows, groups) zero points u8, minima fp16 or nothing.
-void pack_tiles(const TileShape& shape, const uint8_t* codes, const uint8_t* scale,
-                const uint8_t* offset, uint8_t* tiles);
-void unpack_tiles(const TileShape& shape, const uint8_t* tiles, uint8_t* codes, uint8_t* scale,
-                  uint8_t* offset);
+// Blocks whose headers are just bytes.
+struct BlockShape {
+  int64_t rows, columns, block_width, header_bytes;
+  int bits;
+};
+
+// headers: (tiles, blocks, header_bytes).
+void pack_tiles(const BlockShape& shape, const uint8_t* codes, const uint8_t* headers,
+                uint8_t* tiles);
+void unpack_tiles(const BlockShape& shape, const uint8_t* tiles, uint8_t* codes,
+                  uint8_t* headers);
 // table: null, or the 2^bits levels that codes stand for, whose zero is 0.
 void decode_tiles(const TileShape& shape, const uint8_t* tiles, const int8_t* table,
                   float* weights);
 
-static_assert(tile_bytes(3, kVariable, 128, 4096) == 32 * (32 + 16 + 4 * 192));
-static_assert(tile_bytes(4, kFixed, 32, 100) == 3 * (32 + 256) + (32 + 256));
+static_assert(tile_bytes(TileShape{1, 4096, 128, 3, kVariable, kNoSub}) == 32 * (32 + 16 + 4 * 192));
+static_assert(tile_bytes(TileShape{1, 100, 32, 4, kFixed, kNoSub}) == 3 * (32 + 256) + (32 + 256));
+static_assert(tile_bytes(TileShape{1, 512, 16, 2, kMinimum, kSubDigits}) ==
+              2 * (32 + 32 + 16 * 16 + 8 * 128));
+static_assert(tile_bytes(TileShape{1, 512, 32, 5, kMinimum, kSubBytes}) ==
+              2 * (32 + 32 + 2 * 8 * 16 + 8 * 320));
 
 }  // namespace crumb

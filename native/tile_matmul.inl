@@ -1,16 +1,14 @@
 // Quantized matrices times int8 activations. In: MatmulJob. Out: its rows of `out`.
 // Few tokens: codes are unpacked in registers and used at once. Many: two tiles are unpacked to
 // bytes once and multiplied with all tokens. Sums of a block are exact integers, blocks are added
-// in order by one fused multiply-add, so both ways give the same bits.
-// Twin: kernels/tile_matmul.py.
+// in order by one fused multiply-add, so both ways give the same bits. matmul.inl chooses.
 
-// How a tile's groups lie on the blocks of activations.
+// How a tile's blocks lie on its inputs.
 struct Blocks {
-  int64_t group_width, columns, groups;
+  int64_t width, columns, count;
   explicit Blocks(const TileMatrix& m)
-      : group_width(m.group_width), columns(m.columns),
-        groups(group_count(m.group_width, m.columns)) {}
-  int64_t inputs(int64_t group) const { return group_inputs(group_width, columns, group); }
+      : width(block_width(m)), columns(m.columns), count(block_count(width, m.columns)) {}
+  int64_t inputs(int64_t block) const { return block_inputs(width, columns, block); }
 };
 
 // What a group's header says of its 16 rows.
@@ -64,9 +62,9 @@ CRUMB_INLINE void fused_tile(const MatmulJob& job, int64_t tile, int64_t token) 
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) out[t] = all_floats(0.0f);
 
-  for (int64_t group = 0; group < blocks.groups; ++group) {
+  for (int64_t group = 0; group < blocks.count; ++group) {
     const Header header = read_header(at, m.zero);
-    at += header_bytes(m.zero);
+    at += header_bytes(m);
     int64_t chunks = chunk_count(blocks.inputs(group));
     while (chunks > 0) {
       Ints dot[tokens][kChains];
@@ -105,29 +103,16 @@ CRUMB_INLINE void fused_tile(const MatmulJob& job, int64_t tile, int64_t token) 
   for (int t = 0; t < tokens; ++t) finish_tile(job, tile, token + t, out[t]);
 }
 
-// All tokens of a tile, as many at a time as registers hold.
-template <int bits, bool table>
-void fused_tiles(const MatmulJob& job) {
-  for (int64_t tile = job.first_tile; tile < job.last_tile; ++tile) {
-    int64_t token = 0;
-    if constexpr (kFusedTokens >= 8)
-      for (; token + 8 <= job.tokens; token += 8) fused_tile<bits, table, 8>(job, tile, token);
-    for (; token + 4 <= job.tokens; token += 4) fused_tile<bits, table, 4>(job, tile, token);
-    for (; token + 2 <= job.tokens; token += 2) fused_tile<bits, table, 2>(job, tile, token);
-    for (; token < job.tokens; ++token) fused_tile<bits, table, 1>(job, tile, token);
-  }
-}
-
 // A tile's codes as bytes, 64 a slice. Variable zeros below 8 bits are folded in: each row's codes
 // become code + 2^bits - zero_point, and 2^bits their common zero.
 template <int bits, bool table>
 void unpack_tile(const TileMatrix& m, int64_t tile, uint8_t* to) {
   const uint8_t* at = m.tiles + tile * m.tile_bytes;
   const Blocks blocks(m);
-  for (int64_t group = 0; group < blocks.groups; ++group) {
+  for (int64_t group = 0; group < blocks.count; ++group) {
     const Header header = read_header(at, m.zero);
     const Ints shift = all_ints(1 << bits) - header.zero_point;
-    at += header_bytes(m.zero);
+    at += header_bytes(m);
     for (int64_t chunk = chunk_count(blocks.inputs(group)); chunk > 0; --chunk) {
       Codes slices[8];
       unpack_chunk<bits>(at, slices);
@@ -162,7 +147,7 @@ void strip_block(const MatmulJob& job, int64_t tile, int64_t token, int32_t zero
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t) out[k][t] = all_floats(0.0f);
 
-  for (int64_t group = 0; group < blocks.groups; ++group) {
+  for (int64_t group = 0; group < blocks.count; ++group) {
     int64_t chunks = chunk_count(blocks.inputs(group));
     while (chunks > 0) {
       const int64_t here = chunks < 4 ? chunks : 4;
@@ -190,76 +175,12 @@ void strip_block(const MatmulJob& job, int64_t tile, int64_t token, int32_t zero
       ++total;
       ++shift;
     }
-    header_at += block_bytes(m.bits, m.zero, blocks.inputs(group));
+    header_at += block_bytes(m, blocks.inputs(group));
   }
 #pragma GCC unroll 8
   for (int k = 0; k < tiles; ++k)
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t) finish_tile(job, tile + k, token + t, out[k][t]);
-}
-
-template <int dot_bits, int kind, int tiles>
-void strip_tokens(const MatmulJob& job, int64_t tile, int32_t zero) {
-  int64_t token = 0;
-  if constexpr (kStripTokens == 6) {
-    for (; token + 6 <= job.tokens; token += 6)
-      strip_block<dot_bits, kind, tiles, 6>(job, tile, token, zero);
-  }
-  for (; token + 4 <= job.tokens; token += 4)
-    strip_block<dot_bits, kind, tiles, 4>(job, tile, token, zero);
-  for (; token < job.tokens; ++token)
-    strip_block<dot_bits, kind, tiles, 1>(job, tile, token, zero);
-}
-
-template <int bits, bool table, int dot_bits, int kind>
-void strip_tiles(const MatmulJob& job, int32_t zero) {
-  const TileMatrix& m = job.matrix;
-  const int64_t strip_bytes = 16 * padded_to(m.columns, kChunkInputs);
-  int64_t tile = job.first_tile;
-  if constexpr (kStripTiles == 2)
-    for (; tile + 2 <= job.last_tile; tile += 2) {
-      unpack_tile<bits, table>(m, tile, job.scratch);
-      unpack_tile<bits, table>(m, tile + 1, job.scratch + strip_bytes);
-      strip_tokens<dot_bits, kind, 2>(job, tile, zero);
-    }
-  for (; tile < job.last_tile; ++tile) {
-    unpack_tile<bits, table>(m, tile, job.scratch);
-    strip_tokens<dot_bits, kind, 1>(job, tile, zero);
-  }
-}
-
-template <int bits, bool table>
-void strip_matmul(const MatmulJob& job) {
-  constexpr int kPlain = table ? 8 : bits, kFolded = bits < 7 ? bits + 1 : bits;
-  const int32_t zero = common_zero(job.matrix, kPlain);
-  switch (job.matrix.zero) {
-    case kFixed: return strip_tiles<bits, table, kPlain, kFixed>(job, zero);
-    case kMinimum: return strip_tiles<bits, table, kPlain, kMinimum>(job, zero);
-  }
-  if constexpr (bits < 8)
-    strip_tiles<bits, table, kFolded, kFixed>(job, 1 << bits);
-  else
-    strip_tiles<bits, table, kPlain, kVariable>(job, zero);
-}
-
-template <int bits, bool table>
-void tile_matmul_of(const MatmulJob& job) {
-  if (job.tokens <= kMostFusedTokens)
-    fused_tiles<bits, table>(job);
-  else
-    strip_matmul<bits, table>(job);
-}
-
-void tile_matmul(const MatmulJob& job) {
-  if (job.matrix.table) return tile_matmul_of<4, true>(job);
-  switch (job.matrix.bits) {
-    case 2: return tile_matmul_of<2, false>(job);
-    case 3: return tile_matmul_of<3, false>(job);
-    case 4: return tile_matmul_of<4, false>(job);
-    case 5: return tile_matmul_of<5, false>(job);
-    case 6: return tile_matmul_of<6, false>(job);
-    default: return tile_matmul_of<8, false>(job);
-  }
 }
 
 CRUMB_INLINE int8_t* place_of(const Activations& to, int64_t token, int64_t input) {
@@ -289,8 +210,9 @@ void quantize_activations(const QuantizeJob& job) {
       total = total + q;
       store_signed_bytes(place_of(to, token, first + k), q);
     }
-    for (int64_t k = padded_to(inputs, 16); k < padded_to(inputs, kChunkInputs); ++k)
-      *place_of(to, token, first + k) = 0;
+    if (inputs == left)
+      for (int64_t k = padded_to(to.columns, 16); k < padded_to(to.columns, kChunkInputs); ++k)
+        *place_of(to, token, k) = 0;
     const float added = sum(total);
     const bool finite = added == added;  // else the inputs were not: nor is what is made of them
     to.scale[item] = finite ? scale : added;

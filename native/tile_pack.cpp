@@ -1,5 +1,5 @@
 // Packs, unpacks and decodes the tile layout of formats/layouts/tile.py; tile.hpp has its sizes.
-// In: row-major codes, scales and offsets as bytes; or tiles. Out: the other, or f32 weights.
+// In: row-major codes and the headers of blocks; or tiles. Out: the other, or f32 weights.
 // Every loop runs over a slice: 64 bytes, 16 rows of 4 inputs, moved as words of 8 bytes.
 #include <cstring>
 
@@ -62,23 +62,29 @@ void unpack_chunk(const uint8_t* in, Vector* slices, int bits) {
                                    low_bits(p->width)) << p->low_in_code;
 }
 
-// Calls visit(block of the tile, its group, its first input, its inputs).
+// Calls visit(the block's number, where it begins in the tile, its first input, its inputs).
 template <class Visit>
-void each_block(const TileShape& shape, Visit visit) {
-  for (int64_t group = 0; group < group_count(shape.group_width, shape.columns); ++group)
-    visit(block_offset(shape.bits, shape.zero, shape.group_width, group), group,
-          group * shape.group_width, group_inputs(shape.group_width, shape.columns, group));
+void each_block(const BlockShape& shape, Visit visit) {
+  const int64_t width = shape.block_width;
+  const int64_t bytes = shape.header_bytes + chunk_bytes(shape.bits) * chunk_count(width);
+  for (int64_t block = 0; block < block_count(width, shape.columns); ++block)
+    visit(block, block * bytes, block * width, block_inputs(width, shape.columns, block));
 }
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Rows of a tile that the matrix has.
-int64_t rows_of(const TileShape& shape, int64_t tile) {
+template <class Shape>
+int64_t rows_of(const Shape& shape, int64_t tile) {
   return smaller(kTileRows, shape.rows - tile * kTileRows);
 }
 
-int64_t bytes_of(const TileShape& shape) {
-  return tile_bytes(shape.bits, shape.zero, shape.group_width, shape.columns);
+int64_t bytes_of(const BlockShape& shape) {
+  int64_t bytes = 0;
+  each_block(shape, [&](int64_t, int64_t begin, int64_t, int64_t inputs) {
+    bytes = begin + shape.header_bytes + chunk_bytes(shape.bits) * chunk_count(inputs);
+  });
+  return bytes;
 }
 
 // fp16 to f32, exactly.
@@ -105,22 +111,60 @@ void gather_row(const Vector* slices, int64_t row, uint8_t* codes) {
                 kSliceInputs);
 }
 
+// What a block's header says of one of its groups.
+struct Group {
+  float scale[kTileRows], offset[kTileRows];
+};
+
+Group group_of(const TileShape& shape, const uint8_t* block, int64_t number, const int8_t* table) {
+  const float fixed = table ? 0.0f : float(1 << (shape.bits - 1));
+  const uint8_t* sub = block + own_header_bytes(shape.zero) + number * kTileRows;
+  Group group;
+  for (int64_t row = 0; row < kTileRows; ++row) {
+    const uint8_t* offset = block + scale_bytes();
+    float &scale = group.scale[row], &zero = group.offset[row];
+    scale = widen(block + 2 * row);
+    zero = shape.zero == kVariable  ? float(offset[row])
+           : shape.zero == kMinimum ? widen(offset + 2 * row)
+                                    : fixed;
+    if (shape.sub == kSubBytes) scale *= float(int8_t(sub[row]));
+    if (shape.sub == kSubDigits) scale *= float(sub[row] & 15);
+    if (shape.sub != kNoSub && shape.zero == kMinimum)
+      zero = -(zero * float(shape.sub == kSubDigits ? sub[row] >> 4
+                                                    : sub[super_groups(shape) * kTileRows + row]));
+  }
+  return group;
+}
+
+// Inputs first to first + part of a chunk: `count` of them of each row go to `weights`.
+void decode_part(const TileShape& shape, const Vector* slices, const Group& group, int64_t first,
+                 int64_t part, const int8_t* table, float* weights, int64_t rows, int64_t count) {
+  for (int64_t row = 0; row < rows; ++row) {
+    uint8_t codes[kChunkInputs];
+    gather_row(slices, row, codes);
+    float level[kChunkInputs];
+    for (int64_t j = 0; j < part; ++j)
+      level[j] = table ? float(table[codes[first + j]]) : float(codes[first + j]);
+    const float s = group.scale[row], o = group.offset[row];
+    if (shape.zero == kMinimum)
+      for (int64_t j = 0; j < part; ++j) level[j] = level[j] * s + o;
+    else
+      for (int64_t j = 0; j < part; ++j) level[j] = (level[j] - o) * s;
+    std::memcpy(weights + row * shape.columns, level, count * sizeof(float));
+  }
+}
+
 }  // namespace
 
-void pack_tiles(const TileShape& shape, const uint8_t* codes, const uint8_t* scale,
-                const uint8_t* offset, uint8_t* tiles) {
-  const int64_t stride = bytes_of(shape), groups = group_count(shape.group_width, shape.columns);
-  const int64_t offset_size = (header_bytes(shape.zero) - scale_bytes()) / kTileRows;
+void pack_tiles(const BlockShape& shape, const uint8_t* codes, const uint8_t* headers,
+                uint8_t* tiles) {
+  const int64_t stride = bytes_of(shape), blocks = block_count(shape.block_width, shape.columns);
   std::memset(tiles, 0, tile_count(shape.rows) * stride);
   for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
-    each_block(shape, [&](int64_t begin, int64_t group, int64_t first, int64_t inputs) {
-      uint8_t* block = tiles + tile * stride + begin;
-      for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
-        const int64_t at = (tile * kTileRows + row) * groups + group;
-        std::memcpy(block + 2 * row, scale + 2 * at, 2);
-        for (int64_t b = 0; b < offset_size; ++b)
-          block[scale_bytes() + offset_size * row + b] = offset[offset_size * at + b];
-      }
+    each_block(shape, [&](int64_t number, int64_t begin, int64_t first, int64_t inputs) {
+      uint8_t* to = tiles + tile * stride + begin;
+      std::memcpy(to, headers + (tile * blocks + number) * shape.header_bytes, shape.header_bytes);
+      to += shape.header_bytes;
       for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
         Vector slices[kSlices] = {};
         uint8_t* bytes = reinterpret_cast<uint8_t*>(slices);
@@ -133,29 +177,23 @@ void pack_tiles(const TileShape& shape, const uint8_t* codes, const uint8_t* sca
             std::memcpy(bytes + kVectorOfTile * s + kSliceInputs * row, line + kSliceInputs * s,
                         kSliceInputs);
         }
-        pack_chunk(slices, block + header_bytes(shape.zero) + chunk * chunk_bytes(shape.bits),
-                   shape.bits);
+        pack_chunk(slices, to + chunk * chunk_bytes(shape.bits), shape.bits);
       }
     });
 }
 
-void unpack_tiles(const TileShape& shape, const uint8_t* tiles, uint8_t* codes, uint8_t* scale,
-                  uint8_t* offset) {
-  const int64_t stride = bytes_of(shape), groups = group_count(shape.group_width, shape.columns);
-  const int64_t offset_size = (header_bytes(shape.zero) - scale_bytes()) / kTileRows;
+void unpack_tiles(const BlockShape& shape, const uint8_t* tiles, uint8_t* codes,
+                  uint8_t* headers) {
+  const int64_t stride = bytes_of(shape), blocks = block_count(shape.block_width, shape.columns);
   for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
-    each_block(shape, [&](int64_t begin, int64_t group, int64_t first, int64_t inputs) {
-      const uint8_t* block = tiles + tile * stride + begin;
-      for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
-        const int64_t at = (tile * kTileRows + row) * groups + group;
-        std::memcpy(scale + 2 * at, block + 2 * row, 2);
-        for (int64_t b = 0; b < offset_size; ++b)
-          offset[offset_size * at + b] = block[scale_bytes() + offset_size * row + b];
-      }
+    each_block(shape, [&](int64_t number, int64_t begin, int64_t first, int64_t inputs) {
+      const uint8_t* from = tiles + tile * stride + begin;
+      std::memcpy(headers + (tile * blocks + number) * shape.header_bytes, from,
+                  shape.header_bytes);
+      from += shape.header_bytes;
       for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
         Vector slices[kSlices];
-        unpack_chunk(block + header_bytes(shape.zero) + chunk * chunk_bytes(shape.bits), slices,
-                     shape.bits);
+        unpack_chunk(from + chunk * chunk_bytes(shape.bits), slices, shape.bits);
         const int64_t count = smaller(kChunkInputs, inputs - chunk * kChunkInputs);
         for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
           uint8_t line[kChunkInputs];
@@ -169,36 +207,26 @@ void unpack_tiles(const TileShape& shape, const uint8_t* tiles, uint8_t* codes, 
 
 void decode_tiles(const TileShape& shape, const uint8_t* tiles, const int8_t* table,
                   float* weights) {
-  const int64_t stride = bytes_of(shape);
-  const float fixed = table ? 0.0f : float(1 << (shape.bits - 1));
+  const BlockShape blocks{shape.rows, shape.columns, block_width(shape), header_bytes(shape),
+                          shape.bits};
+  const int64_t stride = bytes_of(blocks);
+  // Inputs of a chunk that share a group: 16 where groups of a super-block are so small.
+  const int64_t part = shape.sub == kNoSub ? kChunkInputs : smaller(kChunkInputs, shape.group_width);
   for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
-    each_block(shape, [&](int64_t begin, int64_t, int64_t first, int64_t inputs) {
+    each_block(blocks, [&](int64_t, int64_t begin, int64_t first, int64_t inputs) {
       const uint8_t* block = tiles + tile * stride + begin;
-      float scale[kTileRows], offset[kTileRows];
-      for (int64_t row = 0; row < kTileRows; ++row) {
-        scale[row] = widen(block + 2 * row);
-        offset[row] = shape.zero == kVariable  ? float(block[scale_bytes() + row])
-                      : shape.zero == kMinimum ? widen(block + scale_bytes() + 2 * row)
-                                               : fixed;
-      }
+      Group group = group_of(shape, block, 0, table);
       for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
         Vector slices[kSlices];
-        unpack_chunk(block + header_bytes(shape.zero) + chunk * chunk_bytes(shape.bits), slices,
+        unpack_chunk(block + header_bytes(shape) + chunk * chunk_bytes(shape.bits), slices,
                      shape.bits);
-        const int64_t count = smaller(kChunkInputs, inputs - chunk * kChunkInputs);
-        for (int64_t row = 0; row < rows_of(shape, tile); ++row) {
-          uint8_t codes[kChunkInputs];
-          gather_row(slices, row, codes);
-          float level[kChunkInputs];
-          for (int64_t j = 0; j < kChunkInputs; ++j)
-            level[j] = table ? float(table[codes[j]]) : float(codes[j]);
-          const float s = scale[row], o = offset[row];
-          if (shape.zero == kMinimum)
-            for (float& each : level) each = each * s + o;
-          else
-            for (float& each : level) each = (each - o) * s;
-          std::memcpy(weights + (tile * kTileRows + row) * shape.columns + first +
-                          chunk * kChunkInputs, level, count * sizeof(float));
+        for (int64_t k = 0; k < kChunkInputs; k += part) {
+          const int64_t input = chunk * kChunkInputs + k;
+          if (shape.sub != kNoSub)
+            group = group_of(shape, block, input / shape.group_width, table);
+          decode_part(shape, slices, group, k, part, table,
+                      weights + tile * kTileRows * shape.columns + first + input,
+                      rows_of(shape, tile), smaller(part, inputs - input));
         }
       }
     });

@@ -6,7 +6,6 @@ typedef float FloatPart __attribute__((vector_size(kVectorBytes)));
 typedef int32_t IntPart __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t CodePart __attribute__((vector_size(kVectorBytes)));
 typedef int8_t BytePart __attribute__((vector_size(kVectorBytes / 4)));
-typedef uint8_t UnsignedBytePart __attribute__((vector_size(kVectorBytes / 4)));
 typedef uint16_t HalfPart __attribute__((vector_size(kVectorBytes / 2)));
 
 constexpr int kParts = 64 / kVectorBytes;
@@ -95,13 +94,22 @@ CRUMB_INLINE Ints operator-(Ints a, Ints b) { EACH_PART(a.part[i] -= b.part[i]);
 CRUMB_INLINE Ints operator*(Ints a, Ints b) { EACH_PART(a.part[i] *= b.part[i]); return a; }
 CRUMB_INLINE Ints widen_bytes(const uint8_t* at) {
   Ints ints;
-  EACH_PART(ints.part[i] = __builtin_convertvector(
-      load_part<UnsignedBytePart>(at + i * kPartLanes), IntPart));
+  EACH_PART(ints.part[i] = widen_bytes_part(at + i * kPartLanes));
+  return ints;
+}
+CRUMB_INLINE Ints widen_signed_bytes(const void* at) {
+  Ints ints;
+  EACH_PART(ints.part[i] =
+                widen_signed_bytes_part(static_cast<const int8_t*>(at) + i * kPartLanes));
   return ints;
 }
 template <int count>
 CRUMB_INLINE Ints shift_right(Ints ints) {
   EACH_PART(if constexpr (count > 0) ints.part[i] >>= count);
+  return ints;
+}
+CRUMB_INLINE Ints low_digit(Ints ints) {
+  EACH_PART(ints.part[i] &= 15);
   return ints;
 }
 CRUMB_INLINE Floats to_floats(Ints ints) {
@@ -175,10 +183,7 @@ CRUMB_INLINE Floats load_bfloats(const void* at) {
   return floats;
 }
 CRUMB_INLINE Floats load_signed_bytes(const int8_t* at) {
-  Floats floats;
-  EACH_PART(floats.part[i] = __builtin_convertvector(
-      __builtin_convertvector(load_part<BytePart>(at + i * kPartLanes), IntPart), FloatPart));
-  return floats;
+  return to_floats(widen_signed_bytes(at));
 }
 // Whole numbers within -128 .. 127.
 CRUMB_INLINE void store_signed_bytes(int8_t* at, Floats floats) {

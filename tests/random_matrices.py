@@ -5,28 +5,45 @@ In: a format, a shape, a seed. Out: codes and parameters; and their comparison, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.catalog import CATALOG, Format, ZeroKind
 from crumb.formats.grid import GroupParameters
 
 Matrix = tuple[NDArray[np.uint8], GroupParameters]
 
 
 def random_matrix(format: Format, rows: int, columns: int, seed: int = 0) -> Matrix:
-    """Zero points are any byte: a layout stores what it is given."""
+    """Zero points, sub-scales and sub-minima are any that a layout can store."""
     rng = np.random.default_rng(seed)
-    shape = (rows, format.groups(columns))
-    scale = rng.standard_normal(shape).astype(np.float16)
+    blocks, groups = (rows, format.blocks(columns)), (rows, format.groups(columns))
+    scale = rng.standard_normal(blocks).astype(np.float16)
     codes = rng.integers(0, 1 << format.bits, (rows, columns)).astype(np.uint8)
+    fields: dict[str, NDArray[Any]] = {}
     if format.zero is ZeroKind.VARIABLE:
-        points = rng.integers(0, 256, shape).astype(np.uint8)
-        return codes, GroupParameters(scale, zero_point=points)
+        fields["zero_point"] = rng.integers(0, 256, groups).astype(np.uint8)
     if format.zero is ZeroKind.MINIMUM:
-        minimum = rng.standard_normal(shape).astype(np.float16)
-        return codes, GroupParameters(scale, minimum=minimum)
-    return codes, GroupParameters(scale)
+        fields["minimum"] = rng.standard_normal(blocks).astype(np.float16)
+    block = format.row.super_block
+    if block is not None:
+        fields["sub_scale"] = rng.integers(block.lowest, block.highest + 1, groups).astype(np.int8)
+        if format.zero is ZeroKind.MINIMUM:
+            sub_minimum = rng.integers(0, block.highest + 1, groups).astype(np.uint8)
+            fields["sub_minimum"] = sub_minimum
+    return codes, GroupParameters(scale, **fields)
+
+
+def all_formats() -> list[Format]:
+    """Every row of the catalog with every zero kind and group size it lists."""
+    return [
+        Format(row, size, zero)
+        for row in CATALOG.values()
+        for zero in row.zeros
+        for size in row.group_sizes
+    ]
 
 
 def assert_same_matrix(found: Matrix, expected: Matrix) -> None:

@@ -46,7 +46,12 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(np.uint8): "U8"}
+NAMES = {dtype: name for name, dtype in DTYPES.items()} | {
+    np.dtype(np.uint8): "U8",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.int32): "I32",
+    np.dtype(np.int64): "I64",
+}
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ from numpy.typing import NDArray
 
 from crumb import __version__
 from crumb.architectures.plan import Embed, Linear, Plan, Stage, TensorSpec
+from crumb.calibrate.embedding import embedding_statistics
+from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.walk import LinearGroup, StageWalk
 from crumb.checkpoints.assemble import assemble_directory
 from crumb.checkpoints.crumb_directory import MANIFEST
-from crumb.checkpoints.huggingface import open_checkpoint, read_json
-from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.model_files import read_json
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.checkpoints.tensor_map import lies_as_floats
 from crumb.checkpoints.workspace import Workspace, open_workspace
 from crumb.errors import UsageError, placed
 from crumb.fit.quantize_cost import (
     ROWS_AT_ONCE,
     Cost,
     check_disk,
+    embedding_work,
     estimate,
     input_work,
     matrix_work,
@@ -36,64 +40,43 @@ from crumb.fit.quantize_cost import (
     total_work,
     working_bytes,
 )
-from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.fit.quantize_request import (
+    Calibration,
+    Choice,
+    QuantizeRequest,
+    choose,
+    needs_calibration,
+)
+from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.decode import decode
 from crumb.kernels.tile import pack_tensor
 from crumb.run.array_executor import Array
 from crumb.run.model import Model, open_model, start_buffers
-from crumb.run.tokenizer import FILES
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import (
     LayerProblem,
-    Method,
     SolveReport,
-    SolveSettings,
     check_finite,
     join_reports,
 )
 from crumb.solve.round import solve_round
 from crumb.texts.mixture import CalibrationTokens, draw_calibration
 
+__all__ = [
+    "Calibration",
+    "Listener",
+    "Progress",
+    "QuantizeRequest",
+    "QuantizeResult",
+    "choose_formats",
+    "draw",
+    "quantize",
+]
+
 BATCH_TOKENS = 2048
 """Calibration tokens that run through a stage together."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which text the statistics come from."""
-
-    spec: str = "wikitext2"
-    sequences: int = 64
-    length_tokens: int = 512
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class QuantizeRequest:
-    """Everything that decides the bytes of a quantized model."""
-
-    model: str
-    out: Path
-    bits: int
-    group_size: int = 128
-    zero: ZeroKind = ZeroKind.FIXED
-    embedding_bits: int = 8
-    head_bits: int = 8
-    solve: SolveSettings = field(default_factory=SolveSettings)
-    calibration: Calibration = field(default_factory=Calibration)
-    restart: bool = False
-
-    def __post_init__(self) -> None:
-        for stage in ("blocks", "embedding", "head"):  # also a head that turns out to be tied
-            with placed(stage):
-                self.format_of(stage)
-
-    def format_of(self, stage: str) -> Format:
-        """The format of a stage's matrices. Raises: UsageError."""
-        bits = {"embedding": self.embedding_bits, "head": self.head_bits}.get(stage, self.bits)
-        return make_format(bits, self.group_size, self.zero)
 
 
 @dataclass(frozen=True)
@@ -131,7 +114,8 @@ def quantize(request: QuantizeRequest, listener: Listener = Listener()) -> Quant
     DoesNotFit.
     """
     model = open_model(request.model)
-    formats = choose_formats(model.plan, request)
+    choice = choose(model.plan, request)
+    formats = choice.formats
     check_source(model, formats)
     drawn = draw(model, request) if needs_calibration(request) else None
     key = job_key(model, request, drawn)
@@ -141,45 +125,33 @@ def quantize(request: QuantizeRequest, listener: Listener = Listener()) -> Quant
         needed_bytes = working_bytes(model.checkpoint, formats) - workspace.stored_bytes()
         check_disk(request.out, needed_bytes)
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
-        listener.cost(estimate(model.checkpoint, formats, tokens.shape, request.solve))
-        run = _Run(model, request, workspace, formats, tokens, listener)
+        listener.cost(estimate(model.checkpoint, formats, tokens.shape, request.settings))
+        run = _Run(model, request, workspace, choice, tokens, listener)
         manifest = make_manifest(key, drawn, run.all_stages())
-        assemble_directory(model.checkpoint, workspace, manifest, FILES)
+        assemble_directory(model.checkpoint, workspace, manifest)
         workspace.publish()
     return result_of(request.out)
 
 
-def choose_formats(plan: Plan, request: QuantizeRequest) -> dict[str, Format]:
-    """The format of every matrix; a tied one is the embedding's. Raises: UsageError."""
-    formats: dict[str, Format] = {}
-    for stage in plan.stages:
-        for spec in stage.tensors():
-            if spec.matrix and spec.name not in formats:
-                formats[spec.name] = request.format_of(stage.name)
-                formats[spec.name].check_width(spec.shape[1], spec.name)
-    return formats
+def choose_formats(plan: Plan, request: QuantizeRequest) -> Mapping[str, Format]:
+    """The format of every matrix that is quantized; the others stay float. Raises: UsageError."""
+    return choose(plan, request).formats
 
 
 def check_source(model: Model, formats: Mapping[str, Format]) -> None:
     """Refuse a checkpoint that is quantized already, or broken where no solver looks.
 
-    Matrices are checked when their turn comes. Raises: UsageError, SolveError.
+    What is quantized is checked when its turn comes. Raises: UsageError, SolveError.
     """
-    for name in formats:
-        if not isinstance(model.checkpoint.tensors.entry(name), StoredArray):
+    for spec in model.plan.tensors():
+        if not lies_as_floats(model.checkpoint.tensors.entry(spec.name)):
             raise UsageError(
                 "this model is quantized already",
                 where=model.checkpoint.path,
                 do="Quantize the float checkpoint it was made from",
             )
-    for spec in model.plan.tensors():
-        if not spec.matrix:
+        if spec.name not in formats:
             check_finite(model.checkpoint.tensors.read_float(spec.name), spec.name)
-
-
-def needs_calibration(request: QuantizeRequest) -> bool:
-    """Rounding looks at the weights alone."""
-    return request.solve.method is not Method.ROUND
 
 
 def draw(model: Model, request: QuantizeRequest) -> CalibrationTokens:
@@ -208,12 +180,7 @@ def job_key(
     return {
         "crumb": __version__,
         "source_sha256": model.checkpoint.sha256(),
-        "bits": request.bits,
-        "group_size": request.group_size,
-        "zero": request.zero.value,
-        "embedding_bits": request.embedding_bits,
-        "head_bits": request.head_bits,
-        "solve": asdict(request.solve),
+        **request.key(),
         "calibration": calibration,
     }
 
@@ -262,8 +229,8 @@ def linears(stage: Stage) -> list[Linear]:
     return [operation for operation in stage.operations if isinstance(operation, Linear)]
 
 
-def make_record(tensor: PackedTensor, report: SolveReport) -> dict[str, Any]:
-    """What the manifest says of one tensor."""
+def make_record(tensor: PackedTensor, report: SolveReport, other: str | None) -> dict[str, Any]:
+    """What the manifest says of one tensor; `other`: why its format is not what was asked for."""
     return {
         "format": tensor.format.name,
         "shape": [tensor.out_features, tensor.in_features],
@@ -271,7 +238,7 @@ def make_record(tensor: PackedTensor, report: SolveReport) -> dict[str, Any]:
         "relative_error": report.relative_error,
         "zero_share": report.zero_share,
         "damping": report.damping,
-        "fallback": report.fallback,
+        "fallback": "; ".join(filter(None, (other, report.fallback))) or None,
     }
 
 
@@ -283,33 +250,48 @@ class _Run:
         model: Model,
         request: QuantizeRequest,
         workspace: Workspace,
-        formats: Mapping[str, Format],
+        choice: Choice,
         tokens: NDArray[np.int64],
         listener: Listener,
     ) -> None:
         self.model, self.request, self.workspace = model, request, workspace
-        self.formats, self.tokens, self.listener = formats, tokens, listener
+        self.formats, self.fallbacks = choice.formats, choice.fallbacks
+        self.tokens, self.listener = tokens, listener
         self.tensors = model.checkpoint.tensors
         self.records: dict[str, dict[str, Any]] = {}
-        self.total = total_work(model.plan, formats, tokens.shape, request.solve)
+        self.total = total_work(model.plan, self.formats, tokens.shape, request.settings)
         self.done = 0.0
 
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
-        per_batch = max(1, BATCH_TOKENS // self.tokens.shape[1])
-        flowing: list[dict[str, Array]] = [
-            start_buffers(self.tokens[begin : begin + per_batch])
-            for begin in range(0, len(self.tokens), per_batch)
-        ]
+        flowing = self.start()
         for stage in self.model.plan.stages:
             for spec in embedded(stage):
-                self.matrix(spec, None)
+                self.matrix(spec, self.embedding_input(spec))
             if not needs_calibration(self.request):
                 for linear in linears(stage):
                     self.matrix(linear.tensors()[0], None)
             else:
                 flowing = self.calibrated_stage(stage, flowing)
         return self.records
+
+    def start(self) -> list[dict[str, Array]]:
+        """The calibration tokens in batches."""
+        per_batch = max(1, BATCH_TOKENS // self.tokens.shape[1])
+        begins = range(0, len(self.tokens), per_batch)
+        return [start_buffers(self.tokens[begin : begin + per_batch]) for begin in begins]
+
+    def embedding_input(self, spec: TensorSpec) -> LayerInput | None:
+        """The H that an embedding is solved by, factored; None where it is rounded."""
+        asked = needs_calibration(self.request) and self.request.settings.embeddings
+        if not asked or spec.name not in self.formats:
+            return None
+        plan, read = self.model.plan, self.tensors.read_float
+        self.advance(embedding_work(plan, spec, self.tokens.shape), spec.name)
+        if not self.unfinished(spec.name):
+            return None
+        statistics = embedding_statistics(plan, spec, read, self.tokens, self.start())
+        return None if statistics is None else self.factored(statistics)
 
     def calibrated_stage(
         self, stage: Stage, flowing: list[dict[str, Array]]
@@ -320,7 +302,7 @@ class _Run:
             if not spec.matrix:
                 weights[spec.name] = self.tensors.read_float(spec.name)
         last = stage is self.model.plan.stages[-1]
-        if last and not any(self.unfinished(linear) for linear in linears(stage)):
+        if last and not any(self.unfinished(linear.weight) for linear in linears(stage)):
             return flowing
         walk = StageWalk(stage, [dict(each) for each in flowing], weights)
         for group in walk.groups():
@@ -334,7 +316,7 @@ class _Run:
     def group(self, walk: StageWalk, group: LinearGroup) -> None:
         """Quantize the layers of one group, unless an earlier run did."""
         given: LayerInput | None = None
-        if any(self.unfinished(linear) for linear in group.linears):
+        if any(self.unfinished(linear.weight) for linear in group.linears):
             given = self.layer_input(walk, group)
         for linear in group.linears:
             self.matrix(linear.tensors()[0], given)
@@ -342,23 +324,29 @@ class _Run:
 
     def layer_input(self, walk: StageWalk, group: LinearGroup) -> LayerInput:
         """The group's statistics, factored; H itself is let go where the factor exists."""
-        statistics = walk.statistics(group)
-        factored = factor(statistics.hessian, statistics.tokens, self.request.solve)
+        return self.factored(walk.statistics(group))
+
+    def factored(self, statistics: LayerStatistics) -> LayerInput:
+        factored = factor(statistics.hessian, statistics.tokens, self.request.settings)
         return LayerInput(statistics.hessian if factored is None else None, factored)
 
     def matrix(self, spec: TensorSpec, given: LayerInput | None) -> None:
         """Quantize and store one matrix, or take it from an earlier run."""
         if spec.name in self.records:
             return  # tied
+        if spec.name not in self.formats:
+            if spec.name in self.fallbacks:
+                self.records[spec.name] = self.float_record(spec)
+            return
         finished = self.workspace.finished(spec.name)
         if finished is None:
             tensor, report = self.solve_rows(spec, given)
-            record = make_record(tensor, report)
+            record = make_record(tensor, report, self.fallbacks.get(spec.name))
             self.workspace.store(spec.name, tensor, record)
         else:
             record = finished.record
         self.records[spec.name] = record
-        self.advance(matrix_work(spec, self.formats[spec.name], self.request.solve), spec.name)
+        self.advance(matrix_work(spec, self.formats[spec.name], self.request.settings), spec.name)
 
     def solve_rows(
         self, spec: TensorSpec, given: LayerInput | None
@@ -373,7 +361,7 @@ class _Run:
                 hessian=None if given is None else given.hessian,
                 tokens=self.tokens.size,
                 format=self.formats[spec.name],
-                settings=self.request.solve,
+                settings=self.request.settings,
                 first_row=begin,
             )
             with placed(spec.name):
@@ -384,14 +372,26 @@ class _Run:
             reports.append((solution.report, len(solution.codes)))
         return stack_rows(parts), join_reports(reports)
 
-    def unfinished(self, linear: Linear) -> bool:
-        return self.workspace.finished(linear.weight) is None
+    def unfinished(self, name: str) -> bool:
+        return name in self.formats and self.workspace.finished(name) is None
 
     def decoded(self, name: str) -> Array:
         """A finished matrix in f32, as the model's users will see it."""
+        if name not in self.formats:
+            return self.tensors.read_float(name)
         finished = self.workspace.finished(name)
         assert finished is not None, "stored before it is used"
         return decode(finished.stored.read(name))
+
+    def float_record(self, spec: TensorSpec) -> dict[str, Any]:
+        """What the manifest says of a matrix that its target cannot hold quantized."""
+        entry = self.tensors.entry(spec.name)
+        return {
+            "format": "float",
+            "shape": list(spec.shape),
+            "bytes": entry.size_bytes,
+            "fallback": self.fallbacks[spec.name],
+        }
 
     def advance(self, work: float, doing: str) -> None:
         self.done = min(self.done + work, self.total)

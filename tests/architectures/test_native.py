@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import cache
-from itertools import product
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from random_matrices import Matrix, all_formats, random_matrix
 from tiny_models import LLAMA, VARIANTS, make_tokens, tolerance, write_model
 
-from crumb.checkpoints.huggingface import open_checkpoint
-from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, Format, ZeroKind, group_name
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.checkpoints.tensor_map import StoredCodes
+from crumb.formats.catalog import GROUP_SIZES, INTEGERS, ROW, Format, ZeroKind, group_name
+from crumb.formats.grid import GroupParameters
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.run.engine import Engine, Part, Wanted
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
@@ -83,12 +86,8 @@ def test_both_executors_give_the_logits_of_every_family(variant: str, tmp_path: 
     np.testing.assert_array_equal(chunked, whole)
 
 
-FORMATS = [
-    Format(row, size, zero)
-    for row in CATALOG.values()
-    for zero, size in product(row.zeros, row.group_sizes)
-]
-"""Every row of the catalog with every zero kind and group size it lists."""
+FORMATS = [format for format in all_formats() if format.row.name in INTEGERS]
+"""Every row of whole numbers with every zero kind and group size it lists."""
 
 
 @pytest.fixture(autouse=True)
@@ -132,15 +131,92 @@ def test_both_executors_give_the_logits_of_every_format(
         Engine(model.checkpoint, replace(settings, activations=ActivationKind.INT8)),
         tokens,
     )
+    within_rounding(ran, expected)
+
+
+def within_rounding(ran: Floats, expected: Floats) -> None:
+    """What int8 activations may cost.
+
+    Errors of steps that follow each other add as independent ones do. Groups below 128 are rounded
+    finer, and a small sum of large products is hit harder: a factor of 3 either way.
+    """
     error = np.linalg.norm(ran - expected) / np.linalg.norm(expected)
-    # Errors of steps that follow each other add as independent ones do. Groups of 32 are rounded
-    # finer, and a small sum of large products is hit harder: a factor of 3 either way.
     bound = INT8_ERROR * LINEAR_STEPS**0.5
     assert bound / 9 < error < 3 * bound
 
 
+CODES = LLAMA | {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+}
+"""Every input is whole super-blocks."""
+
+FOREIGN = [format for format in all_formats() if format.row.name not in INTEGERS]
+"""What crumb's own files do not hold: super-blocks and tables."""
+
+
+def small_matrix(format: Format, rows: int, columns: int, seed: int) -> Matrix:
+    """Any codes, with scales that make them weights of at most some hundredths around 0."""
+    codes, random = random_matrix(format, rows, columns, seed)
+    row = format.row
+    most = max(map(abs, row.table)) if row.table else row.largest_code / 2
+    finest = 1 if row.super_block is None else row.super_block.highest
+    scale = np.full_like(random.scale, 0.05 / most / finest)
+    fields = {name: array for name, array in vars(random).items() if array is not None}
+    if "minimum" in fields:
+        fields["minimum"] = (scale * most).astype(np.float16)
+    if "sub_minimum" in fields:
+        fields["sub_minimum"] = fields["sub_scale"].view(np.uint8)
+    return codes, GroupParameters(**(fields | {"scale": scale}))
+
+
+def of_codes(checkpoint: Checkpoint, format: Format, ordered: bool = False) -> Checkpoint:
+    """The checkpoint with other matrices: all foreign codes, their columns in any order."""
+    entries = dict(checkpoint.tensors.entries)
+    for seed, spec in enumerate(spec for spec in checkpoint.plan.tensors() if spec.matrix):
+        matrix = small_matrix(format, *spec.shape, seed)
+        order = np.random.default_rng(seed // 3).permutation(spec.shape[1]) if ordered else None
+        size = matrix[0].size // 2
+        entries[spec.name] = StoredCodes(
+            format, spec.shape, size, "TEST", partial(some_rows, matrix), order
+        )
+    return replace(checkpoint, tensors=replace(checkpoint.tensors, entries=entries))
+
+
+def some_rows(matrix: Matrix, rows: slice) -> Matrix:
+    fields = {name: array for name, array in vars(matrix[1]).items() if array is not None}
+    return matrix[0][rows], GroupParameters(**{name: fields[name][rows] for name in fields})
+
+
+@pytest.fixture(scope="module")
+def codes_model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(write_model(tmp_path_factory.mktemp("codes"), CODES))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("format", FOREIGN, ids=lambda format: format.name)
+def test_both_executors_give_the_logits_of_codes_of_other_files(
+    format: Format, ordered: bool, codes_model: Checkpoint
+) -> None:
+    model = Model(of_codes(codes_model, format, ordered))
+    tokens = make_tokens(CODES)
+    expected = model.logits(tokens)
+    settings = exact_settings(tokens)
+    exact = native_logits(Engine(model.checkpoint, settings), tokens)
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=tolerance(model.plan, expected))
+    rounding = Engine(model.checkpoint, replace(settings, activations=ActivationKind.INT8))
+    ran = native_logits(rounding, tokens)
+    within_rounding(ran, expected)
+    chunked = native_logits(rounding, tokens, (1, 16, 31))
+    np.testing.assert_array_equal(chunked, ran)
+
+
 def test_the_formats_tried_are_all_there_are() -> None:
     names = {format.name for format in FORMATS}
-    assert len(names) == sum(len(row.zeros) * len(row.group_sizes) for row in CATALOG.values())
+    assert len(names) == sum(len(row.zeros) * len(row.group_sizes) for row in INTEGERS.values())
     assert {f"int3-{group_name(size)}-{zero}" for size in GROUP_SIZES for zero in ZeroKind} <= names
     assert ROW in GROUP_SIZES

@@ -32,7 +32,8 @@ from crumb.architectures.plan import (
     TensorSpec,
 )
 from crumb.architectures.rope import Rope
-from crumb.checkpoints.huggingface import Checkpoint
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.model_files import MadeFiles
 from crumb.errors import CheckpointError, UsageError
 from crumb.run import array_executor
 from crumb.run.array_executor import Context
@@ -60,7 +61,7 @@ class WeightsByName:
 
 def model_of(plan: Plan) -> Model:
     tensors: Any = WeightsByName(make_weights(plan))
-    return Model(Checkpoint(Path(), {}, plan, tensors, ()))
+    return Model(Checkpoint(Path(), {}, plan, tensors, (), MadeFiles(Path(), {})))
 
 
 def linear(source: str, output: str, weight: str, wide: tuple[int, int]) -> Linear:

@@ -18,7 +18,8 @@ from tiny_checkpoint import (
     write_checkpoint,
 )
 
-from crumb.checkpoints.huggingface import open_checkpoint, read_json
+from crumb.checkpoints.model_files import read_json
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.cli.main import main
 from crumb.embedded import MODELS

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from crumb.errors import UsageError
 from crumb.formats.bit_stream import pack_reference, row_bytes, unpack_reference
-from crumb.formats.catalog import CATALOG
+from crumb.formats.catalog import INTEGERS
 
-WIDTHS = [row.bits for row in CATALOG.values()]
+WIDTHS = [row.bits for row in INTEGERS.values()]
 
 GOLDEN = {
     # byte = 3 + 0*4 + 1*16 + 2*64; the fifth code starts a byte of its own

@@ -9,10 +9,12 @@ from crumb.formats.catalog import (
     CATALOG,
     FORMULAS,
     GROUP_SIZES,
+    INTEGERS,
     ROW,
     Format,
     ZeroKind,
     find_row,
+    format_of_row,
     make_format,
     parse_format,
 )
@@ -26,7 +28,11 @@ ALL_FORMATS = [
 
 
 def test_the_catalog_lists_the_widths_the_documents_name():
-    assert [row.bits for row in CATALOG.values()] == [2, 3, 4, 5, 6, 8]
+    assert [row.bits for row in INTEGERS.values()] == [2, 3, 4, 5, 6, 8]
+    assert [name for name in CATALOG if name not in INTEGERS] == [
+        *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+        *("iq4_nl", "iq4_xs", "mxfp4"),
+    ]
     assert GROUP_SIZES == (32, 64, 128, ROW)
     assert set(FORMULAS) == set(ZeroKind)
 
@@ -34,7 +40,11 @@ def test_the_catalog_lists_the_widths_the_documents_name():
 @pytest.mark.parametrize("format", ALL_FORMATS, ids=lambda format: format.name)
 def test_a_name_reads_back_as_its_format(format):
     assert parse_format(format.name) == format
-    assert make_format(format.bits, format.group_size, format.zero.value) == format
+    assert format_of_row(format.row, format.group_size, format.zero.value) == format
+    if format.row.name in INTEGERS:
+        assert make_format(format.bits, format.group_size, format.zero.value) == format
+    else:
+        assert format.row.only_format() == format
 
 
 def test_names_are_distinct():
@@ -48,6 +58,13 @@ def test_names_are_distinct():
         ("int3-g128-variable", 4096, 3 + (16 + 8) / 128),
         ("int2-g64-minimum", 4096, 2 + (16 + 16) / 64),
         ("int8-row-fixed", 4096, 8 + 16 / 4096),
+        # two fp16 of each 256 weights, two 4-bit numbers of each 16; the others alike
+        ("q2_k-g16-minimum", 4096, 2 + 2 * 16 / 256 + 2 * 4 / 16),
+        ("q3_k-g16-fixed", 4096, 3 + 16 / 256 + 6 / 16),
+        ("q4_k-g32-minimum", 4096, 4 + 2 * 16 / 256 + 2 * 6 / 32),
+        ("q6_k-g16-fixed", 4096, 6 + 16 / 256 + 8 / 16),
+        ("iq4_xs-g32-fixed", 4096, 4 + 16 / 256 + 6 / 32),
+        ("mxfp4-g32-fixed", 4096, 4 + 16 / 32),
         # 100 weights of 3 bits are 37.5 bytes, so 38; four groups, the last of 4 weights
         ("int3-g32-fixed", 100, (8 * 38 + 4 * 16) / 100),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumb.errors import SolveError
-from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.catalog import GROUP_SIZES, INTEGERS, ROW, ZeroKind, make_format
 from crumb.formats.grid import (
     GroupParameters,
     decode_reference,
@@ -19,7 +19,7 @@ from crumb.formats.grid import (
 )
 
 UNIT = 2.0**-24  # half a unit in the last place of f32 at 1: the error of one rounding
-WIDTHS = [row.bits for row in CATALOG.values()]
+WIDTHS = [row.bits for row in INTEGERS.values()]
 KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
 BITS = pytest.mark.parametrize("bits", WIDTHS)
 

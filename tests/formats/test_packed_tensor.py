@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumb.errors import CheckpointError
-from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.catalog import GROUP_SIZES, INTEGERS, ROW, ZeroKind, make_format
 from crumb.formats.grid import make_parameters
 from crumb.formats.layouts.tile import pack_reference, unpack_reference
 from crumb.formats.packed_tensor import PackedTensor, assemble, stack_rows, stored_shape
@@ -41,7 +41,7 @@ def rows_of(tensor, begin, end):
     return PackedTensor(tensor.format, end - begin, tensor.in_features, tiles)
 
 
-@pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+@pytest.mark.parametrize("bits", [row.bits for row in INTEGERS.values()])
 @KINDS
 @settings(deadline=None, max_examples=15)
 @given(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from random_matrices import assert_same_matrix, random_matrix
 
 from crumb.errors import UsageError
-from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.catalog import CATALOG, GROUP_SIZES, INTEGERS, ROW, ZeroKind, make_format
 from crumb.formats.grid import GroupParameters
 from crumb.formats.layouts.tile import (
     PLACES,
@@ -27,7 +27,7 @@ from crumb.formats.layouts.tile import (
     unpack_reference,
 )
 
-WIDTHS = [row.bits for row in CATALOG.values()]
+WIDTHS = [row.bits for row in INTEGERS.values()]
 BITS = pytest.mark.parametrize("bits", WIDTHS)
 KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
 CONTAINER_PAGE = Path(__file__).parents[2] / "docs" / "container.md"
@@ -76,6 +76,85 @@ def test_bytes_are_as_worked_out_by_hand(bits, zero):
         expected += [*bytes(4 * 1 + 2), byte, *bytes(57)]
     assert tiles.shape == (1, len(expected))
     assert tiles[0].tolist() == expected
+
+
+SUPER_HEADERS = {
+    # What the second row's byte is for each group, one field after the other
+    # digits: group + 16 * (15 - group)
+    "q2_k": "f0 e1 d2 c3 b4 a5 96 87 78 69 5a 4b 3c 2d 1e 0f",
+    # group - 8, signed
+    "q3_k": "f8 f9 fa fb fc fd fe ff 00 01 02 03 04 05 06 07",
+    "q6_k": "f8 f9 fa fb fc fd fe ff 00 01 02 03 04 05 06 07",
+    "iq4_xs": "f8 f9 fa fb fc fd fe ff",
+    # group, then 15 - group
+    "q4_k": "00 01 02 03 04 05 06 07 0f 0e 0d 0c 0b 0a 09 08",
+    "q5_k": "00 01 02 03 04 05 06 07 0f 0e 0d 0c 0b 0a 09 08",
+}
+
+
+@pytest.mark.parametrize("name", SUPER_HEADERS)
+def test_bytes_of_a_super_block_are_as_worked_out_by_hand(name):
+    """Two rows of 256 inputs: the second has one code in each slice of its sixth chunk."""
+    format = CATALOG[name].only_format()
+    given_codes, vectors = GOLDEN[format.bits]
+    codes = np.zeros((2, 256), np.uint8)
+    codes[1, 5 * 32 + 2 : 6 * 32 : 4] = given_codes
+    has_minimum = format.zero is ZeroKind.MINIMUM
+    column = np.array([[0.0], [1.5]], np.float16)
+    groups = np.arange(256 // format.group_size)
+    number = groups if has_minimum else groups - 8
+    rows = np.array([[0], [1]])
+    parameters = GroupParameters(
+        column,
+        minimum=2 * column if has_minimum else None,
+        sub_scale=(rows * number).astype(np.int8),
+        sub_minimum=(rows * (15 - groups)).astype(np.uint8) if has_minimum else None,
+    )
+    tiles = pack_reference(codes, parameters, format)
+    expected = [*bytes.fromhex("00 00 00 3e" + 28 * " 00")]  # 1.5 in fp16 is 0x3e00, 3 is 0x4200
+    expected += [*bytes.fromhex("00 00 00 42" + 28 * " 00")] if has_minimum else []
+    for byte in bytes.fromhex(SUPER_HEADERS[name]):
+        expected += [0, byte, *bytes(14)]
+    expected += bytes(5 * 64 * format.bits)
+    for byte in bytes.fromhex(vectors):
+        expected += [*bytes(4 * 1 + 2), byte, *bytes(57)]
+    expected += bytes(2 * 64 * format.bits)
+    assert tiles.tolist() == [expected]
+    assert_same_matrix(unpack_reference(tiles, format, 2, 256), (codes, parameters))
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOG if name not in INTEGERS])
+@settings(deadline=None, max_examples=8)
+@given(
+    rows=st.sampled_from([1, 15, 16, 17, 33]),
+    super_blocks=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_unpacking_undoes_packing_of_super_blocks_and_tables(name, rows, super_blocks, seed):
+    format = CATALOG[name].only_format()
+    in_features = 256 * super_blocks
+    matrix = random_matrix(format, rows, in_features, seed)
+    tiles = pack_reference(*matrix, format)
+    assert tiles.shape == (tile_count(rows), tile_bytes(format, in_features))
+    assert_same_matrix(unpack_reference(tiles, format, rows, in_features), matrix)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        # code, fp16 of each 256 weights, byte of each group
+        ("q2_k", 2 + 2 * 16 / 256 + 8 / 16),
+        ("q3_k", 3 + 16 / 256 + 8 / 16),
+        ("q4_k", 4 + 2 * 16 / 256 + 2 * 8 / 32),
+        ("q5_k", 5 + 2 * 16 / 256 + 2 * 8 / 32),
+        ("q6_k", 6 + 16 / 256 + 8 / 16),
+        ("iq4_nl", 4 + 16 / 32),
+        ("iq4_xs", 4 + 16 / 256 + 8 / 32),
+        ("mxfp4", 4 + 16 / 32),
+    ],
+)
+def test_a_whole_tile_takes_the_bits_worked_out_by_hand(name, bits):
+    assert 8 * tile_bytes(CATALOG[name].only_format(), 4096) == 16 * 4096 * bits
 
 
 @BITS
@@ -136,7 +215,7 @@ def test_the_diagram_of_3_bits_is_as_drawn_by_hand():
     assert diagram(3) == "66111000 77333222 76555444"
 
 
-@pytest.mark.parametrize("row", CATALOG.values(), ids=CATALOG)
+@pytest.mark.parametrize("row", INTEGERS.values(), ids=INTEGERS)
 def test_the_page_on_the_container_has_the_diagram_of_every_width(row):
     assert f"{row.name}  {diagram(row.bits)}\n" in CONTAINER_PAGE.read_text()
 

@@ -7,84 +7,19 @@ opens and reads, or one CrumbError of one line.
 from __future__ import annotations
 
 import shutil
-import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from byte_edits import Edits, edited, edits, read_all, survives
 from command_line import quantize_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import make_tensors, write_checkpoint
 
-from crumb.checkpoints.huggingface import open_checkpoint
 from crumb.checkpoints.manifest import read_manifest
+from crumb.checkpoints.model_files import DirectoryFiles
 from crumb.cli.main import main
-from crumb.errors import CrumbError
 from crumb.run.tokenizer import load_tokenizer
-
-SLACK_BYTES = 3 << 20
-"""Room for Python's own objects: the plan, parsed JSON, error messages."""
-
-Edits = list[tuple[str, int, int]]
-KINDS = ("flip", "set", "insert", "remove", "double")
-
-
-def edits(limit: int) -> st.SearchStrategy[Edits]:
-    """One to four changes within the first bytes of a file."""
-    one = st.tuples(st.sampled_from(KINDS), st.integers(0, limit - 1), st.integers(0, 255))
-    return st.lists(one, min_size=1, max_size=4)
-
-
-def edited(raw: bytes, changes: Edits) -> bytes:
-    """A file's bytes after the changes."""
-    changed = bytearray(raw)
-    for kind, place, value in changes:
-        place = min(place, len(changed) - 1)
-        if kind == "flip":
-            changed[place] ^= 1 << value % 8
-        elif kind == "set":
-            changed[place] = value
-        elif kind == "insert":
-            changed.insert(place, value)
-        elif kind == "remove":
-            del changed[place : place + 1 + value % 8]
-        else:
-            changed[place:place] = changed[place : place + value]
-    return bytes(changed)
-
-
-@contextmanager
-def little_memory(directory: Path) -> Iterator[None]:
-    """Refuse that anything allocates much more than the directory's files hold."""
-    size = sum(path.stat().st_size for path in directory.iterdir())
-    tracemalloc.start()
-    try:
-        yield
-        _, peak_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak_bytes < 8 * size + SLACK_BYTES
-
-
-def survives(directory: Path, read: Callable[[Path], object]) -> bool:
-    """Whether the directory can be read; anything but a typed one-line error fails the test."""
-    said = None
-    with little_memory(directory):
-        try:
-            read(directory)
-        except CrumbError as error:
-            said = str(error)
-    assert said is None or (len(said.splitlines()) == 1 and len(said) < 1500)
-    return said is None
-
-
-def read_all(directory: Path) -> None:
-    """Open a checkpoint and read every tensor of its plan."""
-    checkpoint = open_checkpoint(directory)
-    for spec in checkpoint.plan.tensors():
-        assert checkpoint.tensors.read_float(spec.name).shape == spec.shape
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +87,10 @@ def test_a_damaged_tokenizer_is_read_or_refused(
     path = scratch / "single" / "tokenizer.json"
     raw = (original / "single" / "tokenizer.json").read_bytes()
     path.write_bytes(edited(raw, changes))
-    survives(scratch / "single", lambda directory: load_tokenizer(directory).encode("a b"))
+    survives(
+        scratch / "single",
+        lambda directory: load_tokenizer(DirectoryFiles(directory)).encode("a b"),
+    )
     path.write_bytes(raw)
 
 

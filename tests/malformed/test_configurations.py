@@ -24,7 +24,7 @@ def verbs(model: object) -> list[list[object]]:
 def test_a_directory_that_is_not_there_is_exit_4(tmp_path: Path, refused: Any) -> None:
     line = refused(4, tmp_path / "none")
     assert f"{tmp_path}/none" in line
-    assert "neither a model directory nor a hub name" in line
+    assert "no model directory, GGUF file or hub name" in line
 
 
 def test_a_file_is_no_model(tmp_path: Path, capsys: Capsys, refused: Any) -> None:

@@ -62,12 +62,10 @@ OTHERS: list[Any] = [
     {"quant_method": "crumb", "layout": "tiles", "layout_version": 1},
     {"quant_method": "crumb", "layout": ["tile"], "layout_version": 1},
     {"quant_method": "crumb"},
-    {"quant_method": "gptq", "bits": 4, "group_size": 128},
-    {},
-    [],
     "crumb",
-    7,
 ]
+
+UNKNOWN_METHODS: list[Any] = [{"quant_method": "bitsandbytes"}, {}, [], 7, {"quant_method": 3}]
 
 
 @pytest.mark.parametrize("quantization", OTHERS, ids=str)
@@ -82,6 +80,19 @@ def test_another_layout_or_version_says_which_can_be_read(
         assert "cannot be read by this version" in said
         assert "expected quant_method crumb, layout tile, layout_version 1" in said
         assert "Quantize the float checkpoint again" in said
+
+
+@pytest.mark.parametrize("quantization", UNKNOWN_METHODS, ids=str)
+def test_another_method_says_which_can_be_read(
+    quantization: object, container: Path, capsys: Capsys
+) -> None:
+    change_json(
+        container / "config.json", lambda config: config | {"quantization_config": quantization}
+    )
+    for line in (["show", container], eval_line(container), quantize_line(container, "out")):
+        said = refusal(capsys, 1, *line)
+        assert "cannot be read by this version" in said
+        assert "expected quant_method crumb or gptq or awq or compressed-tensors" in said
 
 
 def test_the_layout_of_earlier_versions_is_refused_by_its_name(

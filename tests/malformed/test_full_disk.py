@@ -21,7 +21,7 @@ import pytest
 from command_line import digest, finished_tensors, quantize_line, refusal, succeed
 from tiny_checkpoint import write_checkpoint
 
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.main import main
 from crumb.fit.quantize_cost import working_bytes
 from crumb.pipeline import QuantizeRequest, choose_formats

@@ -25,7 +25,7 @@ from tiny_checkpoint import (
     write_safetensors,
 )
 
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import read_header
 from crumb.errors import CheckpointError, CrumbError
 

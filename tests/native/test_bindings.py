@@ -25,21 +25,17 @@ VALID = {
     # 20 rows are 2 tiles; 40 inputs are groups of 32 and 8, a chunk each; 3 bits: 192 bytes
     "pack_tiles": {
         "codes": codes(20, 40),
-        "scale": codes(20, 4),
-        "offset": codes(20, 2),
+        "headers": codes(2, 96),
         "tiles": codes(2, 480),
-        "group_width": 32,
+        "block_width": 32,
         "bits": 3,
-        "zero": 1,
     },
     "unpack_tiles": {
         "tiles": codes(2, 480),
         "codes": codes(20, 40),
-        "scale": codes(20, 4),
-        "offset": codes(20, 2),
-        "group_width": 32,
+        "headers": codes(2, 96),
+        "block_width": 32,
         "bits": 3,
-        "zero": 1,
     },
     "decode_tiles": {
         "tiles": codes(2, 576),
@@ -48,6 +44,7 @@ VALID = {
         "group_width": 32,
         "bits": 4,
         "zero": 0,
+        "sub": 0,
     },
     "sweep": {
         "isa": "baseline",
@@ -84,7 +81,9 @@ ARRAYS = [
 ANY_LENGTH = ("grid_search", "shrinks")
 TILE_KERNELS = ("pack_tiles", "unpack_tiles", "decode_tiles")
 STEPS = {
+    ("pack_tiles", "codes", 0): 16,
     ("pack_tiles", "codes", 1): 32,
+    ("unpack_tiles", "codes", 0): 16,
     ("unpack_tiles", "codes", 1): 32,
     ("decode_tiles", "weights", 0): 16,
     ("decode_tiles", "weights", 1): 32,
@@ -140,8 +139,7 @@ OUTPUTS = [
     ("unpack", "codes"),
     ("pack_tiles", "tiles"),
     ("unpack_tiles", "codes"),
-    ("unpack_tiles", "scale"),
-    ("unpack_tiles", "offset"),
+    ("unpack_tiles", "headers"),
     ("decode_tiles", "weights"),
     ("sweep", "codes"),
     ("sweep", "error"),
@@ -170,10 +168,15 @@ def test_a_read_only_input_is_accepted(kernel, name):
     [
         *((kernel, "bits", bits) for kernel in VALID if kernel != "sweep" for bits in (-1, 0, 9)),
         *((kernel, "bits", bits) for kernel in TILE_KERNELS for bits in (1, 7)),
-        *((kernel, "zero", zero) for kernel in TILE_KERNELS for zero in (-1, 3)),
+        *(("decode_tiles", name, kind) for name in ("zero", "sub") for kind in (-1, 3)),
         *(
             (kernel, "group_width", n)
-            for kernel in (*TILE_KERNELS, "grid_search")
+            for kernel in ("decode_tiles", "grid_search")
+            for n in (-32, 0)
+        ),
+        *(
+            (kernel, "block_width", n)
+            for kernel in ("pack_tiles", "unpack_tiles")
             for n in (-32, 0)
         ),
         *((kernel, "isa", "sse9") for kernel in ("sweep", "grid_search")),
@@ -184,6 +187,15 @@ def test_a_read_only_input_is_accepted(kernel, name):
 def test_a_setting_that_cannot_be_is_a_value_error(kernel, name, value):
     with pytest.raises(ValueError, match=r"must be|not supported here|out of range"):
         call(kernel, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("sub", "group_width", "columns"), [(1, 64, 256), (2, 8, 256), (1, 32, 40), (1, 16, 264)]
+)
+def test_a_super_block_has_256_inputs_in_groups_of_16_or_32(sub, group_width, columns):
+    changes = {"weights": floats(20, columns), "sub": sub, "group_width": group_width}
+    with pytest.raises(ValueError, match="whole super-blocks"):
+        call("decode_tiles", **changes)
 
 
 ONE_GROUP = {

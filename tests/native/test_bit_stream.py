@@ -8,10 +8,10 @@ import pytest
 
 from crumb.errors import UsageError
 from crumb.formats.bit_stream import pack_reference, unpack_reference
-from crumb.formats.catalog import CATALOG
+from crumb.formats.catalog import INTEGERS
 from crumb.kernels.bit_stream import pack, unpack
 
-WIDTHS = [row.bits for row in CATALOG.values()]
+WIDTHS = [row.bits for row in INTEGERS.values()]
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

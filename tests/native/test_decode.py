@@ -3,12 +3,16 @@
 Decoding has one implementation for all instruction sets, so CRUMB_ISA plays no part here.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from random_matrices import random_matrix
 
 from crumb.formats.catalog import (
     CATALOG,
     GROUP_SIZES,
+    INTEGERS,
     ROW,
     CodeRow,
     Format,
@@ -37,7 +41,7 @@ def assert_same_bits(found, expected):
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
-@pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+@pytest.mark.parametrize("bits", [row.bits for row in INTEGERS.values()])
 @pytest.mark.parametrize("group_size", GROUP_SIZES)
 @pytest.mark.parametrize("zero", list(ZeroKind))
 def test_decoding_gives_the_references_bits(bits, group_size, zero):
@@ -49,6 +53,26 @@ def test_decoding_gives_the_references_bits(bits, group_size, zero):
         found = decode(tensor)
         assert_same_bits(found, decode_packed_reference(tensor))
         assert_same_bits(found, decode_reference(codes, parameters, format))
+
+
+@pytest.mark.parametrize("row", [row for row in CATALOG if row not in INTEGERS])
+@pytest.mark.parametrize("rows", [1, 15, 33])
+def test_super_blocks_and_tables_decode_to_the_references_bits(row, rows):
+    """Any bytes: every sub-scale and sub-minimum, and fp16 scales that are not finite."""
+    format = CATALOG[row].only_format()
+    columns = 768
+    codes, parameters = random_matrix(format, rows, columns, seed=rows)
+    tensor = pack_tensor(codes, parameters, format)
+    found = decode(tensor)
+    assert_same_bits(found, decode_packed_reference(tensor))
+    assert_same_bits(found, decode_reference(codes, parameters, format))
+    noise = np.random.default_rng(rows).integers(0, 256, tensor.tiles.shape).astype(np.uint8)
+    noisy = replace(tensor, tiles=noise)
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = decode_packed_reference(noisy)
+    finite = np.isfinite(expected)
+    assert_same_bits(decode(noisy)[finite], expected[finite])
+    assert finite.any()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -51,7 +51,7 @@ class Built:
             np.zeros((VOCABULARY, 4 * WIDTH), np.uint8), WIDTH, F32
         )
         self.places = self.engine.add_floats(np.zeros((POSITIONS, 2 * WIDTH), np.uint8), WIDTH, F16)
-        self.tiles = self.engine.add_tiles(tiles(), WIDTH, WIDTH, 32, 4, FIXED, None)
+        self.tiles = self.engine.add_tiles(tiles(), WIDTH, WIDTH, 32, 4, FIXED, 0, None)
         self.activations = self.engine.add_activations(*activations(), WIDTH, 32)
         self.few = self.engine.add_activations(*activations(rows=3), WIDTH, 32)
 
@@ -95,6 +95,7 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "group_width": 32,
         "bits": 4,
         "zero": FIXED,
+        "sub": 0,
         "table": None,
     },
     "add_floats": lambda built: {
@@ -155,6 +156,11 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "kind": MULTIPLY,
     },
     "select": lambda built: {"input": built.hidden, "out": built.kept},
+    "gather": lambda built: {
+        "input": built.hidden,
+        "out": built.other,
+        "order": np.arange(WIDTH, dtype=np.int32)[::-1].copy(),
+    },
 }
 
 
@@ -191,6 +197,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_tiles", {"group_width": 16}, "group width"),
     ("add_tiles", {"table": np.zeros(15, np.uint8)}, "bad table"),
     ("add_tiles", {"table": np.zeros(16, np.uint8), "zero": VARIABLE}, "bad table"),
+    *[("add_tiles", {"sub": sub, "columns": 256}, "super-blocks") for sub in (-1, 1, 2, 3)],
+    ("add_tiles", {"sub": 1, "zero": MINIMUM}, "super-blocks"),
+    ("add_tiles", {"sub": 1, "zero": MINIMUM, "columns": 256}, "wrong shape"),
     ("add_tiles", {"tiles": tiles(extra=1)}, "wrong shape"),
     ("add_tiles", {"tiles": tiles(rows=16)}, "wrong shape"),
     ("add_tiles", {"zero": MINIMUM}, "wrong shape"),
@@ -266,6 +275,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("select", {"out": 3}, "widths differ"),
     ("select", {"input": 5}, "too few rows"),
     ("select", {"out": 77}, "no such buffer"),
+    ("gather", {"out": 0}, "widths differ"),
+    ("gather", {"out": 3}, "widths differ"),
+    ("gather", {"out": 5}, "too few rows"),
+    ("gather", {"order": np.zeros(31, np.int32)}, "widths differ"),
+    ("gather", {"order": np.full(32, 32, np.int32)}, "column out of range"),
+    ("gather", {"order": np.full(32, -1, np.int32)}, "column out of range"),
 ]
 
 

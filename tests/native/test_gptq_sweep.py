@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import CATALOG, ZeroKind, make_format
+from crumb.formats.catalog import INTEGERS, ZeroKind, make_format
 from crumb.kernels import dispatch, gptq_sweep
 from crumb.kernels import threads as threads_module
 from crumb.kernels.gptq_sweep import SweepGrid, sweep, sweep_reference
@@ -39,7 +39,7 @@ def assert_same_bits(found, expected):
 
 @ISA
 @pytest.mark.parametrize("zero", list(ZeroKind))
-@pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+@pytest.mark.parametrize("bits", [row.bits for row in INTEGERS.values()])
 def test_the_sweep_gives_the_references_bits(isa, zero, bits, monkeypatch):
     monkeypatch.setenv("CRUMB_ISA", isa)
     format = make_format(bits, 32, zero)

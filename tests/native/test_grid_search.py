@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import CATALOG, ROW, ZeroKind, make_format
+from crumb.formats.catalog import INTEGERS, ROW, ZeroKind, make_format
 from crumb.kernels import dispatch, grid_search
 from crumb.kernels import threads as threads_module
 from crumb.kernels.grid_search import SHRINKS, grid_search_reference
@@ -67,7 +67,7 @@ def assert_same_bits(found, wanted, rows=None):
 
 @ISA
 @KINDS
-@pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+@pytest.mark.parametrize("bits", [row.bits for row in INTEGERS.values()])
 def test_the_search_gives_the_references_bits(isa, zero, bits, monkeypatch):
     monkeypatch.setenv("CRUMB_ISA", isa)
     monkeypatch.setattr(grid_search, "SHRINKS", FEW)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from random_matrices import assert_same_matrix, random_matrix
 
 from crumb.errors import UsageError
-from crumb.formats.catalog import CATALOG, GROUP_SIZES, ROW, ZeroKind, make_format
+from crumb.formats.catalog import CATALOG, GROUP_SIZES, INTEGERS, ROW, ZeroKind, make_format
 from crumb.formats.grid import GroupParameters
 from crumb.formats.layouts.tile import pack_reference, unpack_reference
 from crumb.kernels import threads as threads_module
 from crumb.kernels.tile import pack, pack_tensor, unpack, unpack_tensor
 
-BITS = pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+BITS = pytest.mark.parametrize("bits", [row.bits for row in INTEGERS.values()])
 KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
 
 
@@ -45,6 +45,21 @@ def test_unpacking_reads_any_bytes_as_the_reference_does(bits, zero):
     shape = pack_reference(*random_matrix(format, 37, 150), format).shape
     tiles = np.random.default_rng(bits).integers(0, 256, shape).astype(np.uint8)
     assert_same_matrix(unpack(tiles, format, 37, 150), unpack_reference(tiles, format, 37, 150))
+
+
+@pytest.mark.parametrize("row", [row for row in CATALOG if row not in INTEGERS])
+@pytest.mark.parametrize("rows", [1, 16, 33])
+@pytest.mark.parametrize("columns", [256, 768])
+def test_super_blocks_and_tables_are_packed_as_the_reference_packs_them(row, rows, columns):
+    format = CATALOG[row].only_format()
+    matrix = random_matrix(format, rows, columns, seed=rows)
+    tiles = pack(*matrix, format)
+    np.testing.assert_array_equal(tiles, pack_reference(*matrix, format))
+    assert_same_matrix(unpack(tiles, format, rows, columns), matrix)
+    noise = np.random.default_rng(rows).integers(0, 256, tiles.shape).astype(np.uint8)
+    assert_same_matrix(
+        unpack(noise, format, rows, columns), unpack_reference(noise, format, rows, columns)
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

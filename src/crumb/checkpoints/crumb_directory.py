@@ -2,18 +2,23 @@
 
 In: stored arrays and the files' metadata, or packed tensors to write. Out: entries, or files.
 A matrix "x.weight" is stored as one array, "x.weight.tiles"; each file's metadata describes its
-matrices ("x.weight": format name, out_features and in_features). Refuses other layouts and
-versions, and matrices whose metadata is missing or does not fit their bytes.
+matrices ("x.weight": format name, out_features and in_features). One whose columns stand in another
+order than its input has a second array, "x.weight.order". Refuses other layouts and versions, and
+matrices whose metadata is missing or does not fit their bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.checkpoints.model_files import CONFIGURATION
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.tensor_map import StoredPacked
+from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory, StoredPacked
 from crumb.errors import CheckpointError, CrumbError
 from crumb.formats.catalog import Format, parse_format
 from crumb.formats.layouts.tile import LAYOUT, LAYOUT_VERSION
@@ -24,6 +29,9 @@ MANIFEST = "manifest.json"
 
 TILES = "tiles"
 """Behind the name of a matrix: the array that stores it."""
+
+ORDER = "order"
+"""The array beside it where the matrix's columns stand in another order than its input."""
 
 OLD_LAYOUTS = ("row-stream",)
 """Layouts that earlier versions wrote; a stored name is never used again."""
@@ -39,31 +47,44 @@ def matrix_metadata(format: Format, shape: tuple[int, int]) -> str:
     return f"{format.name} {shape[0]} {shape[1]}"
 
 
-def group_packed(
-    path: Path,
-    configuration: Mapping[str, Any],
-    arrays: Mapping[str, StoredArray],
-    formats: Mapping[str, str],
-) -> dict[str, StoredArray | StoredPacked]:
+def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
     """Entries of a directory: packed matrices gathered from their arrays, the rest as they are.
 
-    Raises: CheckpointError for another method, layout or version, and for a broken matrix.
+    Raises: CheckpointError for another layout or version, and for a broken matrix.
     """
-    given = configuration.get("quantization_config")
-    if given is None:
-        return dict(arrays)
-    _check_version(given, path / "config.json")
-    entries: dict[str, StoredArray | StoredPacked] = {}
+    path, arrays = directory.path, directory.arrays
+    _check_version(directory.configuration["quantization_config"], path / CONFIGURATION)
+    entries: dict[str, Entry] = {}
     for name, array in arrays.items():
         matrix, _, suffix = name.rpartition(".")
+        if suffix == ORDER and f"{matrix}.{TILES}" in arrays:
+            continue
         if not matrix or suffix != TILES:
             entries[name] = array
             continue
         where = f"{path}: {matrix}"
         if matrix in arrays:
             raise CheckpointError("a matrix is stored both packed and plain", where=where)
-        entries[matrix] = packed_entry(formats.get(matrix, ""), array, where)
+        entry = packed_entry(directory.metadata.get(matrix, ""), array, where)
+        stored = arrays.get(f"{matrix}.{ORDER}")
+        if stored is not None:
+            entry = replace(entry, order=read_order(stored, entry.shape[1], where))
+        entries[matrix] = entry
     return entries
+
+
+def read_order(stored: StoredArray, in_features: int, where: str) -> NDArray[np.intp]:
+    """The input that each column belongs to. Raises: CheckpointError where it is no permutation."""
+    if (stored.dtype, stored.shape) == (np.dtype("<i4"), (in_features,)):
+        order = stored.read().astype(np.intp)
+        if np.array_equal(np.sort(order), np.arange(in_features)):
+            return order
+    raise CheckpointError(
+        "the order of a matrix's columns names each input once",
+        where=f"{where}.{ORDER}",
+        expected=f"int32 [{in_features}], a permutation",
+        found=f"{stored.dtype.name} {list(stored.shape)}",
+    )
 
 
 def _check_version(given: Any, where: Path) -> None:

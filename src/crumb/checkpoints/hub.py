@@ -1,15 +1,17 @@
 """Where a model lies: a local path, inside this package, or a repository on the Hugging Face hub.
 
-In: "path", "novella-7m", "org/name" or "org/name@revision". Out: a local directory.
+In: "path", "novella-7m", "org/name", "org/name@revision" or "org/name/file.gguf". Out: a local
+directory or GGUF file.
 The hub's own environment applies (HF_HOME, HF_TOKEN, HF_HUB_OFFLINE); only the configuration,
-safetensors and tokenizer files at the top of a repository are fetched. A directory that is there
-wins over a hub name. Refuses names that are neither.
+safetensors and tokenizer files at the top of a repository are fetched, or the named file with its
+other parts. What is there wins over a hub name. Refuses names that are neither.
 """
 
 from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from crumb.embedded import MODELS
@@ -19,42 +21,56 @@ WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
 UNWANTED = ["*/*", "consolidated*"]
 """Files in folders, and Mistral's second copy of the same weights."""
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+?)(/[\w.-]+\.gguf)?(@[\w./-]+)?", re.ASCII)
+"""Repository, a file at its top, revision."""
+
+GGUF = ".gguf"
+PART_NUMBER = re.compile(r"-\d{5}(-of-\d{5}\.gguf)")
 
 
 def locate(model: str) -> Path:
-    """The local directory of a model, downloaded first if it is a hub name.
+    """The local directory or file of a model, downloaded first if it is a hub name.
 
     Raises: ModelNotFound, saying what was tried; DoesNotFit when the disk is full.
     """
     try:
         path = Path(model).expanduser()
-        is_directory, exists = path.is_dir(), path.exists()
+        exists, is_model = path.exists(), path.is_dir() or (path.suffix == GGUF and path.is_file())
     except (OSError, ValueError, RuntimeError) as error:  # too long, not permitted, no such user
         reason = getattr(error, "strerror", None) or error
         raise ModelNotFound(f"cannot be a path: {reason}", where=repr(model[:200])) from error
-    if model and is_directory:
+    if model and is_model:
         return path
     if model in MODELS:
         return MODELS[model]
-    if exists or not HUB_NAME.fullmatch(model):
+    named = None if exists else HUB_NAME.fullmatch(model)
+    if named is None:
         raise ModelNotFound(
-            "neither a model directory nor a hub name",
+            "no model directory, GGUF file or hub name",
             where=repr(model[:200]),
-            expected="a directory with config.json, or org/name, or org/name@revision",
+            expected="a directory with config.json, a .gguf file, org/name, org/name@revision, "
+            "or org/name/file.gguf",
         )
-    repository, _, revision = model.partition("@")
-    return download(repository, revision or None)
+    repository, file, revision = named[1], named[2], (named[3] or "")[1:] or None
+    if file is None:
+        return download(repository, revision)
+    wanted = PART_NUMBER.sub(r"-*\1", file[1:])
+    found = download(repository, revision, [wanted]) / file[1:]
+    if not found.is_file():
+        raise ModelNotFound("the repository has no such file", where=model)
+    return found
 
 
-def download(repository: str, revision: str | None = None) -> Path:
+def download(
+    repository: str, revision: str | None = None, wanted: Sequence[str] = tuple(WANTED)
+) -> Path:
     """A hub repository's files in the local cache. Raises: ModelNotFound, DoesNotFit."""
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
             snapshot_download(
-                repository, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+                repository, revision=revision, allow_patterns=[*wanted], ignore_patterns=UNWANTED
             )
         )
     except Exception as error:  # the hub's library lets errors of its HTTP client through

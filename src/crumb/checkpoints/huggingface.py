@@ -1,89 +1,102 @@
 """Hugging Face directories: config.json, one or many safetensors shards, a tokenizer.
 
-In: a directory. Out: a Checkpoint (configuration, TensorMap, files). The `crumb` container is the
-same directory whose quantized matrices are stored as packed arrays; it is read here too.
+In: a directory. Out: a Checkpoint. A quantized directory names its quant_method: READERS has who
+turns its arrays into matrices.
 Refuses pickle weights, shards that are missing or lie elsewhere, and other layout versions.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from crumb.architectures.plan import Plan
 from crumb.architectures.registry import plan_of
-from crumb.checkpoints.crumb_directory import group_packed
+from crumb.checkpoints import awq, compressed_tensors, crumb_directory, gptq
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.model_files import CONFIGURATION, DirectoryFiles, needed_json, read_json
 from crumb.checkpoints.safetensors import StoredArray, read_header
-from crumb.checkpoints.tensor_map import TensorMap
+from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory, TensorMap
 from crumb.errors import CheckpointError, ModelNotFound
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+LEGACY_WEIGHTS = "gptq_model-*bit-*.safetensors"
+"""What the first GPTQ tools called a model's only file."""
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """An opened model directory; tensors are still on disk."""
-
-    path: Path
-    configuration: Mapping[str, Any]
-    plan: Plan
-    tensors: TensorMap
-    weight_files: tuple[Path, ...]
-
-    def sha256(self) -> str:
-        """One hash over configuration and weight files, in name order."""
-        total = hashlib.sha256()
-        for path in (self.path / "config.json", *sorted(self.weight_files)):
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        return total.hexdigest()
-
-    def weight_bytes(self) -> int:
-        """Size of the weight files on disk."""
-        return sum(path.stat().st_size for path in self.weight_files)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_directory(path: Path) -> Checkpoint:
     """Open a local model directory. Raises: ModelNotFound, CheckpointError, UnknownFamily."""
-    if not path.is_dir():
-        raise ModelNotFound("no such model directory", where=path)
-    configuration = read_json(path / "config.json")
+    files = DirectoryFiles(path)
+    configuration = needed_json(files, CONFIGURATION)
     plan = plan_of(configuration)
-    files = _weight_files(path)
+    weight_files = _weight_files(path)
     arrays: dict[str, StoredArray] = {}
-    formats: dict[str, str] = {}
-    for file in files:
-        stored, metadata = read_header(file)
+    metadata: dict[str, str] = {}
+    for file in weight_files:
+        stored, said = read_header(file)
         repeated = arrays.keys() & stored.keys()
         if repeated:
             raise CheckpointError(
                 "two shards hold the same tensor", where=file, found=min(repeated)
             )
         arrays |= stored
-        formats |= metadata
-    tensors = TensorMap(path, group_packed(path, configuration, arrays, formats))
+        metadata |= said
+    directory = QuantizedDirectory(path, configuration, arrays, metadata)
+    tensors = TensorMap(path, _entries(directory))
     tensors.check(plan)
-    return Checkpoint(path, configuration, plan, tensors, files)
+    return Checkpoint(path, configuration, plan, tensors, weight_files, files)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises: ModelNotFound, CheckpointError."""
-    try:
-        value = msgspec.json.decode(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ModelNotFound("this is no model directory: a file is missing", where=path) from error
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"cannot be read as JSON: {error}", where=path) from error
-    if not isinstance(value, dict):
-        raise CheckpointError("not a JSON object", where=path, found=type(value).__name__)
-    return value
+READERS: dict[str, Callable[[QuantizedDirectory], dict[str, Entry]]] = {
+    crumb_directory.METHOD: crumb_directory.group_packed,
+    gptq.METHOD: gptq.read_gptq,
+    awq.METHOD: awq.read_awq,
+    compressed_tensors.METHOD: compressed_tensors.read_compressed_tensors,
+}
+"""quant_method of a directory -> who reads its matrices."""
+
+LEGACY_FILES = {gptq.LEGACY_FILE: gptq.METHOD, awq.LEGACY_FILE: awq.METHOD}
+"""Where earlier tools wrote the settings, without their quant_method."""
+
+
+def _entries(directory: QuantizedDirectory) -> dict[str, Entry]:
+    """Entries by tensor name; those of a float directory are its arrays."""
+    given = directory.configuration.get("quantization_config")
+    if given is None:
+        given = _legacy_settings(directory)
+    if given is None:
+        return dict(directory.arrays)
+    configuration = dict(directory.configuration) | {"quantization_config": given}
+    directory = replace(directory, configuration=configuration)
+    method = given.get("quant_method") if isinstance(given, dict) else given
+    reader = READERS.get(method) if isinstance(method, str) else None
+    if reader is None:
+        raise CheckpointError(
+            "this quantization method cannot be read by this version",
+            where=directory.path / CONFIGURATION,
+            expected=f"quant_method {' or '.join(READERS)}",
+            found=repr(method)[:80],
+            do="Quantize the float checkpoint again with `crumb quantize`",
+        )
+    return reader(directory)
+
+
+def _legacy_settings(directory: QuantizedDirectory) -> dict[str, Any] | None:
+    """Quantization settings that lie beside config.json, for a directory that needs some."""
+    if not any(name.endswith(".qweight") for name in directory.arrays):
+        return None
+    for name, method in LEGACY_FILES.items():
+        if (directory.path / name).is_file():
+            return {"quant_method": method} | read_json(directory.path / name)
+    raise CheckpointError(
+        "quantized arrays without settings",
+        where=directory.path,
+        expected=f"quantization_config in {CONFIGURATION}, or {' or '.join(LEGACY_FILES)}",
+    )
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
@@ -91,6 +104,9 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         return (path / SINGLE,)
     if (path / INDEX).exists():
         return _indexed_files(path / INDEX)
+    legacy = sorted(path.glob(LEGACY_WEIGHTS))
+    if len(legacy) == 1:
+        return (legacy[0],)
     pickles = sorted(file.name for pattern in PICKLES for file in path.glob(pattern))
     if pickles:
         raise CheckpointError(

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from crumb.checkpoints.crumb_directory import MANIFEST
-from crumb.checkpoints.huggingface import read_json
+from crumb.checkpoints.model_files import read_json
 from crumb.errors import CheckpointError
 
 

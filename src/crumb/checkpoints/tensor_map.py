@@ -7,7 +7,7 @@ Refuses names that are missing and shapes that do not follow from the Plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
-from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.safetensors import DTYPES, StoredArray
 from crumb.errors import CheckpointError
 from crumb.formats.catalog import Format
+from crumb.formats.grid import GroupParameters, take_rows
 from crumb.formats.layouts.tile import TILE_ROWS, tiles_of_rows
 from crumb.formats.packed_tensor import PackedTensor, assemble
 from crumb.kernels.decode import decode
+from crumb.kernels.tile import pack_tensor, unpack_tensor
+
+Matrix = tuple[NDArray[np.uint8], GroupParameters]
+"""Codes (out_features, in_features) and their parameters."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -33,6 +38,7 @@ class StoredPacked:
     format: Format
     shape: tuple[int, int]  # (out_features, in_features)
     tiles: StoredArray
+    order: NDArray[np.intp] | None = None  # (in_features,) the input that each column belongs to
 
     @property
     def size_bytes(self) -> int:
@@ -46,14 +52,102 @@ class StoredPacked:
         """The matrix as it lies in the file. Raises: CheckpointError."""
         return assemble(self.format, *self.shape, self.tiles.map(), where)
 
+    def read_codes(self, rows: slice) -> Matrix:
+        """Codes and parameters of some rows, columns as stored. Raises: CheckpointError."""
+        part, inside = self._read_tiles(rows, str(self.tiles.path))
+        codes, parameters = unpack_tensor(part)
+        return codes[inside], take_rows(parameters, inside)
+
     def read_float(self, rows: slice, where: str) -> NDArray[np.float32]:
         """Some rows in f32; only the tiles that hold them are read. Raises: CheckpointError."""
+        part, inside = self._read_tiles(rows, where)
+        return _restored(decode(part)[inside], self.order)
+
+    def _read_tiles(self, rows: slice, where: str) -> tuple[PackedTensor, slice]:
+        """The tiles that hold some rows, and where in them those rows are."""
         begin, end, _ = rows.indices(self.shape[0])
         tiles = tiles_of_rows(begin, max(begin, end))
         first_row = TILE_ROWS * tiles.start
         count = min(TILE_ROWS * tiles.stop, self.shape[0]) - first_row
         part = assemble(self.format, count, self.shape[1], self.tiles.read(tiles), where)
-        return decode(part)[begin - first_row : end - first_row]
+        return part, slice(begin - first_row, end - first_row)
+
+
+@dataclass(frozen=True)
+class StoredCodes:
+    """A quantized matrix in another container: its codes and parameters, converted when read."""
+
+    format: Format
+    shape: tuple[int, int]  # (out_features, in_features)
+    size_bytes: int  # in its file
+    source: str  # what its container calls the format, such as Q4_K
+    read_codes: Callable[[slice], Matrix]  # some rows -> codes, parameters
+    order: NDArray[np.intp] | None = None  # (in_features,) the input that each column belongs to
+
+    def read(self, where: str) -> PackedTensor:
+        """The matrix in tiles; with an order, its columns stand in that order.
+
+        Raises: CheckpointError.
+        """
+        codes, parameters = self.read_codes(slice(0, self.shape[0]))
+        assert codes.shape == self.shape, where
+        return pack_tensor(codes, parameters, self.format)
+
+    map = read
+
+    def read_float(self, rows: slice, where: str) -> NDArray[np.float32]:
+        """Some rows in f32, columns as the layer's input has them. Raises: CheckpointError."""
+        codes, parameters = self.read_codes(slice(*rows.indices(self.shape[0])[:2]))
+        assert codes.shape[1] == self.shape[1], where
+        return _restored(decode(pack_tensor(codes, parameters, self.format)), self.order)
+
+
+def _restored(columns: NDArray[np.float32], order: NDArray[np.intp] | None) -> NDArray[np.float32]:
+    """Columns where the layer's input has them."""
+    if order is None:
+        return columns
+    restored = np.empty_like(columns)
+    restored[:, order] = columns
+    return restored
+
+
+@dataclass(frozen=True)
+class StoredFloats:
+    """A float tensor of another container that is rearranged or widened when read."""
+
+    dtype: np.dtype[Any]  # of what is read
+    shape: tuple[int, ...]
+    size_bytes: int  # in its file
+    source: str  # what its container calls the type
+    read_rows: Callable[[slice], NDArray[Any]]  # some rows; all there are of a vector
+
+    def read(self, rows: slice | None = None) -> NDArray[Any]:
+        """The tensor, or some of its rows. Raises: CheckpointError."""
+        wanted = slice(None) if rows is None else rows
+        return self.read_rows(slice(*wanted.indices(self.shape[0])[:2]))
+
+    map = read
+
+
+Entry = StoredArray | StoredPacked | StoredCodes | StoredFloats
+Quantized = StoredPacked | StoredCodes
+
+
+def lies_as_floats(entry: Entry) -> bool:
+    """Whether a file holds floats here, in whatever order, rather than codes to make them of."""
+    if isinstance(entry, StoredFloats):
+        return entry.source in DTYPES
+    return isinstance(entry, StoredArray)
+
+
+@dataclass(frozen=True)
+class QuantizedDirectory:
+    """What a reader of one quant_method is given."""
+
+    path: Path
+    configuration: Mapping[str, Any]
+    arrays: Mapping[str, StoredArray]
+    metadata: Mapping[str, str]  # of all weight files
 
 
 @dataclass(frozen=True)
@@ -61,9 +155,9 @@ class TensorMap:
     """A checkpoint's tensors."""
 
     path: Path
-    entries: Mapping[str, StoredArray | StoredPacked]
+    entries: Mapping[str, Entry]
 
-    def entry(self, name: str) -> StoredArray | StoredPacked:
+    def entry(self, name: str) -> Entry:
         """Raises: CheckpointError, naming tensors that look alike."""
         found = self.entries.get(name)
         if found is None:
@@ -80,17 +174,17 @@ class TensorMap:
     def read(self, name: str) -> NDArray[Any] | PackedTensor:
         """A tensor as it is stored. Raises: CheckpointError."""
         entry = self.entry(name)
-        return entry.read(name) if isinstance(entry, StoredPacked) else entry.read()
+        return entry.read(name) if isinstance(entry, Quantized) else entry.read()
 
     def map(self, name: str) -> NDArray[Any] | PackedTensor:
         """A tensor as it lies in the file, read-only. Raises: CheckpointError."""
         entry = self.entry(name)
-        return entry.map(name) if isinstance(entry, StoredPacked) else entry.map()
+        return entry.map(name) if isinstance(entry, Quantized) else entry.map()
 
     def read_float(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
         """A tensor, or some of its rows, decoded to f32. Raises: CheckpointError."""
         entry = self.entry(name)
-        if isinstance(entry, StoredPacked):
+        if isinstance(entry, Quantized):
             return entry.read_float(slice(None) if rows is None else rows, name)
         with np.errstate(over="ignore"):  # an f64 beyond f32 becomes infinite, which is refused
             return entry.read(rows).astype(np.float32, copy=False)
@@ -112,7 +206,7 @@ class TensorMap:
                     expected=list(spec.shape),
                     found=list(entry.shape),
                 )
-            if isinstance(entry, StoredArray) and entry.dtype.name not in FLOATS:
+            if not isinstance(entry, Quantized) and entry.dtype.name not in FLOATS:
                 raise CheckpointError(
                     "a tensor is not of a float type",
                     where=f"{self.path}: {spec.name}",

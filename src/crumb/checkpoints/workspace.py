@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from crumb.checkpoints.crumb_directory import MANIFEST, TILES, matrix_metadata, packed_entry
-from crumb.checkpoints.huggingface import read_json
+from crumb.checkpoints.model_files import read_json
 from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CheckpointError, CrumbError, DoesNotFit, OutputConflict, UsageError
@@ -249,18 +249,17 @@ def write_synced(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
+KEPT = "Free some space and run the same command again: finished tensors are kept"
+
+
 @contextmanager
-def disk_errors(out: Path) -> Iterator[None]:
+def disk_errors(out: Path, do: str = KEPT) -> Iterator[None]:
     """Turn the operating system's refusals to write into typed errors."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DoesNotFit(
-                "the disk is full",
-                where=out,
-                do="Free some space and run the same command again: finished tensors are kept",
-            ) from error
+            raise DoesNotFit("the disk is full", where=out, do=do) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise CheckpointError(
                 f"the output cannot be written: {error.strerror}", where=error.filename or out

@@ -16,7 +16,7 @@ from typing import Any
 
 from crumb import __version__
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.generation_options import memory_line
 from crumb.cli.output import bytes_text, log, print_json, progress_bar
 from crumb.cli.whole_number import WHOLE, Whole
@@ -67,7 +67,7 @@ def bench(
     """Measure how fast a model reads and writes, as shares of what the machine could do.
 
     Args:
-        model: directory, org/name, or org/name@revision.
+        model: directory, .gguf file, org/name, or org/name@revision.
         prefill: lengths of prompts in tokens, with commas between.
         decode: how many tokens each sequence decodes; a comma list.
         sequences: how many sequences decode together; a comma list.

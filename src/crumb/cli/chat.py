@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.conversation import Answer, Conversation
 from crumb.cli.generate import Stream
 from crumb.cli.generation_options import (
@@ -45,12 +45,12 @@ def chat(
     """Talk with a model; /help lists what else can be typed.
 
     Args:
-        model: directory, org/name, or org/name@revision.
+        model: directory, .gguf file, org/name, or org/name@revision.
         system: a message before the chat that tells the model how to answer.
     """
     checkpoint = open_checkpoint(locate(model))
     try:
-        load_chat_template(checkpoint.path)
+        load_chat_template(checkpoint.files)
     except UsageError as error:
         raise UsageError(
             error.what,

@@ -38,7 +38,7 @@ def evaluate(
     """Measure a model, quantized or not; with --reference also how far it moved.
 
     Args:
-        model: directory, org/name, or org/name@revision.
+        model: directory, .gguf file, org/name, or org/name@revision.
         reference: the float model to compare with, token by token.
         text: a file, a directory, wikitext2, ptb, c4, or excerpt-evaluation.
         protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second

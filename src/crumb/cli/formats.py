@@ -10,11 +10,16 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.cli.output import print_json, print_table
-from crumb.formats.catalog import CATALOG, FORMULAS, Format, group_name
+from crumb.formats.catalog import CATALOG, ROW, Format, group_name
 from crumb.formats.layouts.tile import diagram
 
 EXAMPLE_WIDTH = 4096
 """in_features for which bits per weight are shown; only `row` depends on it."""
+
+GROUPS_NOTE = f"""\
+Under g16 to row: bits per weight in groups of so many inputs, for rows of {EXAMPLE_WIDTH} inputs;
+`row` is one group per row. sub_scale and sub_minimum are whole numbers of each group, their scale
+and minimum belong to a super-block of 256 inputs. What codes of a table stand for:"""
 
 LAYOUT_NOTE = """\
 Files hold tiles of 16 rows; the rows of a matrix are padded to 16 and each group's inputs to 32.
@@ -33,23 +38,42 @@ def formats(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
     if json:
         print_json(rows)
         return
-    sizes = list(rows[0]["bits_per_weight"])
     print_table(
-        ["<format", "<zero", "<weight", *[f"bits per weight {size}" for size in sizes]],
+        ["<format", "<zero", "<weight", *group_columns()],
         [
             [
                 row["name"],
                 row["zero"],
                 row["formula"],
-                *[f"{row['bits_per_weight'][size]:.4g}" for size in sizes],
+                *[bits_of(row["bits_per_weight"], size) for size in group_columns()],
             ]
             for row in rows
         ],
     )
-    print(f"Bits per weight of a row of {EXAMPLE_WIDTH} inputs; `row` is one group per row.")
-    print(LAYOUT_NOTE)
+    print(GROUPS_NOTE)
     for code_row in CATALOG.values():
-        print(f"  {code_row.name}  {diagram(code_row.bits)}")
+        if code_row.table is not None:
+            print(f"  {code_row.name}  {' '.join(map(str, code_row.table))}")
+    print(LAYOUT_NOTE)
+    for bits, names in rows_by_width().items():
+        print(f"  {bits} bits  {diagram(bits)}  {', '.join(names)}")
+
+
+def group_columns() -> list[str]:
+    """The group sizes of all rows, the smallest first and whole rows last."""
+    sizes = {size for row in CATALOG.values() for size in row.group_sizes}
+    return [group_name(size) for size in sorted(sizes, key=lambda size: (size == ROW, size))]
+
+
+def bits_of(bits_per_weight: dict[str, float], group: str) -> str:
+    """A cell: blank where the row has no such groups."""
+    return f"{bits_per_weight[group]:.4g}" if group in bits_per_weight else ""
+
+
+def rows_by_width() -> dict[int, list[str]]:
+    """Code width -> names of the catalog's rows of this width."""
+    widths = sorted({row.bits for row in CATALOG.values()})
+    return {bits: [row.name for row in CATALOG.values() if row.bits == bits] for bits in widths}
 
 
 def catalog_rows() -> list[dict[str, Any]]:
@@ -59,7 +83,7 @@ def catalog_rows() -> list[dict[str, Any]]:
             "name": row.name,
             "bits": row.bits,
             "zero": zero.value,
-            "formula": FORMULAS[zero],
+            "formula": row.formula(zero),
             "diagram": diagram(row.bits),
             "bits_per_weight": {
                 group_name(size): Format(row, size, zero).bits_per_weight(EXAMPLE_WIDTH)

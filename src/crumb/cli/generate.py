@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, Token
 
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.generation_options import (
     ENGINE_DEFAULTS,
     TEXT_DEFAULTS,
@@ -63,7 +63,7 @@ def generate(
     """Continue a text; it streams to stdout as it comes.
 
     Args:
-        model: directory, org/name, or org/name@revision.
+        model: directory, .gguf file, org/name, or org/name@revision.
         prompt: the text to continue; - reads it from stdin, as does none where stdin is a pipe.
         file: a file whose text is the prompt.
         logprobs: with --json, each token's logprob and those of so many most likely ones.

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from crumb.checkpoints.huggingface import Checkpoint
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.cli.output import bytes_text, log
 from crumb.cli.whole_number import OptionalWhole, Whole
 from crumb.errors import DoesNotFit, UsageError

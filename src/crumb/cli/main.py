@@ -15,8 +15,10 @@ import cyclopts
 import crumb
 from crumb.cli.bench import bench
 from crumb.cli.chat import chat
+from crumb.cli.delta import delta
 from crumb.cli.demo import demo
 from crumb.cli.eval import evaluate
+from crumb.cli.export import export
 from crumb.cli.formats import formats
 from crumb.cli.generate import generate
 from crumb.cli.kernels import kernels
@@ -39,6 +41,8 @@ app.command(evaluate, name="eval")
 app.command(generate, name="generate")
 app.command(chat, name="chat")
 app.command(bench, name="bench")
+app.command(export, name="export")
+app.command(delta, name="delta")
 app.command(show, name="show")
 app.command(formats, name="formats")
 app.command(kernels, name="kernels")

@@ -48,7 +48,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(name.lstrip("<"), justify="left" if left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(width=width, highlight=False)
+    console = Console(width=width, highlight=False, markup=False)  # [code] is text
     console.print(table)
 
 

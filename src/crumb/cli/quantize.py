@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
-from crumb.cli.whole_number import OptionalWhole, Whole
+from crumb.cli.whole_number import WHOLE, OptionalWhole, Whole
 from crumb.errors import UsageError
 from crumb.fit.quantize_cost import Cost
 from crumb.formats.catalog import ROW, ZeroKind
@@ -26,17 +26,19 @@ def quantize(
     model: str,
     /,
     *,
-    bits: Whole,
+    bits: OptionalWhole = None,
+    target: Annotated[str | None, Parameter(name="--for")] = None,
     out: Path | None = None,
-    group_size: str = "128",
-    zero: ZeroKind = ZeroKind.FIXED,
+    group_size: str | None = None,
+    zero: ZeroKind | None = None,
     method: Method = Method.GPTQ,
     scales: Scales | None = None,
     act_order: bool = True,
     damping: float | None = None,
     as_published: Annotated[bool, Parameter(negative=())] = False,
-    embedding: Whole = 8,
-    head: Whole = 8,
+    embedding: str | None = None,
+    head: str | None = None,
+    tensor: Annotated[list[str] | None, Parameter(negative=())] = None,
     calibrate: str = "wikitext2",
     sequences: OptionalWhole = None,
     length: OptionalWhole = None,
@@ -48,18 +50,20 @@ def quantize(
     """Quantize a checkpoint; a run that was stopped continues when the command is repeated.
 
     Args:
-        model: directory, org/name, or org/name@revision.
-        bits: bits of each code: 2, 3, 4, 5, 6 or 8.
+        model: directory, .gguf file, org/name, or org/name@revision.
+        bits: bits of each code: 2, 3, 4, 5, 6 or 8; gguf:TYPE says it by itself.
+        target: the file to export to later, without any change: gguf:TYPE or gptq.
         out: output directory; default is the model's name with the format behind it.
-        group_size: weights that share a scale: 32, 64, 128 or row.
-        zero: fixed (2^(bits-1)), variable (an integer per group) or minimum (a float per group).
+        group_size: weights that share a scale: 32, 64, 128 (default) or row.
+        zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
         method: gptq, or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
         act_order: choose columns by descending diagonal of H.
         damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
         as_published: as GPTQ's paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
-        embedding: bits of the embedding.
-        head: bits of the head, unless it is tied to the embedding.
+        embedding: bits (default 8), a GGUF type, a format's name or float; --for gptq: float.
+        head: likewise, unless it is tied to the embedding.
+        tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
         calibrate: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
         sequences: calibration sequences (default 64).
         length: tokens of each (default 512).
@@ -69,39 +73,64 @@ def quantize(
         json: print the result as JSON.
     """
     settings = choose_settings(method, scales, act_order, damping, as_published, strict)
-    calibration = Calibration(spec=calibrate, seed=seed)
-    if as_published:
-        calibration = replace(
-            calibration, sequences=PUBLISHED_SEQUENCES, length_tokens=PUBLISHED_LENGTH
-        )
-    calibration = replace(
-        calibration,
-        sequences=calibration.sequences if sequences is None else sequences,
-        length_tokens=calibration.length_tokens if length is None else length,
-    )
-    width = parse_group_size(group_size)
+    group, kind = choose_grouping(group_size, zero, target)
     request = QuantizeRequest(
         model=model,
-        out=out or default_out(model, bits, group_size, zero),
+        out=out or default_out(model, bits, group, kind, target),
         bits=bits,
-        group_size=width,
-        zero=zero,
-        embedding_bits=embedding,
-        head_bits=head,
+        group_size=parse_group_size(group),
+        zero=kind,
         solve=settings,
-        calibration=calibration,
+        calibration=choose_calibration(calibrate, seed, as_published, sequences, length),
         restart=restart,
+        target=target,
+        tensors=tuple(parse_tensor(word) for word in tensor or ()),
+        **stage_settings("embedding", embedding, target),
+        **stage_settings("head", head, target),
     )
+    result = run_shown(request)
+    print_json(summary(result)) if json else print_summary(result)
+
+
+def run_shown(request: QuantizeRequest) -> QuantizeResult:
+    """Quantize, with the cost and a bar on stderr."""
     with progress_bar() as bar:
         listener = Listener(
             cost=lambda cost: log(cost_line(cost)),
             progress=lambda step: bar(step.done / step.total, step.doing),
         )
         try:
-            result = run_quantize(request, listener)
+            return run_quantize(request, listener)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt("the same command continues where it stopped") from error
-    print_json(summary(result)) if json else print_summary(result)
+
+
+def choose_calibration(
+    spec: str, seed: int, as_published: bool, sequences: int | None, length: int | None
+) -> Calibration:
+    """The calibration from flags."""
+    given = Calibration(spec=spec, seed=seed)
+    if as_published:
+        given = replace(given, sequences=PUBLISHED_SEQUENCES, length_tokens=PUBLISHED_LENGTH)
+    return replace(
+        given,
+        sequences=given.sequences if sequences is None else sequences,
+        length_tokens=given.length_tokens if length is None else length,
+    )
+
+
+def choose_grouping(
+    group_size: str | None, zero: ZeroKind | None, target: str | None
+) -> tuple[str, ZeroKind]:
+    """Group size and zero from flags. Raises: UsageError where the target says them."""
+    if target not in (None, "gptq") and (group_size, zero) != (None, None):
+        raise UsageError(
+            "the target already says how weights are grouped",
+            where="--for",
+            found=target,
+            do="Drop --group-size and --zero",
+        )
+    return group_size or "128", zero or ZeroKind.FIXED
 
 
 def choose_settings(
@@ -143,11 +172,44 @@ def parse_group_size(text: str) -> int:
     )
 
 
-def default_out(model: str, bits: int, group_size: str, zero: ZeroKind) -> Path:
+def parse_tensor(word: str) -> tuple[str, str]:
+    """Pattern and format from PATTERN=FORMAT. Raises: UsageError."""
+    pattern, equals, name = word.rpartition("=")
+    if pattern and equals and name:
+        return pattern, name
+    raise UsageError(
+        "not a pattern and a format",
+        where="--tensor",
+        expected="such as down_proj=q6_k",
+        found=repr(word[:80]),
+    )
+
+
+def stage_settings(stage: str, word: str | None, target: str | None = None) -> dict[str, Any]:
+    """The request's fields for what --embedding or --head says: bits, or a name.
+
+    Raises: UsageError for bits of what a GPTQ file keeps float.
+    """
+    if word and target == "gptq" and WHOLE.fullmatch(word):
+        raise UsageError(f"a GPTQ file keeps the {stage} float", where=f"--{stage}", found=word)
+    if word is None:
+        return {}
+    if WHOLE.fullmatch(word):
+        return {f"{stage}_bits": int(word)}
+    return {f"{stage}_type": word}
+
+
+def default_out(
+    model: str, bits: int | None, group_size: str, zero: ZeroKind, target: str | None = None
+) -> Path:
     """Where the result goes when the user does not say."""
     name = Path(model.partition("@")[0]).name or "model"
+    container, _, type = (target or "").lower().partition(":")
+    if type:
+        return Path(f"{name}-{type}")
     group = group_size if group_size == "row" else f"g{group_size}"
-    return Path(f"{name}-int{bits}-{group}-{zero.value}")
+    behind = f"int{bits}-{group}-{zero.value}"
+    return Path(f"{name}-{container}-{behind}" if container else f"{name}-{behind}")
 
 
 def cost_line(cost: Cost) -> str:

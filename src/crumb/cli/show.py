@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.architectures.plan import TensorSpec
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
 from crumb.checkpoints.manifest import TensorRecord, read_manifest
-from crumb.checkpoints.tensor_map import StoredPacked
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.checkpoints.tensor_map import Quantized
 from crumb.cli.output import bytes_text, print_json, print_table
 
 WORST = 8
@@ -31,7 +32,7 @@ def show(
     """Show a model: family, sizes, formats, error of each tensor.
 
     Args:
-        model: directory, org/name, or org/name@revision.
+        model: directory, .gguf file, org/name, or org/name@revision.
         tensors: list every tensor, not only the worst.
         plan: print the plan of operations that executors run.
         json: print everything as JSON.
@@ -85,14 +86,14 @@ def describe_tensor(
 ) -> dict[str, Any]:
     """One tensor as a record."""
     entry = checkpoint.tensors.entry(spec.name)
-    packed = isinstance(entry, StoredPacked)
+    packed = isinstance(entry, Quantized)
     weights = 1
     for size in spec.shape:
         weights *= size
     return {
         "name": spec.name,
         "shape": list(spec.shape),
-        "format": entry.format.name if isinstance(entry, StoredPacked) else entry.dtype.name,
+        "format": entry.format.name if isinstance(entry, Quantized) else entry.dtype.name,
         "quantized": packed,
         "bytes": entry.size_bytes,
         "bits_per_weight": 8 * entry.size_bytes / weights,

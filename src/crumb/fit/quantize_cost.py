@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from crumb.architectures.plan import Attention, Linear, Plan, Stage, TensorSpec
-from crumb.checkpoints.huggingface import Checkpoint
+from crumb.architectures.plan import Attention, Embed, Linear, Plan, Stage, TensorSpec
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import DoesNotFit
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.packed_tensor import stored_shape
@@ -26,6 +26,9 @@ from crumb.solve.problem import Method, Scales, SolveSettings
 
 SEARCH_WORK = {ZeroKind.FIXED: 1100.0, ZeroKind.VARIABLE: 1700.0, ZeroKind.MINIMUM: 650.0}
 """Search of scales: operations per weight, as a matrix product's operations cost time."""
+
+SHARED_WORK = {ZeroKind.FIXED: 1400.0, ZeroKind.MINIMUM: 2500.0}
+"""Fit of super-blocks to what the search found: likewise."""
 
 SWEEP_WORK = 1500.0
 """Column sweep, rounding, packing and storing: likewise, per weight."""
@@ -65,6 +68,8 @@ def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> fl
     """Operations of choosing one matrix's codes, statistics apart."""
     rows, columns = spec.shape
     search = SEARCH_WORK[format.zero] if settings.scales is Scales.SEARCH else 0.0
+    if search and format.row.super_block is not None:
+        search += SHARED_WORK[format.zero]
     once = rows * columns * (SWEEP_WORK + search)
     if settings.method is not Method.GPTQ:
         return once
@@ -81,8 +86,8 @@ def total_work(
     plan: Plan, formats: Mapping[str, Format], tokens: tuple[int, int], settings: SolveSettings
 ) -> float:
     """Operations of a whole quantization; tokens is (sequences, length)."""
-    specs = {spec.name: spec for spec in plan.tensors()}
-    work = sum(matrix_work(specs[name], format, settings) for name, format in formats.items())
+    shapes = {spec.name: spec for spec in plan.tensors()}
+    work = sum(matrix_work(shapes[name], format, settings) for name, format in formats.items())
     if settings.method is not Method.GPTQ:
         return work
     count = tokens[0] * tokens[1]
@@ -91,6 +96,19 @@ def total_work(
             work += stage_work(stage, count, tokens[1])
         inputs = {op.input: op.in_features for op in stage.operations if isinstance(op, Linear)}
         work += sum(input_work(width, count) for width in inputs.values())
+        if settings.embeddings:
+            specs = [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
+            work += sum(
+                embedding_work(plan, spec, tokens) for spec in specs if spec.name in formats
+            )
+    return work
+
+
+def embedding_work(plan: Plan, spec: TensorSpec, tokens: tuple[int, int]) -> float:
+    """Operations of an embedding's statistics; a tied head runs the tokens through the model."""
+    work = input_work(spec.shape[1], spec.shape[0])
+    if spec.name in {linear.weight for linear in plan.linears()}:
+        work += sum(stage_work(each, tokens[0] * tokens[1], tokens[1]) for each in plan.stages[:-1])
     return work
 
 
@@ -130,6 +148,9 @@ def peak_bytes(plan: Plan, tokens: int, settings: SolveSettings) -> int:
     for stage in plan.stages:
         widths = [1]
         for operation in stage.operations:
+            if isinstance(operation, Embed) and settings.embeddings:
+                columns, rows = operation.features, min(operation.rows, ROWS_AT_ONCE)
+                peak = max(peak, 24 * rows * columns + 24 * columns**2)
             if isinstance(operation, Linear):
                 columns, rows = operation.in_features, min(operation.out_features, ROWS_AT_ONCE)
                 solve = 24 * rows * columns

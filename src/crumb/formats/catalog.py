@@ -1,12 +1,13 @@
-"""The catalog of formats: what a quantized number is, one row per code width.
+"""The catalog of formats: what a quantized number is, one row per kind of code.
 
 In: a name such as "int3-g128-variable". Out: a Format with its formula and exact bits per weight.
+The rows q2_k to mxfp4 are GGUF's types of these names (source: the ggml block descriptions).
 Refuses widths, group sizes and zero kinds that no row lists. Bytes are the business of layouts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from crumb.errors import UsageError
@@ -24,9 +25,23 @@ class ZeroKind(StrEnum):
 
 
 class ScaleKind(StrEnum):
-    """How a group's scale is stored. Super-block scales join as a further member and row."""
+    """How a group's scale is stored."""
 
-    FP16 = "fp16"
+    FP16 = "fp16"  # one fp16 for each group
+    SUPER = "super"  # a whole number for each group, times one fp16 for each super-block
+
+
+@dataclass(frozen=True)
+class SuperBlock:
+    """How the groups of a super-block share an fp16 scale, and an fp16 minimum if they have one.
+
+    A group's scale is scale * sub_scale, its minimum minus (minimum * sub_minimum).
+    """
+
+    width: int  # weights of a super-block
+    lowest: int  # sub_scale
+    highest: int  # sub_scale, and sub_minimum, whose lowest is 0
+    sub_bits: int  # bits of each sub_scale and each sub_minimum
 
 
 ZERO_BITS = {ZeroKind.FIXED: 0, ZeroKind.VARIABLE: 8, ZeroKind.MINIMUM: 16}
@@ -38,7 +53,12 @@ FORMULAS = {
     ZeroKind.MINIMUM: "w = scale * code + minimum",
 }
 
-SCALE_BITS = {ScaleKind.FP16: 16}
+SUPER_FORMULAS = {
+    ZeroKind.FIXED: "w = scale * sub_scale * (code - 2^(bits-1))",
+    ZeroKind.MINIMUM: "w = scale * sub_scale * code - minimum * sub_minimum",
+}
+
+FP16_BITS = 16
 GROUP_SIZES = (32, 64, 128, ROW)
 
 
@@ -52,10 +72,41 @@ class CodeRow:
     zeros: tuple[ZeroKind, ...] = tuple(ZeroKind)
     group_sizes: tuple[int, ...] = GROUP_SIZES
     table: tuple[int, ...] | None = None  # (2^bits,) int8 values; fixed zero only
+    super_block: SuperBlock | None = None  # ScaleKind.SUPER only
 
     @property
     def largest_code(self) -> int:
         return (1 << self.bits) - 1
+
+    def formula(self, zero: ZeroKind) -> str:
+        """What a code decodes to."""
+        formula = (FORMULAS if self.super_block is None else SUPER_FORMULAS)[zero]
+        return (
+            formula if self.table is None else formula.replace("(code - 2^(bits-1))", "table[code]")
+        )
+
+    def only_format(self) -> Format:
+        """The format of a row that has one group size and one zero kind."""
+        (group_size,), (zero,) = self.group_sizes, self.zeros
+        return Format(self, group_size, zero)
+
+
+_FIXED, _MINIMUM = (ZeroKind.FIXED,), (ZeroKind.MINIMUM,)
+
+_NIBBLES = SuperBlock(256, 0, 15, 4)
+_SIX_BITS = SuperBlock(256, 0, 63, 6)
+_SIGNED_SIX_BITS = SuperBlock(256, -32, 31, 6)
+_SIGNED_BYTES = SuperBlock(256, -128, 127, 8)
+
+_NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""Twice the values of a 4-bit float, so the scale is half of MXFP4's."""
+
+
+def _super(
+    name: str, bits: int, group_size: int, zeros: tuple[ZeroKind, ...], block: SuperBlock
+) -> CodeRow:
+    return CodeRow(name, bits, ScaleKind.SUPER, zeros, (group_size,), super_block=block)
 
 
 CATALOG: dict[str, CodeRow] = {
@@ -67,8 +118,21 @@ CATALOG: dict[str, CodeRow] = {
         CodeRow("int5", 5),
         CodeRow("int6", 6),
         CodeRow("int8", 8),
+        _super("q2_k", 2, 16, _MINIMUM, _NIBBLES),
+        _super("q3_k", 3, 16, _FIXED, _SIGNED_SIX_BITS),
+        _super("q4_k", 4, 32, _MINIMUM, _SIX_BITS),
+        _super("q5_k", 5, 32, _MINIMUM, _SIX_BITS),
+        _super("q6_k", 6, 16, _FIXED, _SIGNED_BYTES),
+        CodeRow("iq4_nl", 4, zeros=_FIXED, group_sizes=(32,), table=_NON_LINEAR),
+        replace(_super("iq4_xs", 4, 32, _FIXED, _SIGNED_SIX_BITS), table=_NON_LINEAR),
+        CodeRow("mxfp4", 4, zeros=_FIXED, group_sizes=(32,), table=_E2M1),
     )
 }
+
+INTEGERS: dict[str, CodeRow] = {
+    name: row for name, row in CATALOG.items() if row.table is None and row.super_block is None
+}
+"""The rows whose codes are whole numbers and whose groups each have an fp16 scale."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +164,43 @@ class Format:
         """Groups of a row; a ragged last group is simply smaller."""
         return -(-in_features // self.group_width(in_features))
 
+    def block_width(self, in_features: int) -> int:
+        """Weights whose fp16 scale is one number: a full group's, or a super-block's."""
+        block = self.row.super_block
+        return self.group_width(in_features) if block is None else block.width
+
+    def blocks(self, in_features: int) -> int:
+        """fp16 scales of a row."""
+        return -(-in_features // self.block_width(in_features))
+
     def row_bits(self, in_features: int) -> int:
         """Exact bits of one row of in_features weights, padded to a byte; a layout may pad more."""
         code_bits = 8 * (-(-in_features * self.bits // 8))
-        group_bits = SCALE_BITS[self.row.scale] + ZERO_BITS[self.zero]
-        return code_bits + self.groups(in_features) * group_bits
+        if self.row.super_block is None:
+            group_bits = FP16_BITS + ZERO_BITS[self.zero]
+            return code_bits + self.groups(in_features) * group_bits
+        values = 2 if self.zero is ZeroKind.MINIMUM else 1
+        sub_bits = self.groups(in_features) * self.row.super_block.sub_bits
+        return code_bits + values * (sub_bits + self.blocks(in_features) * FP16_BITS)
 
     def bits_per_weight(self, in_features: int) -> float:
         """Exact bits per weight of a row this wide."""
         return self.row_bits(in_features) / in_features
 
     def check_width(self, in_features: int, tensor: str) -> None:
-        """Refuse a group that is wider than the tensor's input.
+        """Refuse a group that is wider than the tensor's input, and part of a super-block.
 
         Raises: UsageError.
         """
+        block = self.row.super_block
+        if block is not None and in_features % block.width:
+            raise UsageError(
+                f"{self.row.name} needs inputs in whole super-blocks",
+                where=tensor,
+                expected=f"in_features divisible by {block.width}",
+                found=in_features,
+                do="Choose a format with groups of 32 for this tensor",
+            )
         if self.group_size > in_features:
             raise UsageError(
                 "the group is larger than the layer's input",
@@ -135,10 +221,10 @@ def find_row(bits: int) -> CodeRow:
 
     Raises: UsageError, naming the widths there are.
     """
-    for row in CATALOG.values():
-        if row.bits == bits and row.table is None:
+    for row in INTEGERS.values():
+        if row.bits == bits:
             return row
-    widths = ", ".join(str(row.bits) for row in CATALOG.values() if row.table is None)
+    widths = ", ".join(str(row.bits) for row in INTEGERS.values())
     raise UsageError(
         "no format has this many bits",
         expected=f"one of {widths}",
@@ -148,11 +234,18 @@ def find_row(bits: int) -> CodeRow:
 
 
 def make_format(bits: int, group_size: int, zero: ZeroKind | str) -> Format:
-    """A checked Format.
+    """A checked Format of whole numbers.
 
     Raises: UsageError for a width, group size or zero kind that the catalog does not list.
     """
-    row = find_row(bits)
+    return format_of_row(find_row(bits), group_size, zero)
+
+
+def format_of_row(row: CodeRow, group_size: int, zero: ZeroKind | str) -> Format:
+    """A checked Format of any row.
+
+    Raises: UsageError for a group size or zero kind that the row does not list.
+    """
     if group_size not in row.group_sizes:
         sizes = ", ".join("row" if size == ROW else str(size) for size in row.group_sizes)
         raise UsageError(
@@ -174,7 +267,7 @@ def parse_format(name: str) -> Format:
     group = parts[1] if len(parts) == 3 else ""
     is_group = group == "row" or (group[:1] == "g" and group[1:].isdecimal() and len(group) < 8)
     if row is not None and is_group:
-        format = make_format(row.bits, ROW if group == "row" else int(group[1:]), parts[2])
+        format = format_of_row(row, ROW if group == "row" else int(group[1:]), parts[2])
         if format.name == name:  # one format has one name: neither g0 nor g032
             return format
     raise UsageError(

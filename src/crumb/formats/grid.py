@@ -27,17 +27,41 @@ ROUND_LIMIT = np.float32(1024.0)
 class GroupParameters:
     """What each group stores beside its codes."""
 
-    scale: NDArray[np.float16]  # (out_features, groups), may be negative
+    scale: NDArray[np.float16]  # (out_features, blocks), may be negative
     zero_point: Codes | None = None  # (out_features, groups), variable zero only
-    minimum: NDArray[np.float16] | None = None  # (out_features, groups), float minimum only
+    minimum: NDArray[np.float16] | None = None  # (out_features, blocks), float minimum only
+    sub_scale: NDArray[np.int8] | None = None  # (out_features, groups), super-blocks only
+    sub_minimum: Codes | None = None  # (out_features, groups), super-blocks with a minimum only
+
+    def group_scale(self) -> Floats:
+        """Each group's scale as f32, exactly, (out_features, groups)."""
+        scale = self.scale.astype(np.float32)
+        if self.sub_scale is None:
+            return scale
+        return _spread(scale, self.sub_scale) * self.sub_scale.astype(np.float32)
 
     def offset(self, format: Format) -> Floats:
-        """The zero point or the minimum as f32, (out_features, groups)."""
+        """Each group's zero point or minimum as f32, exactly, (out_features, groups)."""
         if format.zero is ZeroKind.FIXED:
-            return np.full(self.scale.shape, format.fixed_zero_point, np.float32)
+            groups = self.scale if self.sub_scale is None else self.sub_scale
+            return np.full(groups.shape, format.fixed_zero_point, np.float32)
         stored = self.zero_point if format.zero is ZeroKind.VARIABLE else self.minimum
         assert stored is not None, "make_parameters fills what the zero kind stores"
-        return stored.astype(np.float32)
+        offset: Floats = stored.astype(np.float32)
+        if self.sub_minimum is None:
+            return offset
+        return -(_spread(offset, self.sub_minimum) * self.sub_minimum.astype(np.float32))
+
+
+def _spread(blocks: Floats, groups: NDArray[Any]) -> Floats:
+    """What each group takes from its super-block. Shapes: (rows, blocks) -> (rows, groups)."""
+    return np.repeat(blocks, groups.shape[1] // blocks.shape[1], axis=1)
+
+
+def take_rows(parameters: GroupParameters, rows: slice) -> GroupParameters:
+    """The parameters of some rows."""
+    taken = {name: array[rows] for name, array in vars(parameters).items() if array is not None}
+    return GroupParameters(**taken)
 
 
 def choose_rows(
@@ -46,14 +70,12 @@ def choose_rows(
     """The rows of `one` where first holds, else those of `other`; first is (out_features,)."""
     column = first[:, None]
 
-    def choose(a: NDArray[Any] | None, b: NDArray[Any] | None) -> NDArray[Any] | None:
-        return None if a is None or b is None else np.where(column, a, b)
-
-    return GroupParameters(
-        np.where(column, one.scale, other.scale),
-        choose(one.zero_point, other.zero_point),
-        choose(one.minimum, other.minimum),
-    )
+    chosen = {
+        name: np.where(column, array, getattr(other, name))
+        for name, array in vars(one).items()
+        if array is not None
+    }
+    return GroupParameters(**chosen)
 
 
 def make_parameters(format: Format, scale: Floats, offset: Floats) -> GroupParameters:
@@ -108,7 +130,7 @@ def decode_columns(
 def encode_reference(weights: Floats, parameters: GroupParameters, format: Format) -> Codes:
     """Codes of a whole tensor. Shapes: (out_features, in_features) to the same."""
     group = group_of_column(format, weights.shape[1])
-    scale = parameters.scale.astype(np.float32)[:, group]
+    scale = parameters.group_scale()[:, group]
     offset = parameters.offset(format)[:, group]
     return encode_columns(weights, scale, offset, format.row.largest_code, format.zero)
 
@@ -116,6 +138,6 @@ def encode_reference(weights: Floats, parameters: GroupParameters, format: Forma
 def decode_reference(codes: Codes, parameters: GroupParameters, format: Format) -> Floats:
     """Weights of a whole tensor. Shapes: (out_features, in_features) to the same."""
     group = group_of_column(format, codes.shape[1])
-    scale = parameters.scale.astype(np.float32)[:, group]
+    scale = parameters.group_scale()[:, group]
     levels = codes if format.row.table is None else np.array(format.row.table, np.int8)[codes]
     return decode_columns(levels, scale, parameters.offset(format)[:, group], format.zero)

@@ -13,7 +13,7 @@ from crumb import _native
 from crumb.formats.grid import decode_reference
 from crumb.formats.layouts.tile import tiles_of_rows, unpack_reference
 from crumb.formats.packed_tensor import PackedTensor
-from crumb.kernels.dispatch import ZERO_CODE
+from crumb.kernels.dispatch import ZERO_CODE, sub_code
 from crumb.kernels.threads import over_rows
 
 Floats = NDArray[np.float32]
@@ -34,6 +34,7 @@ def decode(tensor: PackedTensor) -> Floats:
             format.group_width(tensor.in_features),
             format.bits,
             ZERO_CODE[format.zero],
+            sub_code(format),
         )
 
     over_rows(tensor.out_features, work)

@@ -10,10 +10,22 @@ import os
 
 from crumb import _native
 from crumb.errors import UsageError
-from crumb.formats.catalog import ZeroKind
+from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.layouts.tile import shares_bytes
 
 ZERO_CODE = {kind: code for code, kind in enumerate(ZeroKind)}
-"""ZeroKind as native/kernels.hpp numbers it."""
+"""ZeroKind as native/run_kernels.hpp numbers it."""
+
+
+NO_SUB, SUB_BYTES, SUB_DIGITS = range(3)
+"""SubKind as native/run_kernels.hpp numbers it."""
+
+
+def sub_code(format: Format) -> int:
+    """How the groups of a format's super-blocks share its scales."""
+    if format.row.super_block is None:
+        return NO_SUB
+    return SUB_DIGITS if shares_bytes(format) else SUB_BYTES
 
 
 def supported_sets() -> list[str]:

@@ -32,7 +32,7 @@ class InstructionSet:
 class Kernel:
     """What multiplies the matrices of one format."""
 
-    format: str  # code width
+    format: str  # row of the catalog
     zeros: tuple[str, ...]
     few_tokens: int  # up to so many, codes are unpacked in registers each time
     few: str  # the instruction
@@ -67,6 +67,9 @@ WIDE_CODES = {
     ("neon-i8mm", ZeroKind.MINIMUM): ("usdot", "usdot"),
 }
 """Where 8-bit codes go another way: the instructions for few tokens and for more."""
+
+HALF_CHUNKS = {"amx": "avx512"}
+"""Where groups of 16 go the way of another set, because half a chunk is too little for this."""
 
 
 LETTERS_ONLY = ("fma", "asimddp")
@@ -109,12 +112,13 @@ def _why(name: str, runs: bool, missing: tuple[str, ...]) -> str:
 
 
 def kernels_of(isa: str) -> list[Kernel]:
-    """A row for each code width and the zero kinds that go the same way."""
+    """A row for each row of the catalog and the zero kinds that go the same way."""
     rows: list[Kernel] = []
     for code in CATALOG.values():
+        halves = max(code.group_sizes) == 16
         by_way: dict[tuple[str, str, int], list[str]] = {}
         for zero in code.zeros:
-            dot = DOTS[isa]
+            dot = DOTS[HALF_CHUNKS.get(isa, isa) if halves else isa]
             few, more, few_tokens = dot.few, dot.more, dot.few_tokens
             if code.bits == 8 and (isa, zero) in WIDE_CODES:
                 few, more = WIDE_CODES[isa, zero]

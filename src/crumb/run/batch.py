@@ -30,6 +30,7 @@ class Running:
     prompt: Sequence[int]
     keep_logits: bool = False  # of every token of the prompt, for its logprobs
     sequence: EngineSequence | None = None
+    seat: int | None = None
     read_tokens: int = 0  # of the prompt
     prompt_logits: list[Floats] = field(default_factory=list)
     began: float = 0.0
@@ -58,17 +59,16 @@ class Running:
 def run_batch(engine: Engine, requests: Sequence[Running]) -> Iterator[tuple[int, Piece]]:
     """Pieces of all requests until each is finished.
 
-    At most settings.sequences run at once; the others wait for their turn, in order.
-    A reader who stops early ends all of them.
+    As many run at once as the engine has seats free; the others wait for their turn, in order,
+    and all of them while other threads hold every seat. A reader who stops early ends all of them.
     """
     waiting = list(range(len(requests)))[::-1]
     active: list[int] = []
     try:
         while waiting or active:
-            while waiting and len(active) < engine.settings.sequences:
-                index = waiting.pop()
-                _begin(engine, requests[index])
-                active.append(index)
+            while waiting and _seated(engine, requests[waiting[-1]], wait=not active):
+                active.append(waiting.pop())
+                _begin(engine, requests[active[-1]])
             for index in list(active):
                 request = requests[index]
                 cancelled = request.cancelled.is_set()
@@ -89,6 +89,13 @@ def run_batch(engine: Engine, requests: Sequence[Running]) -> Iterator[tuple[int
             _end(engine, requests[index])
 
 
+def _seated(engine: Engine, request: Running, wait: bool) -> bool:
+    """Whether a request may begin: it has a seat, or is cancelled and needs none."""
+    seats = engine.seats
+    request.seat = seats.take(request.cancelled.is_set) if wait else seats.try_take()
+    return request.seat is not None or request.cancelled.is_set()
+
+
 def _begin(engine: Engine, request: Running) -> None:
     request.began = request.prompt_done = request.ended = time.perf_counter()
     request.sequence = engine.begin(request.prompt, reuse=not request.keep_logits)
@@ -99,6 +106,9 @@ def _end(engine: Engine, request: Running) -> None:
     if request.sequence is not None:
         engine.end(request.sequence)
         request.sequence = None
+    if request.seat is not None:
+        engine.seats.give(request.seat)
+        request.seat = None
 
 
 def _next_parts(

@@ -27,8 +27,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from crumb.checkpoints.model_files import ModelFiles, optional_json
 from crumb.errors import CheckpointError, CrumbError, UsageError
-from crumb.run.tokenizer import optional_json
 
 FILE = "chat_template.jinja"
 DEFAULT, WITH_TOOLS = "default", "tool_use"
@@ -136,24 +136,25 @@ class ChatTemplate:
         return CheckpointError(f"{what}: {str(error)[:200]}", where=self._where)
 
 
-def load_chat_template(path: Path) -> ChatTemplate:
-    """The chat template of a model directory.
+def load_chat_template(files: ModelFiles) -> ChatTemplate:
+    """The chat template of a model.
 
     Raises: UsageError when it has none, CheckpointError when it cannot be read.
     """
-    settings = optional_json(path / "special_tokens_map.json")
-    settings |= optional_json(path / "tokenizer_config.json")
-    where, templates = path / "tokenizer_config.json", settings.get("chat_template")
-    if (path / FILE).is_file():
-        where = path / FILE
+    settings = optional_json(files, "special_tokens_map.json")
+    settings |= optional_json(files, "tokenizer_config.json")
+    where, templates = files.path / "tokenizer_config.json", settings.get("chat_template")
+    content = files.read(FILE)
+    if content is not None:
+        where = files.path / FILE
         try:
-            templates = where.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            templates = content.decode()
+        except UnicodeDecodeError as error:
             raise CheckpointError(f"cannot be read: {error}", where=where) from error
     if templates is None:
         raise UsageError(
             "this model has no chat template",
-            where=path,
+            where=files.path,
             do=f"Give the prompt as plain text, or put the model's {FILE} into its directory",
         )
     tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from enum import Enum
 from itertools import takewhile
 
 from crumb.run.tokenizer import Tokenizer
@@ -25,21 +26,29 @@ BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 the tokenizers library replaces them all, so no part of a run is certain before it ends."""
 
 
+class Kind(Enum):
+    """What a visible token is."""
+
+    TEXT = "text"
+    BYTE = "byte"
+
+
 class Detokenizer:
     """One sequence's text as it grows. A token costs one decoding of at most 16 tokens."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._kinds: dict[int, Kind | None] = {}  # of the tokens met so far
         self._window = self._last_visible(prompt_tokens)
         self._shown = tokenizer.decode(self._window)  # of the window; the prompt's, to begin with
 
     def push(self, token: int) -> str:
         """The text that is certain now and was not before; often empty."""
-        piece = self._piece(token)
-        if piece is None:
+        kind = self._kind(token)
+        if kind is None:
             return ""
         self._window.append(token)
-        if BYTE_TOKEN.fullmatch(piece):
+        if kind is Kind.BYTE:
             return ""
         text = self._tokenizer.decode(self._window)
         # only the last of several replacements can still become a character
@@ -58,27 +67,37 @@ class Detokenizer:
         """What a longer certain text adds to what was shown."""
         if self._shown.startswith(text):
             return ""
+        if text.startswith(self._shown):
+            new = text[len(self._shown) :]
+            self._shown = text
+            return new
         # the prompt may end within a character that the first tokens complete
         pairs = zip(self._shown, text, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._shown = text
         return text[common:]
 
-    def _piece(self, token: int) -> str | None:
-        """The token as the vocabulary writes it; None when decoding passes it over."""
-        if token in self._tokenizer.special_tokens:
-            return None
-        return self._tokenizer.piece(token)
+    def _kind(self, token: int) -> Kind | None:
+        """What a token is; None when decoding passes it over."""
+        kinds = self._kinds
+        if token not in kinds:
+            special = token in self._tokenizer.special_tokens
+            piece = None if special else self._tokenizer.piece(token)
+            if piece is None:
+                kinds[token] = None
+            else:
+                kinds[token] = Kind.BYTE if BYTE_TOKEN.fullmatch(piece) else Kind.TEXT
+        return kinds[token]
 
     def _last_visible(self, tokens: Sequence[int]) -> list[int]:
         """The last tokens that have text, back to one before the run of bytes at the end."""
         found: list[int] = []
         is_open = True  # no token but bytes was met
         for token in reversed(tokens):
-            piece = self._piece(token)
-            if piece is not None:
+            kind = self._kind(token)
+            if kind is not None:
                 found.append(token)
-                is_open = is_open and BYTE_TOKEN.fullmatch(piece) is not None
+                is_open = is_open and kind is Kind.BYTE
                 if len(found) >= CONTEXT_TOKENS and not is_open:
                     break
         return found[::-1]

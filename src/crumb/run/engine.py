@@ -18,12 +18,13 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.checkpoints.huggingface import Checkpoint
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.run.memory_plan import EngineSettings, MemoryPlan
 from crumb.run.pages import PagePool
 from crumb.run.program import build_program
+from crumb.run.seats import Seats
 
 Floats = NDArray[np.float32]
 
@@ -75,6 +76,7 @@ class Engine:
         self.context_tokens = self.settings.context(self.plan)
         self._program = build_program(checkpoint, self.settings)
         self._pages = PagePool(self.settings.pages(self.plan))
+        self.seats = Seats(self.settings.sequences)
         self._lock = threading.Lock()
         rows, per_sequence = self.settings.step_tokens, -(-self.context_tokens // PAGE_TOKENS)
         self._tokens = np.zeros(rows, np.int32)
@@ -149,7 +151,9 @@ class Engine:
             )
 
     def _check_vocabulary(self, tokens: Listed[int]) -> None:
-        low, high = min(tokens, default=0), max(tokens, default=0)
+        if not tokens:
+            return
+        low, high = min(tokens), max(tokens)
         if low < 0 or high >= self.plan.vocabulary:
             raise UsageError(
                 "a token is not in the model's vocabulary",

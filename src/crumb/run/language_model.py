@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
 from crumb.run.batch import Running, run_batch
 from crumb.run.chat_template import ChatTemplate, Message, load_chat_template
@@ -104,11 +105,11 @@ class LanguageModel:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.checkpoint.path)
+        return load_tokenizer(self.checkpoint.files)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        return load_chat_template(self.checkpoint.path)
+        return load_chat_template(self.checkpoint.files)
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -198,16 +199,17 @@ class LanguageModel:
     def logits(self, tokens: Sequence[int]) -> Floats:
         """Logits after every token of one text. Shapes: -> (tokens, vocabulary)."""
         engine = self.engine
-        sequence = engine.begin(tokens, reuse=False)
         at_once = min(engine.settings.step_tokens, engine.logits_rows)
-        out = np.empty((len(tokens), engine.plan.vocabulary), np.float32)
-        try:
-            for begin in range(0, len(tokens), at_once):
-                part = Part(sequence, tokens[begin : begin + at_once], Wanted.ALL)
-                with engine.stepped([part]) as rows:
-                    out[begin : begin + len(part.tokens)] = rows
-        finally:
-            engine.end(sequence)
+        with engine.seats.one():
+            sequence = engine.begin(tokens, reuse=False)
+            out = np.empty((len(tokens), engine.plan.vocabulary), np.float32)
+            try:
+                for begin in range(0, len(tokens), at_once):
+                    part = Part(sequence, tokens[begin : begin + at_once], Wanted.ALL)
+                    with engine.stepped([part]) as rows:
+                        out[begin : begin + len(part.tokens)] = rows
+            finally:
+                engine.end(sequence)
         return out
 
     def _running(self, request: GenerateRequest, cancelled: threading.Event) -> Running:
@@ -239,16 +241,17 @@ class LanguageModel:
 
     def _embed(self, text: str) -> Embedding:
         engine, tokens = self.engine, self.tokens_of(text)
-        sequence = engine.begin(tokens, reuse=False)
         at_once = min(engine.settings.step_tokens, engine.logits_rows)
         total = np.zeros(0)
-        try:
-            for begin in range(0, len(tokens), at_once):
-                part = Part(sequence, tokens[begin : begin + at_once], Wanted.ALL)
-                summed = engine.features([part]).astype(np.float64).sum(axis=0)
-                total = summed if begin == 0 else total + summed
-        finally:
-            engine.end(sequence)
+        with engine.seats.one():
+            sequence = engine.begin(tokens, reuse=False)
+            try:
+                for begin in range(0, len(tokens), at_once):
+                    part = Part(sequence, tokens[begin : begin + at_once], Wanted.ALL)
+                    summed = engine.features([part]).astype(np.float64).sum(axis=0)
+                    total = summed if begin == 0 else total + summed
+            finally:
+                engine.end(sequence)
         length = float(np.linalg.norm(total)) or 1.0
         return Embedding((total / length).astype(np.float32), len(tokens))
 

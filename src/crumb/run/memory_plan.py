@@ -8,26 +8,16 @@ so the dry run is the plan itself. Refuses, with DoesNotFit, what the machine ca
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from crumb.architectures.plan import (
-    Activation,
-    Add,
-    Attention,
-    Embed,
-    Linear,
-    Multiply,
-    Norm,
-    Operation,
-    Plan,
-    Rotary,
-    Split,
-    Stage,
-)
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.plan import Attention, Linear, Plan, Rotary
 from crumb.errors import DoesNotFit, UsageError
 from crumb.formats.catalog import Format
 from crumb.kernels.engine import (
@@ -37,9 +27,7 @@ from crumb.kernels.engine import (
     matmul_scratch_bytes,
 )
 from crumb.kernels.threads import processors
-
-LANES = 16
-"""Floats that a buffer's rows are padded to."""
+from crumb.run.buffers import Place, place_buffers
 
 BLOCK_INPUTS = 128
 """Most inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
@@ -127,29 +115,17 @@ class EngineSettings:
             )
         return wanted
 
+    @property
+    def head_rows(self) -> int:
+        """Rows of the last stage's buffers: it runs on chosen tokens alone."""
+        return min(self.logits_rows, self.step_tokens)
+
     def pages(self, plan: Plan) -> int:
         """Pages of the cache."""
         return self.sequences * -(-self.context(plan) // PAGE_TOKENS)
 
     def thread_count(self) -> int:
         return self.threads or processors()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a buffer lies in the arena."""
-
-    offset: int  # floats from the arena's begin
-    width: int
-    rows: int
-
-    @property
-    def stride(self) -> int:
-        return -(-self.width // LANES) * LANES
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.rows * self.stride
 
 
 @dataclass(frozen=True)
@@ -160,8 +136,9 @@ class MemoryPlan:
     cache_bytes: int
     buffer_bytes: int
     scratch_bytes: int
-    table_bytes: int  # rotary tables
+    table_bytes: int  # rotary tables, and the orders of columns
     places: tuple[Mapping[str, Place], ...]  # by stage: buffer name -> place
+    gathered: Mapping[tuple[int, int], Place]  # (rows, width) of inputs in another order -> place
     arena_floats: int
     scratch_row_bytes: int  # of each thread
 
@@ -174,94 +151,6 @@ class MemoryPlan:
             + self.scratch_bytes
             + self.table_bytes
         )
-
-
-def output_widths(operation: Operation, widths: Mapping[str, int]) -> dict[str, int]:
-    """Features of each buffer that an operation writes."""
-    match operation:
-        case Embed(output=output, features=features) | Norm(output=output, features=features):
-            return {output: features}
-        case Linear(output=output, out_features=features):
-            return {output: features}
-        case Split(outputs=outputs, outer=outer, inner=inner):
-            return dict.fromkeys(outputs, outer * inner)
-        case Attention(output=output, heads=heads, head_dim=head_dim):
-            return {output: heads * head_dim}
-        case Rotary() | Activation() | Multiply() | Add():
-            return {operation.writes[0]: widths[operation.reads[0]]}
-    raise UsageError(
-        "the native engine has no such operation", found=type(operation).__name__.lower()
-    )
-
-
-def place_stage(
-    stage: Stage, kept: Mapping[str, int], rows: int, begin: int
-) -> tuple[dict[str, Place], int]:
-    """Places of a stage's own buffers from `begin` on, and where they end.
-
-    `kept` names the buffers that live between stages, with their widths. Buffers whose lives do
-    not meet may share memory.
-    """
-    widths = dict(kept)
-    lives: dict[str, tuple[int, int]] = {}
-    for index, operation in enumerate(stage.operations):
-        for name in operation.reads:
-            if name in lives:
-                lives[name] = (lives[name][0], index)
-        for name, width in output_widths(operation, widths).items():
-            widths[name] = width
-            if name not in kept:
-                lives[name] = (lives.get(name, (index, 0))[0], index)
-    for name in stage.outputs:
-        if name in lives:
-            lives[name] = (lives[name][0], len(stage.operations))
-    places: dict[str, Place] = {}
-    for name in sorted(lives, key=lambda name: (-widths[name], lives[name], name)):
-        offset = begin
-        busy = sorted(
-            (places[other].offset, places[other].end)
-            for other in places
-            if lives[other][0] <= lives[name][1] and lives[name][0] <= lives[other][1]
-        )
-        size = Place(0, widths[name], rows).end
-        for first, last in busy:
-            if offset + size <= first:
-                break
-            offset = max(offset, last)
-        places[name] = Place(offset, widths[name], rows)
-    return places, max((place.end for place in places.values()), default=begin)
-
-
-def place_buffers(plan: Plan, settings: EngineSettings) -> tuple[tuple[dict[str, Place], ...], int]:
-    """Places by stage, and the floats of the arena. The last stage runs on chosen rows alone."""
-    rows = settings.step_tokens
-    widths: dict[str, int] = {}
-    for stage in plan.stages[:-1]:
-        inner = {name: widths[name] for name in stage.inputs if name in widths}
-        for operation in stage.operations:
-            inner |= output_widths(operation, inner)
-        widths |= {name: inner[name] for name in stage.outputs}
-    kept: dict[str, Place] = {}
-    end = 0
-    for name, width in widths.items():
-        kept[name] = Place(end, width, rows)
-        end = kept[name].end
-    by_stage = []
-    largest = end
-    for stage in plan.stages[:-1]:
-        own, last = place_stage(stage, widths, rows, end)
-        by_stage.append(kept | own)
-        largest = max(largest, last)
-    chosen: dict[str, Place] = {}
-    begin = end
-    head = plan.stages[-1]
-    head_rows = min(settings.logits_rows, rows)
-    for name in (name for name in head.inputs if name in widths):
-        chosen[name] = Place(begin, widths[name], head_rows)
-        begin = chosen[name].end
-    own, last = place_stage(head, {name: widths[name] for name in chosen}, head_rows, begin)
-    by_stage.append(chosen | own)
-    return tuple(by_stage), max(largest, last)
 
 
 def block_inputs(format: Format, in_features: int) -> int:
@@ -292,12 +181,33 @@ def cache_page_bytes(operation: Attention) -> dict[CacheKind, int]:
     }
 
 
-def plan_memory(
-    plan: Plan, formats: Mapping[str, Format], weights_bytes: int, settings: EngineSettings
-) -> MemoryPlan:
-    """The dry run of an engine's allocations. `formats`: of the matrices that are quantized.
+def place_gathered(
+    plan: Plan, orders: Mapping[str, NDArray[np.int32]], settings: EngineSettings, begin: int
+) -> tuple[dict[tuple[int, int], Place], int]:
+    """Places of inputs that are gathered in the order of a matrix's columns, and where they end.
 
-    Raises: UsageError for a plan that the native engine does not run.
+    A gathered input is read by the very next operations, so that all begin at `begin`.
+    """
+    found = {}
+    for stage in plan.stages:
+        rows = settings.head_rows if stage is plan.stages[-1] else settings.step_tokens
+        for op in stage.operations:
+            if isinstance(op, Linear) and op.weight in orders:
+                found[rows, op.in_features] = Place(begin, op.in_features, rows)
+    return found, max((place.end for place in found.values()), default=begin)
+
+
+def plan_memory(
+    plan: Plan,
+    formats: Mapping[str, Format],
+    weights_bytes: int,
+    settings: EngineSettings,
+    orders: Mapping[str, NDArray[np.int32]] | None = None,
+) -> MemoryPlan:
+    """The dry run of an engine's allocations.
+
+    `formats`: of the matrices that are quantized. `orders`: of those whose columns stand in another
+    order. Raises: UsageError for a plan that the native engine does not run.
     """
     if plan.inputs or any(stage.once for stage in plan.stages):
         raise UsageError(
@@ -305,7 +215,8 @@ def plan_memory(
             found=plan.family,
             do="Evaluate it with --executor array",
         )
-    places, arena = place_buffers(plan, settings)
+    places, arena = place_buffers(plan, settings.step_tokens, settings.head_rows)
+    gathered, arena = place_gathered(plan, orders or {}, settings, arena)
     operations = [operation for stage in plan.stages for operation in stage.operations]
     shapes = {
         (op.in_features, block_inputs(formats[op.weight], op.in_features))
@@ -315,12 +226,10 @@ def plan_memory(
     if settings.activations is ActivationKind.F32:
         shapes = set()
     context = settings.context(plan)
-    columns = max(op.shape[1] for op in plan.tensors() if op.matrix)
     attentions = [op for op in operations if isinstance(op, Attention)]
-    dims = max((op.head_dim for op in attentions), default=0)
-    row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, dims))
-    row = -(-row // 4096) * 4096
+    row = scratch_row_bytes(plan, attentions, context)
     ropes = {(op.rope, op.rope.dimensions) for op in operations if isinstance(op, Rotary)}
+    different = {id(order): order.nbytes for order in (orders or {}).values()}
     return MemoryPlan(
         weights_bytes=weights_bytes,
         cache_bytes=settings.pages(plan)
@@ -328,11 +237,21 @@ def plan_memory(
         buffer_bytes=4 * arena
         + sum(activation_bytes(*shape, settings.step_tokens) for shape in shapes),
         scratch_bytes=settings.thread_count() * row,
-        table_bytes=sum(4 * context * dimensions for _, dimensions in ropes),
+        table_bytes=sum(4 * context * dimensions for _, dimensions in ropes)
+        + sum(different.values()),
         places=places,
+        gathered=gathered,
         arena_floats=arena,
         scratch_row_bytes=row,
     )
+
+
+def scratch_row_bytes(plan: Plan, attentions: Sequence[Attention], context: int) -> int:
+    """Scratch of one thread, whole pages."""
+    columns = max(op.shape[1] for op in plan.tensors() if op.matrix)
+    dims = max((op.head_dim for op in attentions), default=0)
+    row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, dims))
+    return -(-row // 4096) * 4096
 
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")

@@ -16,8 +16,9 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from crumb.architectures.plan import Plan, Stage
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.hub import locate
-from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
 from crumb.run.array_executor import Array, Context, run_stage
 from crumb.run.tokenizer import Tokenizer, load_tokenizer
@@ -40,7 +41,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.checkpoint.path)
+        return load_tokenizer(self.checkpoint.files)
 
     @cached_property
     def _keeps(self) -> bool:

@@ -28,19 +28,18 @@ from crumb.architectures.plan import (
     Split,
 )
 from crumb.architectures.rope import Rope
-from crumb.checkpoints.huggingface import Checkpoint
-from crumb.checkpoints.tensor_map import StoredPacked
-from crumb.formats.catalog import Format
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.tensor_map import Quantized, StoredPacked
 from crumb.formats.packed_tensor import PackedTensor
-from crumb.kernels.dispatch import ZERO_CODE, selected_set
+from crumb.kernels.dispatch import ZERO_CODE, selected_set, sub_code
 from crumb.kernels.engine import NativeEngine
 from crumb.kernels.rows import FUNCTION_CODE
+from crumb.run.buffers import Place
 from crumb.run.memory_plan import (
     CACHE_CODE,
     ActivationKind,
     EngineSettings,
     MemoryPlan,
-    Place,
     WeightsKind,
     activation_rows,
     activation_stride,
@@ -49,6 +48,7 @@ from crumb.run.memory_plan import (
     check_fits,
     plan_memory,
 )
+from crumb.run.stored_matrices import formats_of, orders_of, weights_bytes
 
 Floats = NDArray[np.float32]
 
@@ -58,19 +58,18 @@ FLOAT_CODE = {"float32": 0, "float16": 1, "bfloat16": 2}
 MULTIPLY, ADD = 16, 17
 NO_BUFFER = -1
 
-
-def formats_of(checkpoint: Checkpoint) -> dict[str, Format]:
-    """Formats of the matrices that are quantized."""
-    entries = checkpoint.tensors.entries
-    return {
-        name: entry.format for name, entry in entries.items() if isinstance(entry, StoredPacked)
-    }
+Group = tuple[str, int, int | None]
+"""The buffer that linear layers read, its int8 activations, and the order they read it in."""
 
 
 def plan_engine(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryPlan:
     """The memory an engine of this model would take. Raises: UsageError."""
     return plan_memory(
-        checkpoint.plan, formats_of(checkpoint), checkpoint.tensors.size_bytes(), settings
+        checkpoint.plan,
+        formats_of(checkpoint),
+        weights_bytes(checkpoint),
+        settings,
+        orders_of(checkpoint),
     )
 
 
@@ -109,6 +108,7 @@ class _Builder:
     ) -> None:
         self.plan: Plan = checkpoint.plan
         self.tensors, self.settings, self.memory = checkpoint.tensors, settings, memory
+        self.formats, self.orders = formats_of(checkpoint), orders_of(checkpoint)
         self.context = settings.context(self.plan)
         scratch = aligned_bytes(settings.thread_count(), memory.scratch_row_bytes)
         self.native = NativeEngine(selected_set(), settings.thread_count(), scratch)
@@ -118,12 +118,11 @@ class _Builder:
             room = np.empty(memory.weights_bytes + 64 * (len(self.tensors.entries) + 1), np.uint8)
             self.copies = room[-room.ctypes.data % 64 :]
         self.matrices: dict[str, int] = {}
-        self.formats: dict[str, Format] = {}
         self.activations: dict[tuple[int, int], int] = {}
         self.turns: dict[Rope, Floats] = {}
         self.views: dict[Place, tuple[int, Floats]] = {}
         self.names: Mapping[str, Place] = {}
-        self.grouped: tuple[str, int] | None = None  # buffer and activations of the open group
+        self.grouped: Group | None = None  # what the open group of linear layers reads
 
     def build(self) -> Program:
         before_last = 0
@@ -169,16 +168,17 @@ class _Builder:
 
     def matrix(self, name: str) -> int:
         if name not in self.matrices:
-            stored = self.tensors.map(name)
-            if isinstance(stored, PackedTensor):
-                self.matrices[name] = self.add_packed(name, stored)
+            entry = self.tensors.entry(name)
+            if not isinstance(entry, Quantized):
+                self.matrices[name] = self.add_plain(name, entry.map())
+            elif name in self.formats:
+                self.matrices[name] = self.add_packed(name, entry.map(name))
             else:
-                self.matrices[name] = self.add_plain(name, stored)
+                self.matrices[name] = self.add_plain(name, self.tensors.read_float(name))
         return self.matrices[name]
 
     def add_packed(self, name: str, tensor: PackedTensor) -> int:
         format = tensor.format
-        self.formats[name] = format
         table = None
         if format.row.table is not None:
             table = (np.asarray(format.row.table, np.int16) + 128).astype(np.uint8)
@@ -189,6 +189,7 @@ class _Builder:
             format.group_width(tensor.in_features),
             format.bits,
             ZERO_CODE[format.zero],
+            sub_code(format),
             table,
         )
 
@@ -243,11 +244,19 @@ class _Builder:
     def linear(self, op: Linear) -> None:
         matrix = self.matrix(op.weight)
         activations = self.quantized_input(op)
-        group = (op.input, activations)
+        order = self.orders.get(op.weight)
+        group = (op.input, activations, None if order is None else id(order))
+        source = self.buffer(op.input)
+        if order is not None:
+            rows = self.names[op.input].rows
+            gathered = self.buffer_at(self.memory.gathered[rows, op.in_features])
+            if self.grouped != group:
+                self.native.gather(source, gathered, order)
+            source = gathered
         if activations != NO_BUFFER and self.grouped != group:
-            self.native.quantize(self.buffer(op.input), activations)
+            self.native.quantize(source, activations)
         self.native.linear(
-            self.buffer(op.input),
+            source,
             activations,
             self.buffer(op.output),
             matrix,

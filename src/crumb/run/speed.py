@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Linear
-from crumb.checkpoints.huggingface import Checkpoint
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
 from crumb.run.engine import Engine, Part, Wanted

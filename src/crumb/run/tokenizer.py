@@ -1,7 +1,7 @@
 """Text to tokens and back, through the tokenizers library.
 
-In: a model directory with tokenizer.json, or LLaMA's tokenizer.model. Out: a Tokenizer.
-Refuses directories with neither, files that the library cannot read, special tokens outside the
+In: a model's files, with tokenizer.json or LLaMA's tokenizer.model. Out: a Tokenizer.
+Refuses models with neither, files that the library cannot read, special tokens outside the
 model's vocabulary, and text that is not Unicode.
 """
 
@@ -16,20 +16,10 @@ from typing import Any
 
 import tokenizers
 
-from crumb.checkpoints.huggingface import read_json
+from crumb.checkpoints.model_files import CONFIGURATION, ModelFiles, optional_json
+from crumb.checkpoints.scored_pieces import SPACE
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
-from crumb.run.sentencepiece_model import SPACE, convert_sentencepiece
-
-FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "generation_config.json",
-    "chat_template.jinja",
-)
-"""What belongs to a tokenizer and travels with a quantized model."""
+from crumb.run.sentencepiece_model import convert_sentencepiece
 
 
 @dataclass(frozen=True)
@@ -95,26 +85,27 @@ class Tokenizer:
         return f" {text}" if drops_space else text
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a model directory. Raises: ModelNotFound, CheckpointError."""
-    settings = optional_json(path / "tokenizer_config.json")
-    if (path / "tokenizer.json").exists():
+def load_tokenizer(files: ModelFiles) -> Tokenizer:
+    """The tokenizer of a model. Raises: ModelNotFound, CheckpointError."""
+    path, settings = files.path, optional_json(files, "tokenizer_config.json")
+    content = files.read("tokenizer.json")
+    if content is not None:
         with _library_failures(path / "tokenizer.json", "the tokenizer cannot be read"):
-            backend = tokenizers.Tokenizer.from_buffer((path / "tokenizer.json").read_bytes())
+            backend = tokenizers.Tokenizer.from_buffer(content)
     elif (path / "tokenizer.model").exists():
         backend = convert_sentencepiece(
             path / "tokenizer.model",
             add_begin=settings.get("add_bos_token") is not False,
             add_end=settings.get("add_eos_token") is True,
         )
-        _add_tokens(backend, path, settings)
+        _add_tokens(backend, files, settings)
     else:
         raise ModelNotFound("no tokenizer in this directory", where=path, expected="tokenizer.json")
     backend.no_truncation()
     backend.no_padding()
-    model = optional_json(path / "config.json")
+    model = optional_json(files, CONFIGURATION)
     vocabulary = model.get("vocab_size")
-    tokens = model | optional_json(path / "generation_config.json")
+    tokens = model | optional_json(files, "generation_config.json")
     size = vocabulary if type(vocabulary) is int else None
     begin = _special(backend, path, tokens.get("bos_token_id"), settings.get("bos_token"), size)
     ends = _special(backend, path, tokens.get("eos_token_id"), settings.get("eos_token"), size)
@@ -142,10 +133,12 @@ def _special(
     return found
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Mapping[str, Any]) -> None:
+def _add_tokens(
+    backend: tokenizers.Tokenizer, files: ModelFiles, settings: Mapping[str, Any]
+) -> None:
     """Tokens that were added to a tokenizer.model; they are listed in JSON files beside it."""
     added: dict[str, tuple[Any, bool]] = {
-        text: (token, True) for text, token in optional_json(path / "added_tokens.json").items()
+        text: (token, True) for text, token in optional_json(files, "added_tokens.json").items()
     }
     decoder = settings.get("added_tokens_decoder")
     for token, entry in decoder.items() if isinstance(decoder, dict) else ():
@@ -158,7 +151,7 @@ def _add_tokens(backend: tokenizers.Tokenizer, path: Path, settings: Mapping[str
         if backend.token_to_id(text) != token:
             raise CheckpointError(
                 "an added token does not continue the vocabulary",
-                where=path,
+                where=files.path,
                 expected=f"{backend.token_to_id(text)} for {text[:40]!r}",
                 found=token,
             )
@@ -173,12 +166,3 @@ def _library_failures(where: Path | None, what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise CheckpointError(f"{what}: {str(error)[:200]}", where=where) from error
-
-
-def optional_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, without its null entries; empty when there is no file.
-
-    Raises: CheckpointError.
-    """
-    found = read_json(path) if path.exists() else {}
-    return {name: value for name, value in found.items() if value is not None}

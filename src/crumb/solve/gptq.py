@@ -24,11 +24,11 @@ from crumb.solve.problem import (
     LayerSolution,
     Scales,
     SolveReport,
+    join_parameters,
     join_reports,
 )
 from crumb.solve.round import solve_round
-from crumb.solve.scales import fit_scales
-from crumb.solve.sweep import Layer, Pass, join_parameters
+from crumb.solve.sweep import Layer, Pass
 
 Floats = NDArray[np.float32]
 
@@ -94,7 +94,7 @@ def _first_parameters(layer: Layer, weights: Floats) -> GroupParameters | None:
     if not (layer.settings.static_groups or whole_row):
         return None
     alive = np.where(layer.factored.dead, np.float32(0), weights)
-    return fit_scales(alive, layer.factored.importance, layer.format, layer.settings.scales)
+    return layer.fit_groups(alive)
 
 
 def _refitted(layer: Layer, best: Pass) -> Pass:
@@ -104,11 +104,10 @@ def _refitted(layer: Layer, best: Pass) -> Pass:
     before. Each refit uses the running mean of the targets (the last ones alone oscillate), and
     every row keeps its best pass.
     """
-    importance, settings = layer.factored.importance, layer.settings
     wanted = best.targets
-    for _ in range(settings.refits):
+    for _ in range(layer.settings.refits):
         targets = layer.in_matrix_order(wanted)
-        last = layer.sweep(fit_scales(targets, importance, layer.format, settings.scales))
+        last = layer.sweep(layer.fit_groups(targets))
         best = best.better(last)
         wanted = (wanted + last.targets) * np.float32(0.5)
     return best

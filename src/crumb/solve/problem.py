@@ -43,6 +43,13 @@ class SolveSettings:
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
     block_columns: int = 128
     strict: bool = False  # a fallback is an error
+    lowest_zero_point: int = 0  # of a variable zero
+    embeddings: bool = False  # GPTQ for the rows of embeddings too, which are rounded otherwise
+
+    @property
+    def grid(self) -> tuple[Scales, int]:
+        """What the fit of a group's grid goes by."""
+        return self.scales, self.lowest_zero_point
 
 
 AS_PUBLISHED = SolveSettings(
@@ -68,6 +75,7 @@ class LayerProblem:
         in_features = self.weights.shape[1]
         self.format.check_width(in_features, self.name)
         check_groups_fit_order(self.settings, self.format.groups(in_features), self.name)
+        check_super_blocks(self.settings, self.format, self.name)
         check_finite(self.weights, self.name, self.first_row)
 
 
@@ -84,6 +92,21 @@ def check_groups_fit_order(settings: SolveSettings, groups: int, name: str) -> N
             where=name,
             found=f"act_order, no static_groups, {groups} groups in a row",
             do="Keep static_groups, or switch act_order off too",
+        )
+
+
+def check_super_blocks(settings: SolveSettings, format: Format, name: str) -> None:
+    """Refuse groups fitted along the sweep where a super-block's groups share a scale.
+
+    Raises: UsageError.
+    """
+    if settings.method is Method.GPTQ and not settings.static_groups and format.row.super_block:
+        raise UsageError(
+            "the groups of a super-block cannot be fitted one after the other",
+            where=name,
+            expected="static_groups, for one fp16 scale is all groups' of a super-block",
+            found=format.name,
+            do="Keep static_groups (drop --as-published), or choose a format without super-blocks",
         )
 
 
@@ -146,3 +169,13 @@ class LayerSolution:
     codes: NDArray[np.uint8]  # (out_features, in_features)
     parameters: GroupParameters
     report: SolveReport
+
+
+def join_parameters(parts: list[GroupParameters], axis: int) -> GroupParameters:
+    """Parameters of consecutive rows (axis 0) or groups (axis 1)."""
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis=axis)
+        for name, array in vars(parts[0]).items()
+        if array is not None
+    }
+    return GroupParameters(**joined)

@@ -21,7 +21,7 @@ def solve_round(problem: LayerProblem) -> LayerSolution:
     importance = np.ones(weights.shape[1], np.float32)
     if problem.hessian is not None:
         importance = problem.hessian.diagonal().astype(np.float32)
-    parameters = fit_scales(weights, importance, format, problem.settings.scales)
+    parameters = fit_scales(weights, importance, format, *problem.settings.grid)
     codes = encode_reference(weights, parameters, format)
     decoded = decode_reference(codes, parameters, format)
     error = energy = None

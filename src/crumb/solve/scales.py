@@ -3,6 +3,7 @@
 In: weights, the importance of each column, a Format, minmax or search. Out: GroupParameters.
 minmax, variable: scale = (max - min) / (2^b - 1), zero_point = round(-min / scale), 0 inside;
 minmax, fixed: scale = 2 max|w| / (2^b - 1). Source: GPTQ's reference quantizer (arXiv 2210.17323).
+Scales of super-blocks are then fitted to what their format stores (solve/super_scales.py).
 Refuses scales that fp16 cannot hold.
 """
 
@@ -16,6 +17,8 @@ from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.grid import GroupParameters, make_parameters
 from crumb.kernels.grid_search import grid_search
 from crumb.solve.problem import Scales
+from crumb.solve.super_scales import nearest_scales, shared_scales
+from crumb.solve.zero_points import raise_zero_points
 
 Floats = NDArray[np.float32]
 
@@ -24,16 +27,27 @@ LARGEST_WEIGHT = 65504.0 * 256
 
 
 def fit_scales(
-    weights: Floats, importance: Floats, format: Format, scales: Scales
+    weights: Floats,
+    importance: Floats,
+    format: Format,
+    scales: Scales,
+    lowest_zero_point: int = 0,
 ) -> GroupParameters:
     """Parameters of every group. Shapes: weights (rows, columns), importance (columns,).
 
     Raises: SolveError.
     """
     _check_range(weights)
-    if scales is Scales.SEARCH:
-        return make_parameters(format, *grid_search(weights, _positive(importance), format))
-    return make_parameters(format, *minmax(weights, format))
+    importance = _positive(importance)
+    by_search = scales is Scales.SEARCH
+    found = grid_search(weights, importance, format) if by_search else minmax(weights, format)
+    if format.zero is ZeroKind.VARIABLE and lowest_zero_point:
+        found = raise_zero_points(weights, importance, format, found, lowest_zero_point)
+    if format.row.super_block is None:
+        return make_parameters(format, *found)
+    if by_search:
+        return shared_scales(weights, importance, format, *found)
+    return nearest_scales(format, *found)
 
 
 def _check_range(weights: Floats) -> None:

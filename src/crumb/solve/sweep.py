@@ -19,7 +19,7 @@ from crumb.formats.grid import GroupParameters, choose_rows, group_of_column
 from crumb.kernels.gptq_sweep import SweepGrid, sweep
 from crumb.kernels.threads import over_rows
 from crumb.solve.factored import Factored
-from crumb.solve.problem import SolveSettings
+from crumb.solve.problem import SolveSettings, join_parameters
 from crumb.solve.product import product
 from crumb.solve.scales import fit_scales
 
@@ -106,7 +106,11 @@ class Layer:
         unrounded = SweepGrid(one_group, nothing, nothing, np.zeros(len(inside), np.int32))
         _, drift = sweep(start, weights, inside, unrounded, rounding=False)
         importance = self.factored.importance[self.factored.order][columns]
-        return fit_scales(weights - drift, importance, one_group, self.settings.scales)
+        return fit_scales(weights - drift, importance, one_group, *self.settings.grid)
+
+    def fit_groups(self, targets: Floats) -> GroupParameters:
+        """Fit every group to what its codes are to be nearest to, in the matrix's order."""
+        return fit_scales(targets, self.factored.importance, self.format, *self.settings.grid)
 
     def energy(self) -> float:
         """tr(W H W^T): the mean squared output of the layer."""
@@ -147,16 +151,6 @@ def column_squares(matrix: Floats) -> NDArray[np.float64]:
 
 def grid_of(parameters: GroupParameters, format: Format, group: NDArray[np.int32]) -> SweepGrid:
     """The grid of some columns, whose groups are given."""
-    scale = parameters.scale.astype(np.float32)
-    return SweepGrid(format, scale, parameters.offset(format), np.ascontiguousarray(group))
-
-
-def join_parameters(parts: list[GroupParameters], axis: int) -> GroupParameters:
-    """Parameters of consecutive rows (axis 0) or groups (axis 1)."""
-    points = [part.zero_point for part in parts if part.zero_point is not None]
-    minima = [part.minimum for part in parts if part.minimum is not None]
-    return GroupParameters(
-        np.concatenate([part.scale for part in parts], axis=axis),
-        np.concatenate(points, axis=axis) if points else None,
-        np.concatenate(minima, axis=axis) if minima else None,
+    return SweepGrid(
+        format, parameters.group_scale(), parameters.offset(format), np.ascontiguousarray(group)
     )

@@ -17,12 +17,19 @@ std::vector<float> draw(int64_t count, Random& random) {
   return all;
 }
 
+std::vector<int32_t> reversed(int count) {
+  std::vector<int32_t> all(count);
+  for (int k = 0; k < count; ++k) all[k] = count - 1 - k;
+  return all;
+}
+
 // What a model's operations point to.
 struct Model {
   Random random{7};
   std::vector<float> embedding = draw(kVocabulary * kWidth, random);
   std::vector<float> norm = draw(kWidth, random), bias = draw(kWidth, random);
   std::vector<float> turns = draw(kPositions * kDimensions, random);
+  std::vector<int32_t> order = reversed(kWidth);
   FloatMatrix words{reinterpret_cast<const uint8_t*>(embedding.data()), kVocabulary, kWidth,
                     kFloat32};
   Matrix query = made({4, kVariable, false}, kWidth, kWidth);
@@ -83,12 +90,14 @@ struct Machine {
     auto& all = engine.operations;
     const int x = buffer(kRows, kWidth), y = buffer(kRows, kWidth), q = buffer(kRows, kWidth);
     const int k = buffer(kRows, kKeptWidth), v = buffer(kRows, kKeptWidth);
+    const int turned = buffer(kRows, kWidth);
     const int up = buffer(kRows, kInner), gate = buffer(kRows, kInner);
     const int last = buffer(kSelected, kWidth), logits = buffer(kSelected, kVocabulary);
     all.push_back(Embed{false, x, {nullptr, &model.words}});
     all.push_back(Norm{x, y, model.norm.data(), model.bias.data(), 1e-5f, true});
-    int a = quantized(y, kWidth);
-    all.push_back(LinearGroup{{linear(y, a, q, 0), linear(y, a, k, 1), linear(y, a, v, 2)}});
+    all.push_back(Gather{y, turned, model.order.data()});
+    int a = quantized(turned, kWidth);
+    all.push_back(LinearGroup{{linear(turned, a, q, 0), linear(turned, a, k, 1), linear(turned, a, v, 2)}});
     all.push_back(Rotary{q, q, kHeads, kHeadDim, kDimensions, false, model.turns.data()});
     all.push_back(Rotary{k, k, kKept, kHeadDim, kDimensions, false, model.turns.data()});
     const int64_t head_bytes = cache_head_bytes(kHeadDim, kFloat16);

@@ -10,9 +10,8 @@ namespace {
 
 constexpr int kTokens = 65;
 const int kBatches[] = {2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 31, 32, 33, 40, 64, 65};
-const int kColumns[] = {4, 31, 32, 33, 60, 96, 100, 128, 130, 160, 257};
+const std::vector<int> kColumns = {4, 31, 32, 33, 60, 96, 100, 128, 130, 160, 257};
 const int kRows[] = {1, 15, 16, 17, 33, 48};
-const int64_t kWidths[] = {32, 64, 128, 1 << 20};
 
 // Activations of all tokens, and the memory that the kernels may read behind them.
 struct Inputs {
@@ -126,8 +125,8 @@ class Case {
   Memory<float> run(const KernelTable& set, int64_t token, int64_t tokens, int threads) {
     Memory<float> out(tokens * stride_);
     Memory<int8_t> codes(padded_to(tokens, 32) * x_.stride);
-    const Activations x = tokens < set.run.together_from ? x_.from(token)
-                                                         : x_.together(token, tokens, codes);
+    const bool together = lie_together(set.run, tokens, x_.block_inputs);
+    const Activations x = together ? x_.together(token, tokens, codes) : x_.from(token);
     for (int thread = 0; thread < threads; ++thread) {
       Memory<uint8_t> scratch(matmul_scratch_bytes(m_.columns));
       set.run.matmul({tiles_, x, tokens, bias(), out.data(), stride_,
@@ -156,8 +155,8 @@ class Case {
 void check_matmul(const Sets& sets) {
   int64_t index = 0;
   for (const Format& format : all_formats())
-    for (int64_t width : kWidths)
-      for (int columns : kColumns)
+    for (int64_t width : widths_of(format))
+      for (int columns : columns_of(format, kColumns))
         for (int rows : kRows) {
           Random random(++index);
           if (random.below(sets.every)) continue;

@@ -263,6 +263,7 @@ void check_rows(const Sets& sets) {
   Random random(1);
   for (int columns : kColumns) {
     for (int block : {32, 64, 128}) check_quantize(sets, columns, block, random);
+    if (columns % 16 == 0) check_quantize(sets, columns, 16, random);
     if (columns < 128) check_quantize(sets, columns, columns, random);
     for (int kind = 0; kind < 4; ++kind) check_norm(sets, columns, kind & 1, kind & 2, random);
   }

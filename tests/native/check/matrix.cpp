@@ -26,41 +26,74 @@ void put(uint8_t* chunk, int bits, int slice, int byte, int code) {
   if (bits == 5 && s == 7) add(3, 7, code >> 3 & 1), add(4, 7, code >> 4);
 }
 
-int64_t header_size(int zero) { return 32 + (zero == kVariable ? 16 : zero == kMinimum ? 32 : 0); }
+// What lies before a block's codes: 16 rows each of halves, zero points and super-block's bytes.
+int64_t header_size(const Format& format) {
+  const int64_t halves = format.zero == kMinimum ? 2 : 1, points = format.zero == kVariable ? 1 : 0;
+  const int64_t values = format.sub == kSubBytes && format.zero == kMinimum ? 2 : 1;
+  return 16 * (2 * halves + points + (format.sub ? 256 / format.group_width * values : 0));
+}
 
 void write_half(uint8_t* at, uint16_t half) {
   at[0] = uint8_t(half), at[1] = uint8_t(half >> 8);
+}
+
+int64_t block_width(const Matrix& m) { return m.format.sub ? 256 : m.group_width; }
+
+// The bytes of a super-block's groups, for one row.
+void write_sub(const Matrix& m, int64_t row, int64_t block, uint8_t* at) {
+  const int64_t count = m.groups / m.blocks;
+  for (int64_t k = 0; k < count; ++k) {
+    const int64_t of = row * m.groups + block * count + k;
+    if (m.format.sub == kSubDigits) {
+      at[16 * k] = uint8_t(m.sub_scale[of] + 16 * m.sub_minimum[of]);
+      continue;
+    }
+    at[16 * k] = uint8_t(m.sub_scale[of]);
+    if (m.format.zero == kMinimum) at[16 * (count + k)] = uint8_t(m.sub_minimum[of]);
+  }
 }
 
 // codes: (rows, columns).
 void lay_out(Matrix& m, const std::vector<int>& codes) {
   std::memset(m.tiles.data(), 0, m.tiles.count());
   for (int64_t row = 0; row < m.rows; ++row) {
-    uint8_t* block = m.tiles.data() + row / 16 * m.tile_bytes;
+    uint8_t* at = m.tiles.data() + row / 16 * m.tile_bytes;
     const int lane = int(row % 16);
-    for (int64_t group = 0; group < m.groups; ++group) {
-      const int64_t first = group * m.group_width, end = std::min(first + m.group_width, m.columns);
-      write_half(block + 2 * lane, m.scale[row * m.groups + group]);
-      if (m.format.zero == kVariable) block[32 + lane] = uint8_t(m.zero_of(row, group));
+    for (int64_t block = 0; block < m.blocks; ++block) {
+      const int64_t first = block * block_width(m);
+      const int64_t end = std::min(first + block_width(m), m.columns);
+      write_half(at + 2 * lane, m.scale[row * m.blocks + block]);
+      if (m.format.zero == kVariable) at[32 + lane] = uint8_t(m.zero_of(row, block));
       if (m.format.zero == kMinimum)
-        write_half(block + 32 + 2 * lane, m.minimum[row * m.groups + group]);
-      block += header_size(m.format.zero);
+        write_half(at + 32 + 2 * lane, m.minimum[row * m.blocks + block]);
+      if (m.format.sub) write_sub(m, row, block, at + (m.format.zero == kMinimum ? 64 : 32) + lane);
+      at += header_size(m.format);
       for (int64_t column = first; column < end; ++column) {
         const int64_t k = column - first;
-        put(block + k / 32 * 64 * m.format.bits, m.format.bits, int(k % 32 / 4),
+        put(at + k / 32 * 64 * m.format.bits, m.format.bits, int(k % 32 / 4),
             4 * lane + int(k % 4), codes[row * m.columns + column]);
       }
-      block += (end - first + 31) / 32 * 64 * m.format.bits;
+      at += (end - first + 31) / 32 * 64 * m.format.bits;
     }
   }
 }
 
-int64_t bytes_of_tile(const Format& format, int64_t columns, int64_t group_width) {
+int64_t bytes_of_tile(const Format& format, int64_t columns, int64_t width) {
   int64_t bytes = 0;
-  for (int64_t first = 0; first < columns; first += group_width)
-    bytes += header_size(format.zero) +
-             (std::min(group_width, columns - first) + 31) / 32 * 64 * format.bits;
+  for (int64_t first = 0; first < columns; first += width)
+    bytes += header_size(format) +
+             (std::min(width, columns - first) + 31) / 32 * 64 * format.bits;
   return bytes;
+}
+
+// Any byte that a super-block may hold; exact: whole numbers so small that sums of 768 inputs stay.
+void draw_sub(Matrix& m, bool exact, Random& random) {
+  for (int64_t k = 0; k < m.rows * m.groups; ++k) {
+    const bool digits = m.format.sub == kSubDigits;
+    const int scale = digits ? random.below(16) : random.below(256) - 128;
+    m.sub_scale.push_back(exact ? random.below(2) : scale);
+    m.sub_minimum.push_back(exact ? random.below(3) : random.below(digits ? 16 : 256));
+  }
 }
 
 }  // namespace
@@ -84,7 +117,8 @@ uint16_t to_half(double value) {
 
 std::string Format::name() const {
   const char* zeros[] = {"fixed", "variable", "minimum"};
-  return table ? "table" : text("int%d %s", bits, zeros[zero]);
+  const char* super = sub ? "super-blocks of " : "";
+  return super + (table ? std::string("table") : text("int%d %s", bits, zeros[zero]));
 }
 
 std::vector<Format> all_formats() {
@@ -92,7 +126,23 @@ std::vector<Format> all_formats() {
   for (int bits : {2, 3, 4, 5, 6, 8})
     for (int zero : {kFixed, kVariable, kMinimum}) all.push_back({bits, zero, false});
   all.push_back({4, kFixed, true});
+  all.push_back({2, kMinimum, false, kSubDigits, 16});
+  all.push_back({3, kFixed, false, kSubBytes, 16});
+  all.push_back({4, kMinimum, false, kSubBytes, 32});
+  all.push_back({5, kMinimum, false, kSubBytes, 32});
+  all.push_back({6, kFixed, false, kSubBytes, 16});
+  all.push_back({4, kFixed, true, kSubBytes, 32});
   return all;
+}
+
+std::vector<int64_t> widths_of(const Format& format) {
+  if (format.sub) return {format.group_width};
+  return {32, 64, 128, 1 << 20};
+}
+
+std::vector<int> columns_of(const Format& format, const std::vector<int>& columns) {
+  if (format.sub) return {256, 512, 768};
+  return columns;
 }
 
 float Matrix::weight(int64_t row, int64_t column) const {
@@ -107,7 +157,7 @@ float Matrix::weight(int64_t row, int64_t column) const {
 
 TileMatrix Matrix::tile_matrix() const {
   return {tiles.data(), format.table ? table.data() : nullptr, rows, columns, group_width,
-          tile_bytes, format.bits, format.zero};
+          tile_bytes, format.bits, format.zero, format.sub};
 }
 
 std::string Matrix::name() const {
@@ -119,8 +169,9 @@ Matrix random_matrix(const Format& format, int64_t rows, int64_t columns, int64_
                      bool exact, Random& random) {
   group_width = std::min(group_width, columns);
   const int64_t groups = (columns + group_width - 1) / group_width;
-  const int64_t tile_bytes = bytes_of_tile(format, columns, group_width);
-  Matrix m{format, rows, columns, group_width, groups, {}, {}, {}, {},
+  const int64_t width = format.sub ? 256 : group_width, blocks = (columns + width - 1) / width;
+  const int64_t tile_bytes = bytes_of_tile(format, columns, width);
+  Matrix m{format, rows, columns, group_width, groups, blocks, {}, {}, {}, {}, {}, {},
            Memory<uint8_t>((rows + 15) / 16 * tile_bytes), Memory<uint8_t>(16), tile_bytes};
   const int most = (1 << format.bits) - 1;
   for (int k = 0; k < 16; ++k) m.table[k] = uint8_t(k == 0 ? 0 : k == 15 ? 255 : random.below(256));
@@ -133,9 +184,12 @@ Matrix random_matrix(const Format& format, int64_t rows, int64_t columns, int64_
       codes[row * columns + column] = code;
       m.level.push_back(format.table ? m.table[code] - 128 : code);
     }
-  for (int64_t k = 0; k < rows * groups; ++k) {
+  for (int64_t k = 0; k < rows * blocks; ++k) {
     m.scale.push_back(to_half(exact ? 1 : random.within(0.001, 0.1)));
     m.minimum.push_back(to_half(exact ? random.below(9) - 4 : random.within(-1, 1)));
+  }
+  if (format.sub) draw_sub(m, exact, random);
+  for (int64_t k = 0; k < rows * groups; ++k) {
     const int variable = k < groups ? (random.coin() ? most : 0) : random.below(most + 1);
     m.zero_point.push_back(format.table || format.zero == kMinimum ? 0
                            : format.zero == kFixed ? (most + 1) / 2 : variable);

@@ -13,16 +13,22 @@ uint16_t to_half(double value);  // nearest, ties to even
 struct Format {
   int bits, zero;  // ZeroKind
   bool table;
+  int sub = kNoSub;           // SubKind
+  int64_t group_width = 0;    // of a super-block; others have any
   std::string name() const;
 };
 // Every format that has a kernel.
 std::vector<Format> all_formats();
+// Those of these that the format has: its own, or whole super-blocks.
+std::vector<int64_t> widths_of(const Format& format);
+std::vector<int> columns_of(const Format& format, const std::vector<int>& columns);
 
 struct Matrix {
   Format format;
-  int64_t rows, columns, group_width, groups;
+  int64_t rows, columns, group_width, groups, blocks;  // a block has an fp16 scale
   std::vector<int> level;                  // (rows, columns) code, or the table's value
-  std::vector<uint16_t> scale, minimum;    // (rows, groups) halves
+  std::vector<uint16_t> scale, minimum;    // (rows, blocks) halves
+  std::vector<int> sub_scale, sub_minimum;  // (rows, groups), of super-blocks
   std::vector<int> zero_point;             // (rows, groups)
   Memory<uint8_t> tiles, table;
   int64_t tile_bytes;
@@ -30,10 +36,12 @@ struct Matrix {
   int64_t group_of(int64_t column) const { return column / group_width; }
   int64_t tile_count() const { return (rows + 15) / 16; }
   double scale_of(int64_t row, int64_t group) const {
-    return from_half(scale[row * groups + group]);
+    const int64_t block = row * blocks + group * blocks / groups;
+    return from_half(scale[block]) * (format.sub ? sub_scale[row * groups + group] : 1);
   }
   double minimum_of(int64_t row, int64_t group) const {
-    return from_half(minimum[row * groups + group]);
+    const int64_t block = row * blocks + group * blocks / groups;
+    return from_half(minimum[block]) * (format.sub ? -sub_minimum[row * groups + group] : 1);
   }
   int zero_of(int64_t row, int64_t group) const { return zero_point[row * groups + group]; }
   // As formats/grid.py rounds it: to f32 after each operation.

@@ -17,8 +17,8 @@ from tiny_checkpoint import (
     write_safetensors,
 )
 
-from crumb.checkpoints import assemble
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints import directory_writer
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import StoredArray, read_header
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CheckpointError
@@ -158,7 +158,7 @@ def test_large_outputs_are_split_and_open_again(
     """A matrix stays with its metadata, before the small tensors; the bytes are as in one file."""
     model = write_checkpoint(tmp_path / "model")
     whole = open_checkpoint(rounded(model, tmp_path / "whole"))
-    monkeypatch.setattr(assemble, "SHARD_BYTES", 25_000)
+    monkeypatch.setattr(directory_writer, "SHARD_BYTES", 25_000)
     split = open_checkpoint(rounded(model, tmp_path / "split"))
     assert len(split.weight_files) > 2
     for path in split.weight_files:

@@ -66,7 +66,18 @@ def test_the_environment_of_the_hub_is_honoured(
 
 
 @pytest.mark.parametrize(
-    "name", ["", "nothing", "a/b/c", "org/na me", "org/name@", "x" * 5000, "a\0b", "~nobody-here/x"]
+    "name",
+    [
+        "",
+        "nothing",
+        "a/b/c",
+        "a/b/c/d.gguf",
+        "org/na me",
+        "org/name@",
+        "x" * 5000,
+        "a\0b",
+        "~nobody-here/x",
+    ],
 )
 @pytest.mark.usefixtures("hub_cache")
 def test_a_name_that_is_neither_path_nor_repository_is_refused(name: str) -> None:
@@ -76,10 +87,51 @@ def test_a_name_that_is_neither_path_nor_repository_is_refused(name: str) -> Non
     assert len(str(caught.value)) < 600
 
 
-def test_a_file_is_no_model_directory(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelNotFound, match="neither a model directory nor a hub name"):
-        locate(str(tmp_path / "model.gguf"))
+def test_a_file_is_a_model_only_if_it_is_gguf(tmp_path: Path) -> None:
+    for name in ("model.gguf", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    assert locate(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
+    with pytest.raises(ModelNotFound, match="no model directory, GGUF file or hub name"):
+        locate(str(tmp_path / "model.safetensors"))
+
+
+def test_a_file_of_a_repository_is_the_file_in_its_snapshot(
+    hub_cache: Callable[..., Path],
+) -> None:
+    snapshot = hub_cache("org/name", {"a.Q4_K.gguf": b"GGUF", "b.gguf": b"GGUF"}, revision="v1")
+    assert locate("org/name/a.Q4_K.gguf@v1") == snapshot / "a.Q4_K.gguf"
+    with pytest.raises(ModelNotFound, match=r"no such file|could not be reached"):
+        locate("org/name/c.gguf@v1")
+
+
+@pytest.mark.parametrize(
+    ("file", "kept"),
+    [
+        ("a.gguf", ["a.gguf"]),
+        ("a-00001-of-00002.gguf", ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf"]),
+    ],
+)
+def test_a_file_of_a_repository_is_fetched_with_its_other_parts_alone(
+    file: str, kept: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def remember(repository: str, **settings: Any) -> str:
+        asked.update(settings, repository=repository)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", remember)
+    (tmp_path / file).write_bytes(b"GGUF")
+    assert locate(f"org/name/{file}") == tmp_path / file
+    assert asked["repository"] == "org/name"
+    names = [
+        *("a.gguf", "b.gguf", "a-00001-of-00002.gguf", "a-00002-of-00002.gguf"),
+        *("a-00001-of-00003.gguf", "folder/a.gguf", "config.json", "model.safetensors"),
+    ]
+    found = huggingface_hub.utils.filter_repo_objects(
+        names, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+    )
+    assert list(found) == kept
 
 
 def test_a_model_outside_the_cache_says_how_to_reach_it(hub_cache: Callable[..., Path]) -> None:

@@ -14,7 +14,7 @@ from statistics import median
 import pytest
 from command_line import crumb
 
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.embedded import MODELS
 from crumb.run import speed
 

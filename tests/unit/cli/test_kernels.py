@@ -90,3 +90,12 @@ def test_every_format_of_the_catalog_has_one_kernel(isa: str) -> None:
     pairs = [(row.format, zero) for row in kernel_table.kernels_of(isa) for zero in row.zeros]
     expected = [(code.name, zero.value) for code in CATALOG.values() for zero in code.zeros]
     assert sorted(pairs) == sorted(expected)
+
+
+def test_groups_of_16_do_not_go_to_amx() -> None:
+    """lie_together in native/run_kernels.hpp is what decides."""
+    more = {row.format: (row.few_tokens, row.more) for row in kernel_table.kernels_of("amx")}
+    assert more["q4_k"] == (11, "tdpbssd")
+    for code in CATALOG.values():
+        if code.group_sizes == (16,):
+            assert more[code.name] == (32, "vpdpbusd"), code.name

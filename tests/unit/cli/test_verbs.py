@@ -35,6 +35,10 @@ def test_formats_lists_every_width_and_zero_kind(capsys: Capsys) -> None:
     row = next(row for row in rows if (row["bits"], row["zero"]) == (3, "variable"))
     assert row["bits_per_weight"]["g128"] == 3 + (16 + 8) / 128
     assert row["formula"] == "w = scale * (code - zero_point)"
+    assert {row["name"] for row in rows} == set(CATALOG)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["q3_k"]["bits_per_weight"] == {"g16": 3 + 6 / 16 + 16 / 256}
+    assert by_name["iq4_nl"]["formula"] == "w = scale * table[code]"
     text = succeed(capsys, "formats")
     for row in rows:
         assert row["name"] in text

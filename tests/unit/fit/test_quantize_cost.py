@@ -15,7 +15,8 @@ import pytest
 from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.architectures.registry import plan_of
-from crumb.checkpoints.huggingface import Checkpoint, open_checkpoint
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import read_header
 from crumb.checkpoints.workspace import Workspace
 from crumb.embedded import MODELS

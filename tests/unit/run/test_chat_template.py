@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chat_templates import CHATS, TEMPLATES, TOOLS
 
+from crumb.checkpoints.model_files import DirectoryFiles
 from crumb.embedded import MODELS
 from crumb.errors import CheckpointError, UsageError
 from crumb.run import chat_template
@@ -218,26 +219,30 @@ def make_model(tmp_path: Path) -> MakeModel:
 def test_the_template_file_is_preferred_to_the_settings(make_model: MakeModel) -> None:
     settings = {"chat_template": "old", "bos_token": {"content": "<s>"}, "eos_token": None}
     path = make_model(jinja="new {{ bos_token }}{{ eos_token }}", tokenizer_config=settings)
-    assert load_chat_template(path).render(HELLO) == "new <s>"
+    assert load_chat_template(DirectoryFiles(path)).render(HELLO) == "new <s>"
     path.joinpath(chat_template.FILE).unlink()
-    assert load_chat_template(path).render(HELLO) == "old"
+    assert load_chat_template(DirectoryFiles(path)).render(HELLO) == "old"
 
 
 def test_special_tokens_may_stand_in_a_file_of_their_own(make_model: MakeModel) -> None:
     settings = {"chat_template": "{{ bos_token }}{{ eos_token }}", "eos_token": "</b>"}
     tokens = {"bos_token": "<a>", "eos_token": "</a>", "additional_special_tokens": ["<c>"]}
     path = make_model(tokenizer_config=settings, special_tokens_map=tokens)
-    assert load_chat_template(path).render(HELLO) == "<a></b>"
+    assert load_chat_template(DirectoryFiles(path)).render(HELLO) == "<a></b>"
 
 
 def test_named_templates_are_chosen_by_whether_there_are_tools(make_model: MakeModel) -> None:
     named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
-    both = load_chat_template(make_model(tokenizer_config={"chat_template": named}))
+    both = load_chat_template(DirectoryFiles(make_model(tokenizer_config={"chat_template": named})))
     assert both.render(HELLO) == "plain"
     assert both.render(HELLO, tools=TOOLS) == "tools"
-    one = load_chat_template(make_model(tokenizer_config={"chat_template": named[:1]}))
+    one = load_chat_template(
+        DirectoryFiles(make_model(tokenizer_config={"chat_template": named[:1]}))
+    )
     assert one.render(HELLO, tools=TOOLS) == "plain"
-    other = load_chat_template(make_model(tokenizer_config={"chat_template": named[1:]}))
+    other = load_chat_template(
+        DirectoryFiles(make_model(tokenizer_config={"chat_template": named[1:]}))
+    )
     with pytest.raises(UsageError, match=r"expected one named default, found tool_use"):
         other.render(HELLO)
 
@@ -245,24 +250,24 @@ def test_named_templates_are_chosen_by_whether_there_are_tools(make_model: MakeM
 def test_a_model_without_a_template_says_what_to_do(make_model: MakeModel) -> None:
     for path in (make_model(), Path(str(MODELS["novella-7m"]))):
         with pytest.raises(UsageError, match=r"no chat template.*chat_template\.jinja"):
-            load_chat_template(path)
+            load_chat_template(DirectoryFiles(path))
 
 
 @pytest.mark.parametrize("bad", [5, {}, [1], [{"name": "default"}], [{"name": 1, "template": ""}]])
 def test_what_is_no_template_is_refused(make_model: MakeModel, bad: Any) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: chat_template is not"):
-        load_chat_template(make_model(tokenizer_config={"chat_template": bad}))
+        load_chat_template(DirectoryFiles(make_model(tokenizer_config={"chat_template": bad})))
     make_model(tokenizer_config={}).joinpath(chat_template.FILE).write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: cannot be read"):
-        load_chat_template(make_model())
+        load_chat_template(DirectoryFiles(make_model()))
 
 
 def test_a_rendered_chat_gets_no_second_begin_token(make_model: MakeModel) -> None:
     path = make_model(jinja=TEMPLATES["brackets"], tokenizer_config={"bos_token": "<s>"})
     sentencepiece = Path(__file__).parent / "tokenizer-400.model"
     (path / "tokenizer.model").write_bytes(sentencepiece.read_bytes())
-    tokenizer = load_tokenizer(path)
-    text = load_chat_template(path).render(HELLO)
+    tokenizer = load_tokenizer(DirectoryFiles(path))
+    text = load_chat_template(DirectoryFiles(path)).render(HELLO)
     assert tokenizer.encode(text)[:2] == [1, 1]
     assert tokenizer.encode(text, special=False)[:1] == [1]
     assert tokenizer.encode(text, special=False).count(1) == 1

@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from crumb.checkpoints.model_files import DirectoryFiles
 from crumb.embedded import MODELS
 from crumb.run.detokenizer import CONTEXT_TOKENS, Detokenizer
 from crumb.run.sentencepiece_model import convert_sentencepiece
@@ -32,7 +33,7 @@ TEXT = "The naïve 🙂👩‍👩‍👧 日本語 नमस्ते said: “
 @cache
 def tokenizer_named(name: str) -> Tokenizer:
     if name == "novella":
-        return load_tokenizer(Path(str(MODELS["novella-7m"])))
+        return load_tokenizer(DirectoryFiles(Path(str(MODELS["novella-7m"]))))
     if name == "byte-level":
         return Tokenizer(trained(), frozenset({0}), None)
     return Tokenizer(convert_sentencepiece(SENTENCEPIECE), frozenset({2}), 1)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import DoesNotFit, UsageError
 from crumb.run.engine import Engine, Part, Sequence, Wanted
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from crumb.checkpoints.model_files import DirectoryFiles
 from crumb.embedded import MODELS
 from crumb.errors import CheckpointError, UsageError
 from crumb.run.generation import (
@@ -26,7 +27,7 @@ from crumb.run.generation import (
 from crumb.run.sampling import Sampling
 from crumb.run.tokenizer import load_tokenizer
 
-TOKENIZER = load_tokenizer(Path(str(MODELS["novella-7m"])))
+TOKENIZER = load_tokenizer(DirectoryFiles(Path(str(MODELS["novella-7m"]))))
 VOCABULARY, END = 4096, 1
 TIMINGS = Timings(0.5, 2.0, 6.0, 4.0)
 TEXT = "The sea 🙂 was\n\ncalm — that day."

@@ -17,24 +17,33 @@ import pytest
 from command_line import run_process
 from hypothesis import given
 from hypothesis import strategies as st
+from random_matrices import random_matrix
 from tiny_models import VARIANTS
 
-from crumb.architectures.plan import Activation, Add, Linear, Multiply, Operation, Stage
+from crumb.architectures.plan import (
+    Activation,
+    Add,
+    Embed,
+    Linear,
+    Multiply,
+    Operation,
+    Stage,
+)
 from crumb.architectures.registry import plan_of
-from crumb.checkpoints.huggingface import open_checkpoint
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.checkpoints.tensor_map import StoredCodes
 from crumb.embedded import MODELS
 from crumb.errors import DoesNotFit, UsageError
+from crumb.formats.catalog import ZeroKind, make_format
 from crumb.kernels.engine import NativeEngine
 from crumb.run import memory_plan, program
+from crumb.run.buffers import Place, place_buffers, place_stage
 from crumb.run.language_model import load
 from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,
     EngineSettings,
-    Place,
     available_bytes,
-    place_buffers,
-    place_stage,
     plan_memory,
 )
 from crumb.run.program import build_program
@@ -102,7 +111,7 @@ def test_buffers_that_live_together_never_share_memory(stage: Stage, rows: int, 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_family_has_places_for_all_its_buffers(variant: str) -> None:
     plan = plan_of(VARIANTS[variant])
-    by_stage, floats = place_buffers(plan, EngineSettings(step_tokens=7, logits_rows=3))
+    by_stage, floats = place_buffers(plan, rows=7, head_rows=3)
     kept = {name for stage in plan.stages[:-1] for name in stage.outputs}
     for stage, places in zip(plan.stages, by_stage, strict=True):
         between = kept & places.keys()  # lives as long as the step
@@ -169,6 +178,40 @@ def test_the_plan_is_the_bytes_that_are_allocated(
     parts = plan.cache_bytes + plan.buffer_bytes + plan.scratch_bytes + plan.table_bytes
     assert plan.total_bytes == plan.weights_bytes + parts
     assert (native.bytes_of("add_activations") > 0) == (activations is ActivationKind.INT8)
+
+
+def test_codes_of_another_file_count_as_their_tiles_and_inputs_in_order_have_a_place(
+    quantized_tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two matrices of foreign codes, one in another order; floats where an order cannot be run."""
+    monkeypatch.setattr(program, "NativeEngine", Recorder)
+    checkpoint = open_checkpoint(quantized_tiny)
+    linears = [op for stage in checkpoint.plan.stages for op in stage.operations]
+    names = [op.weight for op in linears if isinstance(op, Linear)][:2]
+    embedding = next(op.weight for op in linears if isinstance(op, Embed))
+    entries = dict(checkpoint.tensors.entries)
+    format = make_format(4, 32, ZeroKind.VARIABLE)
+    for name, ordered in zip([*names, embedding], (False, True, True), strict=True):
+        rows, columns = entries[name].shape
+        order = np.arange(columns)[::-1] if ordered else None
+        matrix = random_matrix(format, rows, columns)
+        entries[name] = StoredCodes(
+            format, (rows, columns), 1, "TEST", lambda rows, matrix=matrix: matrix, order
+        )
+    checkpoint = replace(checkpoint, tensors=replace(checkpoint.tensors, entries=entries))
+    settings = EngineSettings(context_tokens=20, step_tokens=7, logits_rows=3, threads=1)
+    built = build_program(checkpoint, settings)
+    plan, native = built.memory, cast(Any, built.native)
+    mapped = native.bytes_of("add_tiles", "add_floats")
+    assert plan.weights_bytes == mapped + native.bytes_of("norm") // 2
+    assert plan.table_bytes == native.bytes_of("rotary", "gather")
+    assert native.bytes_of("gather") == 4 * entries[names[1]].shape[1]
+    ((rows, width), place), *others = plan.gathered.items()
+    assert (rows, width, others) == (7, entries[names[1]].shape[1], [])
+    assert place.end == plan.arena_floats
+    assert all(place.offset >= each.end for places in plan.places for each in places.values())
+    without = build_program(open_checkpoint(quantized_tiny), settings).memory
+    assert plan.buffer_bytes > without.buffer_bytes
 
 
 MEASURED = """

@@ -16,14 +16,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from crumb.checkpoints.scored_pieces import PieceType
+from crumb.checkpoints.sentencepiece import LARGEST_FILE_BYTES, read_sentencepiece
 from crumb.errors import CheckpointError
 from crumb.run import sentencepiece_model
-from crumb.run.sentencepiece_model import (
-    LARGEST_FILE_BYTES,
-    PieceType,
-    convert_sentencepiece,
-    read_sentencepiece,
-)
+from crumb.run.sentencepiece_model import convert_sentencepiece
 
 MODEL = Path(__file__).parent / "tokenizer-400.model"
 RECORD = json.loads(MODEL.with_suffix(".json").read_text())

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crumb.checkpoints.model_files import TOKENIZER_FILES, DirectoryFiles
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
-from crumb.run.tokenizer import FILES, Tokenizer, load_tokenizer
+from crumb.run.tokenizer import Tokenizer, load_tokenizer
 
 SENTENCEPIECE = Path(__file__).parent / "tokenizer-400.model"
 
@@ -81,27 +82,27 @@ def test_any_text_survives_the_embedded_tokenizer(text: str) -> None:
 @cache
 def novella() -> Tokenizer:
     with resources.as_file(resources.files("crumb") / "embedded" / "novella-7m") as path:
-        return load_tokenizer(path)
+        return load_tokenizer(DirectoryFiles(path))
 
 
 def test_tokenizer_json_is_preferred_to_tokenizer_model(make_model: MakeModel) -> None:
     path = make_model(tokenizer=SMALL_JSON)
     shutil.copy(SENTENCEPIECE, path / "tokenizer.model")
-    assert load_tokenizer(path).encode("ab") == [5]
+    assert load_tokenizer(DirectoryFiles(path)).encode("ab") == [5]
 
 
 def test_llamas_tokenizer_begins_texts_unless_its_settings_say_no(make_model: MakeModel) -> None:
     path = make_model()
     shutil.copy(SENTENCEPIECE, path / "tokenizer.model")
-    begun = load_tokenizer(path).encode("hello")
+    begun = load_tokenizer(DirectoryFiles(path)).encode("hello")
     assert begun[0] == 1
     make_model(tokenizer_config={"add_bos_token": False, "add_eos_token": True})
-    assert load_tokenizer(path).encode("hello") == [*begun[1:], 2]
+    assert load_tokenizer(DirectoryFiles(path)).encode("hello") == [*begun[1:], 2]
 
 
 def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"no tokenizer .*tokenizer\.json"):
-        load_tokenizer(tmp_path)
+        load_tokenizer(DirectoryFiles(tmp_path))
 
 
 SPECIAL_TOKENS: list[tuple[dict[str, Any], int | None, set[int]]] = [
@@ -122,7 +123,7 @@ SPECIAL_TOKENS: list[tuple[dict[str, Any], int | None, set[int]]] = [
 def test_special_tokens_come_from_the_configurations(
     make_model: MakeModel, files: dict[str, Any], begin: int | None, ends: set[int]
 ) -> None:
-    tokenizer = load_tokenizer(make_model(tokenizer=SMALL_JSON, **files))
+    tokenizer = load_tokenizer(DirectoryFiles(make_model(tokenizer=SMALL_JSON, **files)))
     assert tokenizer.begin_token == begin
     assert tokenizer.end_tokens == ends
 
@@ -133,11 +134,13 @@ def test_a_special_token_outside_the_vocabulary_is_refused(
 ) -> None:
     path = make_model(tokenizer=SMALL_JSON, config={"vocab_size": 6, name: 6})
     with pytest.raises(CheckpointError, match="below 6, found 6"):
-        load_tokenizer(path)
+        load_tokenizer(DirectoryFiles(path))
 
 
 def test_a_token_that_the_model_does_not_have_is_refused(make_model: MakeModel) -> None:
-    tokenizer = load_tokenizer(make_model(tokenizer=SMALL_JSON, config={"vocab_size": 5}))
+    tokenizer = load_tokenizer(
+        DirectoryFiles(make_model(tokenizer=SMALL_JSON, config={"vocab_size": 5}))
+    )
     assert tokenizer.encode("a") == [3]
     with pytest.raises(CheckpointError, match="tokens below 5, found 5"):
         tokenizer.encode("ab")
@@ -165,7 +168,7 @@ def test_truncation_and_padding_of_the_file_are_switched_off(make_model: MakeMod
             "pad_token": "<s>",
         },
     }
-    tokenizer = load_tokenizer(make_model(tokenizer=SMALL_JSON | settings))
+    tokenizer = load_tokenizer(DirectoryFiles(make_model(tokenizer=SMALL_JSON | settings)))
     assert tokenizer.encode("aaa") == [3, 3, 3]
 
 
@@ -183,7 +186,7 @@ BROKEN: dict[str, Any] = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_broken_tokenizer_json_is_a_checkpoint_error(make_model: MakeModel, case: str) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizer cannot be read"):
-        load_tokenizer(make_model(tokenizer=BROKEN[case]))
+        load_tokenizer(DirectoryFiles(make_model(tokenizer=BROKEN[case])))
 
 
 @pytest.mark.parametrize("name", ["config", "generation_config", "tokenizer_config"])
@@ -192,7 +195,7 @@ def test_a_configuration_that_is_no_json_object_is_refused(
 ) -> None:
     for content in ("[1]", "{", "5"):
         with pytest.raises(CheckpointError, match=rf"{name}\.json"):
-            load_tokenizer(make_model(tokenizer=SMALL_JSON, **{name: content}))
+            load_tokenizer(DirectoryFiles(make_model(tokenizer=SMALL_JSON, **{name: content})))
 
 
 ADDED: dict[str, dict[str, Any]] = {
@@ -213,7 +216,7 @@ ADDED: dict[str, dict[str, Any]] = {
 def test_tokens_added_to_a_sentencepiece_model_are_whole(make_model: MakeModel, case: str) -> None:
     path = make_model(**ADDED[case])
     shutil.copy(SENTENCEPIECE, path / "tokenizer.model")
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(DirectoryFiles(path))
     tokens = tokenizer.encode("<call><pad>")
     assert tokens == [1, 400, 401]
     shown = "" if case == "added_tokens" else "<call>"  # only what is not special is text
@@ -225,12 +228,12 @@ def test_an_added_token_with_another_number_is_refused(make_model: MakeModel, to
     path = make_model(added_tokens={"<pad>": token, "<call>": 400})
     shutil.copy(SENTENCEPIECE, path / "tokenizer.model")
     if token is None:  # a null entry says nothing
-        assert load_tokenizer(path).encode("<call>") == [1, 400]
+        assert load_tokenizer(DirectoryFiles(path)).encode("<call>") == [1, 400]
         return
     with pytest.raises(CheckpointError, match="does not continue the vocabulary"):
-        load_tokenizer(path)
+        load_tokenizer(DirectoryFiles(path))
 
 
 def test_every_file_that_is_read_travels_with_a_quantized_model() -> None:
     read = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json"}
-    assert read | {"generation_config.json"} <= set(FILES)
+    assert read | {"generation_config.json"} <= set(TOKENIZER_FILES)

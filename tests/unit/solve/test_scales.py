@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from crumb.errors import SolveError
-from crumb.formats.catalog import CATALOG, ROW, ZeroKind, make_format
+from crumb.formats.catalog import INTEGERS, ROW, ZeroKind, make_format
 from crumb.formats.grid import decode_columns, decode_reference, encode_columns, encode_reference
 from crumb.kernels.grid_search import SHRINKS, grid_search
 from crumb.solve.problem import Scales
 from crumb.solve.scales import LARGEST_WEIGHT, fit_scales, minmax
 
 KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
-BITS = pytest.mark.parametrize("bits", [row.bits for row in CATALOG.values()])
+BITS = pytest.mark.parametrize("bits", [row.bits for row in INTEGERS.values()])
 UNIT = 2.0**-24
 
 

@@ -1,15 +1,15 @@
 """The tile layout, version 1: sizes, places of the bits, and the reference packer.
 
 In: codes (out_features, in_features) and group parameters. Out: tiles (tiles, tile_bytes), uint8.
-A tile is 16 rows over all inputs: one block a group, in order of the inputs. A block is its rows'
-scales (fp16), their zero points (uint8) or minima (fp16), then chunks of 32 inputs, 64 * bits bytes
-each. What pads rows to 16 and a block to chunks is 0. Refuses codes that do not fit their width.
+A tile is 16 rows over all inputs: one block a group or super-block, in order of the inputs. A block
+is a header, `fields` of 16 rows each, then chunks of 32 inputs, 64 * bits bytes each. What pads
+rows to 16 and a block to chunks is 0. Refuses codes that do not fit their width.
 `kernels.tile` is the fast twin, native/tile.hpp has the same sizes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,16 @@ HEADERS: dict[ZeroKind, dict[str, np.dtype[Any]]] = {
     ZeroKind.VARIABLE: {"scale": np.dtype("<f2"), "zero_point": np.dtype("u1")},
     ZeroKind.MINIMUM: {"scale": np.dtype("<f2"), "minimum": np.dtype("<f2")},
 }
-"""What a block holds before its codes: these fields of GroupParameters, 16 rows each."""
+"""What a header begins with: these fields of GroupParameters, one value for each row."""
+
+SUB_HEADERS: dict[ZeroKind, dict[str, np.dtype[Any]]] = {
+    ZeroKind.FIXED: {"sub_scale": np.dtype("i1")},
+    ZeroKind.MINIMUM: {"sub_scale": np.dtype("i1"), "sub_minimum": np.dtype("u1")},
+}
+"""What a super-block's header goes on with: one value for each of its groups and each row.
+
+Where both fit into 4 bits they share a byte, the minimum in its high digit.
+"""
 
 Bytes = NDArray[np.uint8]
 
@@ -103,9 +112,79 @@ def chunk_count(inputs: int) -> int:
     return -(-inputs // CHUNK_INPUTS)
 
 
+@dataclass(frozen=True)
+class Field:
+    """One array of a header: for each of its values in turn, 16 rows."""
+
+    name: str  # of GroupParameters
+    dtype: np.dtype[Any]
+    values: int  # in a header: 1, or the groups of a super-block
+
+    @property
+    def size_bytes(self) -> int:
+        return TILE_ROWS * self.values * self.dtype.itemsize
+
+
+def shares_bytes(format: Format) -> bool:
+    """Whether sub_scale and sub_minimum share a byte."""
+    block = format.row.super_block
+    return block is not None and block.sub_bits == 4 and format.zero is ZeroKind.MINIMUM
+
+
+def fields(format: Format) -> list[Field]:
+    """What a header holds, in order; a shared byte is the field of its low digit."""
+    found = [Field(name, dtype, 1) for name, dtype in HEADERS[format.zero].items()]
+    block = format.row.super_block
+    if block is not None:
+        groups = block.width // format.group_size
+        stored = list(SUB_HEADERS[format.zero].items())
+        stored = stored[:1] if shares_bytes(format) else stored
+        found += [Field(name, dtype, groups) for name, dtype in stored]
+    return found
+
+
 def header_bytes(format: Format) -> int:
     """Size of what a block holds before its codes."""
-    return TILE_ROWS * sum(dtype.itemsize for dtype in HEADERS[format.zero].values())
+    return sum(field.size_bytes for field in fields(format))
+
+
+def headers(parameters: GroupParameters, format: Format) -> Bytes:
+    """Every block's header, (tiles, blocks, header_bytes)."""
+    if shares_bytes(format):
+        assert parameters.sub_scale is not None, "every super-block has sub-scales"
+        assert parameters.sub_minimum is not None, "one with a minimum has both"
+        shared = parameters.sub_scale.view(np.uint8) | parameters.sub_minimum << 4
+        parameters = replace(parameters, sub_scale=shared, sub_minimum=None)
+    rows, count = parameters.scale.shape
+    tiles = tile_count(rows)
+    found = np.zeros((tiles, count, header_bytes(format)), np.uint8)
+    at = 0
+    for field in fields(format):
+        values = np.zeros((tiles * TILE_ROWS, count * field.values), field.dtype)
+        values[:rows] = getattr(parameters, field.name)
+        each = values.reshape(tiles, TILE_ROWS, count, field.values).transpose(0, 2, 3, 1)
+        end = at + field.size_bytes
+        raw = np.ascontiguousarray(each).view(np.uint8)
+        found[:, :, at:end] = raw.reshape(tiles, count, field.size_bytes)
+        at = end
+    return found
+
+
+def parameters_of(headers: Bytes, format: Format, out_features: int) -> GroupParameters:
+    """Undo `headers`."""
+    tiles, count, _ = headers.shape
+    found: dict[str, NDArray[Any]] = {}
+    at = 0
+    for field in fields(format):
+        end = at + field.size_bytes
+        stored = np.ascontiguousarray(headers[:, :, at:end]).view(field.dtype)
+        each = stored.reshape(tiles, count, field.values, TILE_ROWS).transpose(0, 3, 1, 2)
+        found[field.name] = each.reshape(tiles * TILE_ROWS, count * field.values)[:out_features]
+        at = end
+    if shares_bytes(format):
+        shared = found["sub_scale"].view(np.uint8)
+        found |= {"sub_scale": (shared & 15).view(np.int8), "sub_minimum": shared >> 4}
+    return GroupParameters(**found)
 
 
 def block_bytes(format: Format, inputs: int) -> int:
@@ -115,27 +194,27 @@ def block_bytes(format: Format, inputs: int) -> int:
 
 def tile_bytes(format: Format, in_features: int) -> int:
     """Size of a tile over so many inputs."""
-    width, before = format.group_width(in_features), format.groups(in_features) - 1
+    width, before = format.block_width(in_features), format.blocks(in_features) - 1
     return before * block_bytes(format, width) + block_bytes(format, in_features - before * width)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One group's part of a tile."""
+    """One group's or super-block's part of a tile."""
 
-    group: int
+    number: int
     offset_bytes: int  # in the tile
     first_input: int
-    inputs: int  # the group's width, or less in the last
+    inputs: int  # the block's width, or less in the last
 
 
 def blocks(format: Format, in_features: int) -> list[Block]:
     """The blocks of a tile in their order."""
-    width = format.group_width(in_features)
+    width = format.block_width(in_features)
     whole = block_bytes(format, width)
     return [
-        Block(group, group * whole, group * width, min(width, in_features - group * width))
-        for group in range(format.groups(in_features))
+        Block(number, number * whole, number * width, min(width, in_features - number * width))
+        for number in range(format.blocks(in_features))
     ]
 
 
@@ -149,13 +228,10 @@ def pack_reference(codes: Bytes, parameters: GroupParameters, format: Format) ->
     out_features, in_features = codes.shape
     count = tile_count(out_features)
     tiles = np.zeros((count, tile_bytes(format, in_features)), np.uint8)
+    before = headers(parameters, format)
     for block in blocks(format, in_features):
-        at = block.offset_bytes
-        for name, dtype in HEADERS[format.zero].items():
-            stored = getattr(parameters, name)[:, block.group, None].astype(dtype)
-            field = _rows_of_tiles(stored, count).reshape(count, TILE_ROWS).view(np.uint8)
-            tiles[:, at : at + field.shape[1]] = field
-            at += field.shape[1]
+        at = block.offset_bytes + header_bytes(format)
+        tiles[:, block.offset_bytes : at] = before[:, block.number]
         part = codes[:, block.first_input : block.first_input + block.inputs]
         vectors = _pack_slices(_slices(_rows_of_tiles(part, count)), format.bits)
         tiles[:, at : at + vectors.shape[1]] = vectors
@@ -166,21 +242,16 @@ def unpack_reference(
     tiles: Bytes, format: Format, out_features: int, in_features: int
 ) -> tuple[Bytes, GroupParameters]:
     """Undo pack_reference. Shapes: (tiles, tile_bytes) -> codes (out_features, in_features)."""
-    rows, groups = len(tiles) * TILE_ROWS, format.groups(in_features)
-    codes = np.empty((rows, in_features), np.uint8)
-    fields = {name: np.empty((rows, groups), dtype) for name, dtype in HEADERS[format.zero].items()}
+    codes = np.empty((len(tiles) * TILE_ROWS, in_features), np.uint8)
+    before = np.empty((len(tiles), format.blocks(in_features), header_bytes(format)), np.uint8)
     for block in blocks(format, in_features):
-        at = block.offset_bytes
-        for stored in fields.values():
-            end = at + TILE_ROWS * stored.itemsize
-            stored[:, block.group] = tiles[:, at:end].copy().view(stored.dtype).ravel()
-            at = end
+        at = block.offset_bytes + header_bytes(format)
+        before[:, block.number] = tiles[:, block.offset_bytes : at]
         vectors = tiles[:, at : block.offset_bytes + block_bytes(format, block.inputs)]
         inputs = _rows_of_slices(_unpack_slices(vectors, format.bits))
         end = block.first_input + block.inputs
         codes[:, block.first_input : end] = inputs[:, : block.inputs]
-    parameters = {name: stored[:out_features] for name, stored in fields.items()}
-    return codes[:out_features], GroupParameters(**parameters)
+    return codes[:out_features], parameters_of(before, format, out_features)
 
 
 def _rows_of_tiles(part: NDArray[Any], count: int) -> NDArray[Any]:

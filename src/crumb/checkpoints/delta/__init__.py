@@ -1,0 +1,1 @@
+"""Deltas: what quantization decided, published without the weights it was decided for."""

@@ -1,0 +1,109 @@
+"""Write a Hugging Face directory: shards, index, config.json and what belongs to the tokenizer.
+
+In: arrays whose bytes are fetched when their turn comes, a configuration, a model's files. Out: the
+directory, put together beside its place and renamed. One array is in memory at a time; shards hold
+at most SHARD_BYTES. Refuses an output that exists.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crumb.checkpoints.huggingface import INDEX, SINGLE
+from crumb.checkpoints.model_files import CONFIGURATION, TOKENIZER_FILES, ModelFiles
+from crumb.checkpoints.safetensors import ArrayToWrite, write_file
+from crumb.checkpoints.workspace import disk_errors, sync_directory, write_json, write_synced
+from crumb.errors import OutputConflict, UsageError
+
+SHARD_BYTES = 4 << 30
+
+AGAIN = "Free some space and run the same command again"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array of a shard."""
+
+    name: str
+    array: ArrayToWrite
+    metadata: Mapping[str, str] = field(default_factory=dict)  # what its file says of it
+
+
+def write_model(
+    target: Path,
+    parts: Sequence[Part],
+    configuration: Mapping[str, Any],
+    files: ModelFiles,
+    format: str,
+) -> None:
+    """All of a model into an empty directory. `format` is what the shards say they are."""
+    write_shards(target, parts, format)
+    write_json(target / CONFIGURATION, configuration)
+    for name in TOKENIZER_FILES:
+        content = files.read(name)
+        if content is not None:
+            write_synced(target / name, content)
+
+
+def write_shards(target: Path, parts: Sequence[Part], format: str) -> None:
+    """Shards of at most SHARD_BYTES, and an index where there are several."""
+    shards: list[list[Part]] = [[]]
+    filled = 0
+    for part in parts:
+        if filled and filled + part.array.size_bytes > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(part)
+        filled += part.array.size_bytes
+    weight_map: dict[str, str] = {}
+    for index, shard in enumerate(shards, 1):
+        name = SINGLE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
+        # Small tensors have any size: behind them a matrix could begin at any byte.
+        shard.sort(key=lambda part: not part.metadata)
+        metadata = {"format": format}
+        for part in shard:
+            metadata |= part.metadata
+        write_file(target / name, {part.name: part.array for part in shard}, metadata)
+        weight_map |= {part.name: name for part in shard}
+    if len(shards) > 1:
+        write_json(target / INDEX, {"metadata": {}, "weight_map": weight_map})
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """An empty directory beside `out`, which becomes `out` if all goes well and is gone if not.
+
+    Raises: UsageError for a path without a name, OutputConflict where something is there,
+    DoesNotFit when the disk is full.
+    """
+    if out.name in ("", ".."):
+        raise UsageError(
+            "the output needs a name of its own", where=repr(str(out)), do="Choose another --out"
+        )
+    with disk_errors(out, do=AGAIN):
+        partial = out.with_name(out.name + ".partial")
+        refuse_existing(out, partial)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            sync_directory(partial)
+            refuse_existing(out)
+            partial.rename(out)
+            sync_directory(out.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+def refuse_existing(*paths: Path) -> None:
+    """Refuse to write over anything. Raises: OutputConflict."""
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise OutputConflict(
+                "the output exists and will not be replaced", where=path, do="Choose another --out"
+            )

@@ -1,0 +1,196 @@
+"""Rotary scaling in GGUF: keys for linear and yarn, a tensor of frequency factors for llama3.
+
+In: a checked Rope, or a file's keys and its rope_freqs tensor. Out: keys and the tensor, or the
+rope_scaling of a config.json. A factor divides the frequency of its pair of features.
+Refuses other scalings, and factors that no llama3 scaling gives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.configuration import shown
+from crumb.architectures.rope import ORIGINAL, Rope
+from crumb.checkpoints.gguf.header import Value
+from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.errors import CheckpointError, UsageError
+
+Factors = NDArray[np.float32]
+
+ROPE_FREQS = "rope_freqs.weight"
+"""The tensor of frequency factors, (dimensions / 2,)."""
+
+SCALING = "rope.scaling"
+TYPE, FACTOR = f"{SCALING}.type", f"{SCALING}.factor"
+ORIGINAL_CONTEXT = f"{SCALING}.original_context_length"
+MAGNITUDE = f"{SCALING}.attn_factor"
+BETAS = {"beta_fast": f"{SCALING}.yarn_beta_fast", "beta_slow": f"{SCALING}.yarn_beta_slow"}
+YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
+"""What llama.cpp has of its own: it does not read these keys."""
+
+SLACK = 1e-4
+"""Factors are f32 and made from f32 frequencies, whose error of 1e-6 the blend multiplies by at
+most factor * high / (high - low), which is 43 for the factor of 32 of Llama 3.2."""
+
+ROUNDING = 2.0**-23
+"""Of a quotient that was stored as f32."""
+
+USUAL = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 8192}
+
+
+def scaling_keys(rope: Rope, architecture: str) -> dict[str, Value]:
+    """The keys of a rope's scaling, without the architecture. Raises: UsageError."""
+    settings = dict(rope.scaling)
+    if rope.kind == "linear":
+        return {TYPE: "linear", FACTOR: settings["factor"]}
+    if rope.kind == "llama3" and architecture == "llama":
+        return {ORIGINAL_CONTEXT: int(settings[ORIGINAL])}
+    if rope.kind == "default":
+        return {}
+    other = [key for key, usual in YARN_BETAS.items() if settings.get(key, usual) != usual]
+    if rope.kind != "yarn" or other or not settings.get("truncate", 1.0):
+        raise UsageError(
+            f"llama.cpp's {architecture} has no such rotary scaling",
+            where="config.json: rope_scaling",
+            expected="default, linear, yarn with beta_fast 32 and beta_slow 1, or llama3 for llama",
+            found=rope,
+        )
+    keys: dict[str, Value] = {
+        TYPE: "yarn",
+        FACTOR: settings["factor"],
+        ORIGINAL_CONTEXT: int(settings[ORIGINAL]),
+    }
+    extra = rope.magnitude() / _magnitude(settings["factor"])
+    return keys if extra == 1.0 else keys | {MAGNITUDE: extra}
+
+
+def _magnitude(factor: float) -> float:
+    """The factor on cosine and sine that llama.cpp always applies with yarn."""
+    return Rope(2, 2.0, (("factor", factor),), "yarn").magnitude()
+
+
+def frequency_factors(rope: Rope) -> Factors | None:
+    """The rope_freqs tensor of a rope, None where keys say it all."""
+    if rope.kind != "llama3":
+        return None
+    plain = replace(rope, kind="default", scaling=()).frequencies()
+    return (plain / rope.frequencies()).astype(np.float32)
+
+
+def read_scaling(
+    metadata: Metadata, architecture: str, rope: Rope, factors: Factors | None
+) -> dict[str, Any]:
+    """The rope_scaling of a file, empty where it has none; `rope` is the embedding without.
+
+    Raises: CheckpointError.
+    """
+    key = f"{architecture}.{TYPE}"
+    # A file that gives a factor and no type means linear, as one of the old key does.
+    factor_key = f"{architecture}.{FACTOR}"
+    if factor_key not in metadata:
+        old = f"{architecture}.rope.scale_linear"
+        factor_key = old if old in metadata else factor_key
+    has_factor = factor_key in metadata and metadata.number(factor_key) not in (0.0, 1.0)
+    kind = metadata.text(key, "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise metadata.refuse(key, "none, linear or yarn")
+    if factors is not None:
+        if has_factor and kind != "none":
+            raise metadata.refuse(factor_key, f"no factor beside the tensor {ROPE_FREQS}")
+        return _llama3_scaling(metadata, architecture, rope, factors)
+    if kind == "none" or not has_factor:
+        return {}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": metadata.number(factor_key)}
+    return _yarn_scaling(metadata, architecture, metadata.number(factor_key))
+
+
+def _yarn_scaling(metadata: Metadata, architecture: str, factor: float) -> dict[str, Any]:
+    original = f"{architecture}.{ORIGINAL_CONTEXT}"
+    scaling: dict[str, Any] = {"rope_type": "yarn", "factor": factor}
+    if original in metadata:
+        scaling[ORIGINAL] = metadata.integer(original)
+    for word, short in BETAS.items():
+        if f"{architecture}.{short}" in metadata:
+            scaling[word] = metadata.number(f"{architecture}.{short}")
+    extra = metadata.number(f"{architecture}.{MAGNITUDE}", 1.0)
+    if extra != 1.0:
+        scaling["attention_factor"] = _tidy(extra * _magnitude(factor), ROUNDING)
+    return scaling
+
+
+def _llama3_scaling(
+    metadata: Metadata, architecture: str, rope: Rope, factors: Factors
+) -> dict[str, Any]:
+    """The llama3 scaling that gives these factors, checked to give them. Raises: CheckpointError"""
+    where = f"{metadata.path}: {ROPE_FREQS}"
+    if factors.shape != (rope.dimensions // 2,) or not (
+        np.isfinite(factors).all() and factors.min() >= 1 - SLACK
+    ):
+        raise CheckpointError(
+            "factors of frequencies that cannot be",
+            where=where,
+            expected=f"{rope.dimensions // 2} numbers of at least 1",
+            found=shown(factors.tolist()),
+        )
+    factor = float(str(factors.max()))
+    if factor == 1.0:
+        return {}
+    original = metadata.integer(f"{architecture}.{ORIGINAL_CONTEXT}", 0, lowest=0)
+    fitted = _fit(rope, factors.astype(np.float64), factor, original)
+    for settings in (USUAL, fitted):
+        if original in (0, settings[ORIGINAL]):
+            scaling = {"rope_type": "llama3", "factor": factor} | settings
+            if _gives(scaling, rope, factors):
+                return scaling
+    raise CheckpointError(
+        "factors of frequencies that no llama3 scaling gives",
+        where=where,
+        expected=f"1 for high frequencies, {factor:g} for low ones, a blend between",
+        found=shown(factors.tolist()),
+    )
+
+
+def _gives(scaling: dict[str, Any], rope: Rope, factors: Factors) -> bool:
+    numbers = {key: float(value) for key, value in scaling.items() if key != "rope_type"}
+    if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+        return False
+    scaled = replace(rope, kind="llama3", scaling=tuple(sorted(numbers.items())))
+    made = frequency_factors(scaled)
+    assert made is not None
+    return bool(np.allclose(made, factors, rtol=SLACK, atol=0.0))
+
+
+def _fit(rope: Rope, factors: NDArray[np.float64], factor: float, original: int) -> dict[str, Any]:
+    """Settings whose blend runs through the factors that lie between 1 and the largest.
+
+    The blend is a straight line of the frequency: 0 at low / original, 1 at high / original.
+    """
+    plain = rope.frequencies() / (2 * math.pi)
+    blend = (1 / factors - 1 / factor) / (1 - 1 / factor)
+    between = (blend > SLACK) & (blend < 1 - SLACK)
+    zero = float(plain[blend <= SLACK].max(initial=0.0))
+    one = float(plain[blend >= 1 - SLACK].min(initial=np.inf))
+    if between.sum() > 1:
+        slope, start = np.polyfit(plain[between], blend[between], 1)
+        zero, one = (-start / slope, (1 - start) / slope) if slope > 0 else (0.0, 0.0)
+    elif between.any():  # the line through one point is free: a low_freq_factor of 1 is usual
+        (place,), (height,) = plain[between], blend[between]
+        zero = 1 / original if original and zero <= 1 / original < place else zero
+        one = zero + float((place - zero) / height)
+    if not 0 < zero < one < np.inf:
+        return USUAL
+    turns = original or 1 / zero
+    low, high = (_tidy(place * turns, SLACK) for place in (zero, one))
+    return {"low_freq_factor": low, "high_freq_factor": high, ORIGINAL: round(turns)}
+
+
+def _tidy(number: float, slack: float) -> float:
+    """The short decimal that a person would have written, if it is this number within slack."""
+    rounded = float(f"{number:.4g}")
+    return rounded if abs(rounded - number) <= slack * abs(number) else float(number)

@@ -1,0 +1,128 @@
+"""Write a checkpoint as a GGUF file: llama.cpp's names, keys, row orders and tokenizer.
+
+In: an opened checkpoint, the GGUF type of each matrix, and who gives the bytes of rows. Out: a
+file, written one tensor at a time. Norms and biases are F32, as llama.cpp wants them.
+Refuses families that llama.cpp does not load, settings it has no key for, and types whose blocks
+do not divide a row.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.plan import TensorSpec
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.gguf.architecture import Order, names_of
+from crumb.checkpoints.gguf.configuration import Target, target_of
+from crumb.checkpoints.gguf.container import TensorToWrite, write_container
+from crumb.checkpoints.gguf.header import Value
+from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors, frequency_factors
+from crumb.checkpoints.gguf.tokenizer_metadata import tokenizer_metadata
+from crumb.errors import placed
+from crumb.formats.layouts.gguf_blocks import encode_floats
+from crumb.formats.layouts.gguf_types import QUANTIZATION_VERSION, find_type
+from crumb.formats.layouts.tile import TILE_ROWS
+
+Bytes = NDArray[np.uint8]
+
+Encode = Callable[[str, str, slice], Bytes]
+"""(our tensor name, GGUF type, some of our rows) -> their bytes (rows, row_bytes)."""
+
+PART_BYTES = 1 << 26
+"""Rows are fetched in parts of about this many bytes as f32."""
+
+VECTORS = "F32"
+
+
+def write_gguf(
+    checkpoint: Checkpoint, out: Path, types: Mapping[str, str], encode: Encode, name: str
+) -> None:
+    """Write a file; `types` has every matrix of the plan, `name` is what the file calls the model.
+
+    Raises: UsageError before anything is written; what `encode` raises.
+    """
+    target = target_of(checkpoint.configuration)
+    metadata: dict[str, Value] = {
+        **target.metadata,
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": file_type(checkpoint.plan.tensors(), types),
+        "general.quantization_version": QUANTIZATION_VERSION,
+        **tokenizer_metadata(checkpoint.files, checkpoint.configuration),
+    }
+    tensors = _tensors(checkpoint, target, types, encode)
+    for tensor in tensors:
+        with placed(tensor.name):
+            tensor.size_bytes()
+    write_container(out, metadata, tensors)
+
+
+def file_type(specs: tuple[TensorSpec, ...], types: Mapping[str, str]) -> int:
+    """general.file_type: that of the type that most matrices have."""
+    counted = Counter(types[spec.name] for spec in specs if spec.matrix)
+    return find_type(counted.most_common(1)[0][0]).file_type
+
+
+def encode_plain(checkpoint: Checkpoint) -> Encode:
+    """Who gives rows of F32, F16 and BF16: any tensor, decoded."""
+
+    def encode(name: str, type_name: str, rows: slice) -> Bytes:
+        with placed(name):
+            weights = checkpoint.tensors.read_float(name, rows)
+            return encode_floats(type_name, weights.reshape(len(weights), -1))
+
+    return encode
+
+
+def _tensors(
+    checkpoint: Checkpoint, target: Target, types: Mapping[str, str], encode: Encode
+) -> list[TensorToWrite]:
+    """Every tensor of the plan, in its order, and the frequency factors where there are some."""
+    named = {each.ours: each for each in names_of(target.family, target.sizes.blocks)}
+    plain = encode_plain(checkpoint)
+    tensors = []
+    for spec in checkpoint.plan.tensors():
+        name = named[spec.name]
+        order = target.architecture.row_order(name.role, spec.shape[0], target.sizes)
+        type_name = types[spec.name] if spec.matrix else VECTORS
+        source = _Source(spec, type_name, order, encode if spec.matrix else plain)
+        tensors.append(TensorToWrite(name.theirs, type_name, spec.shape, source.parts))
+    factors = frequency_factors(target.rope)
+    if factors is not None:
+        tensors.insert(1, _factors_to_write(factors))
+    return tensors
+
+
+def _factors_to_write(factors: Factors) -> TensorToWrite:
+    raw = factors.view(np.uint8)
+    return TensorToWrite(ROPE_FREQS, VECTORS, factors.shape, lambda: [raw])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the bytes of one tensor come from."""
+
+    spec: TensorSpec
+    type: str
+    order: Order | None
+    encode: Encode
+
+    def parts(self) -> Iterator[Bytes]:
+        """Its bytes in the file's order of rows: whole where rows change places."""
+        rows = self.spec.shape[0]
+        if self.order is not None:
+            yield self._bytes(slice(0, rows))[self.order]
+            return
+        row_bytes = 4 * (self.spec.shape[1] if self.spec.matrix else 1)
+        step = max(PART_BYTES // row_bytes // TILE_ROWS, 1) * TILE_ROWS
+        for begin in range(0, rows, step):
+            yield self._bytes(slice(begin, min(begin + step, rows)))
+
+    def _bytes(self, rows: slice) -> Bytes:
+        return self.encode(self.spec.name, self.type, rows)

@@ -1,0 +1,114 @@
+"""The files beside a model's weights: configuration, tokenizer, chat template.
+
+In: a directory, or files that a container reader made of its metadata. Out: bytes or JSON objects
+by the name they have in a Hugging Face directory.
+Refuses files that cannot be read and JSON that is no object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from crumb.errors import CheckpointError, ModelNotFound
+
+CONFIGURATION = "config.json"
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+"""What belongs to a tokenizer and travels with a quantized model."""
+
+
+class ModelFiles(Protocol):
+    """Files by name."""
+
+    @property
+    def path(self) -> Path:
+        """Where they come from, for messages."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None where there is no such file. Raises: CheckpointError."""
+
+
+@dataclass(frozen=True)
+class DirectoryFiles:
+    """The files of a model directory."""
+
+    path: Path
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None where there is no such file. Raises: CheckpointError."""
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot be read: {error.strerror}", where=self.path / name
+            ) from error
+
+
+@dataclass(frozen=True)
+class MadeFiles:
+    """Files that a container reader made."""
+
+    path: Path
+    contents: Mapping[str, bytes]
+    make: Callable[[], Mapping[str, bytes]] = dict  # the others, made when one is asked for
+
+    @cached_property
+    def _others(self) -> Mapping[str, bytes]:
+        return self.make()
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content, None where there is no such file. Raises: CheckpointError."""
+        found = self.contents.get(name)
+        return self._others.get(name) if found is None else found
+
+
+def parse_json(raw: bytes, where: Path) -> dict[str, Any]:
+    """A JSON object. Raises: CheckpointError."""
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read as JSON: {error}", where=where) from error
+    if not isinstance(value, dict):
+        raise CheckpointError("not a JSON object", where=where, found=type(value).__name__)
+    return value
+
+
+def needed_json(files: ModelFiles, name: str) -> dict[str, Any]:
+    """A JSON object from a file. Raises: ModelNotFound, CheckpointError."""
+    raw = files.read(name)
+    if raw is None:
+        raise ModelNotFound(
+            "this is no model directory: a file is missing", where=files.path / name
+        )
+    return parse_json(raw, files.path / name)
+
+
+def optional_json(files: ModelFiles, name: str) -> dict[str, Any]:
+    """A JSON object from a file, without its null entries; empty when there is no file.
+
+    Raises: CheckpointError.
+    """
+    raw = files.read(name)
+    found = {} if raw is None else parse_json(raw, files.path / name)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises: ModelNotFound, CheckpointError."""
+    return needed_json(DirectoryFiles(path.parent), path.name)

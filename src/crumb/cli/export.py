@@ -1,0 +1,96 @@
+"""`crumb export`: a model in another container.
+
+In: a model and what to write. Out: a directory or file, and what was exact and what was changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from crumb.checkpoints.export_report import TensorReport
+from crumb.cli.output import bytes_text, log, print_json, print_table, progress_bar
+from crumb.export import Container, ExportRequest, ExportResult, model_name
+from crumb.export import export as run_export
+
+SHOWN = 8
+"""Changed tensors that are listed unless all are asked for."""
+
+
+def export(
+    model: str,
+    /,
+    *,
+    to: Container,
+    out: Path | None = None,
+    type: str | None = None,
+    float_type: str = "float16",
+    strict: Annotated[bool, Parameter(negative=())] = False,
+    tensors: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write a model in another container, exactly where its formats allow.
+
+    Args:
+        model: directory, .gguf file, org/name, or org/name@revision.
+        to: gguf, gptq, gptq_v2, compressed-tensors, crumb, or safetensors (decoded to floats).
+        out: output directory or .gguf file; default is the model's name with the container's.
+        type: gguf only: type of every matrix, such as q4_k; default the nearest to what each is.
+        float_type: what is stored for decoded matrices: float16, bfloat16 or float32.
+        strict: fail where a tensor would have to be changed.
+        tensors: list every tensor, not only those that were changed most.
+        json: print the result as JSON.
+    """
+    request = ExportRequest(
+        model=model,
+        out=out or default_out(model, to),
+        to=to,
+        gguf_type=None if type is None else type.upper(),
+        float_type=float_type,
+        strict=strict,
+    )
+    with progress_bar() as bar:
+        result = run_export(request, lambda done, total, name: bar(done / total, name))
+    print_json(summary(result)) if json else print_summary(result, tensors)
+
+
+def default_out(model: str, to: Container) -> Path:
+    """Where the result goes when the user does not say."""
+    name = model_name(model)
+    return Path(f"{name}.gguf" if to is Container.GGUF else f"{name}-{to.value}")
+
+
+def summary(result: ExportResult) -> dict[str, Any]:
+    """The result as a record."""
+    return {
+        "out": str(result.out),
+        "file_bytes": result.file_bytes,
+        "bits_per_weight": result.bits_per_weight,
+        "exact": not result.changed,
+        "tensors": result.tensors,
+    }
+
+
+def print_summary(result: ExportResult, every: bool) -> None:
+    """Where the result lies, its size, and what is not as it was."""
+    exact = len(result.tensors) - len(result.changed)
+    print(
+        f"exported: {result.out}  {bytes_text(result.file_bytes)}, "
+        f"{result.bits_per_weight:.3f} bits per weight of the whole file"
+    )
+    print(f"{exact} of {len(result.tensors)} tensors are exact")
+    rows = list(result.tensors) if every else sorted(result.changed, key=lambda row: -row.change)
+    shown = rows if every else rows[:SHOWN]
+    if shown:
+        columns = ["<tensor", "<from", "<to", "change of weights", "<why"]
+        print_table(columns, [report_row(report) for report in shown])
+    if len(shown) < len(rows):
+        log(f"{len(rows) - len(shown)} more were changed: --tensors lists all")
+
+
+def report_row(report: TensorReport) -> list[str]:
+    """A tensor's line of the table."""
+    change = "exact" if report.exact else f"{100 * report.change:.3f} %"
+    return [report.name, report.source, report.target, change, report.note]

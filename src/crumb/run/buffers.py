@@ -1,0 +1,134 @@
+"""Where every buffer of a plan lies in one arena of floats.
+
+In: a Plan, the rows of its buffers. Out: places by stage; buffers that never live together share
+memory. Refuses operations that the native engine does not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crumb.architectures.plan import (
+    Activation,
+    Add,
+    Attention,
+    Embed,
+    Linear,
+    Multiply,
+    Norm,
+    Operation,
+    Plan,
+    Rotary,
+    Split,
+    Stage,
+)
+from crumb.errors import UsageError
+
+LANES = 16
+"""Floats that a buffer's rows are padded to."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a buffer lies in the arena."""
+
+    offset: int  # floats from the arena's begin
+    width: int
+    rows: int
+
+    @property
+    def stride(self) -> int:
+        return -(-self.width // LANES) * LANES
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.rows * self.stride
+
+
+def output_widths(operation: Operation, widths: Mapping[str, int]) -> dict[str, int]:
+    """Features of each buffer that an operation writes."""
+    match operation:
+        case Embed(output=output, features=features) | Norm(output=output, features=features):
+            return {output: features}
+        case Linear(output=output, out_features=features):
+            return {output: features}
+        case Split(outputs=outputs, outer=outer, inner=inner):
+            return dict.fromkeys(outputs, outer * inner)
+        case Attention(output=output, heads=heads, head_dim=head_dim):
+            return {output: heads * head_dim}
+        case Rotary() | Activation() | Multiply() | Add():
+            return {operation.writes[0]: widths[operation.reads[0]]}
+    raise UsageError(
+        "the native engine has no such operation", found=type(operation).__name__.lower()
+    )
+
+
+def place_stage(
+    stage: Stage, kept: Mapping[str, int], rows: int, begin: int
+) -> tuple[dict[str, Place], int]:
+    """Places of a stage's own buffers from `begin` on, and where they end.
+
+    `kept` names the buffers that live between stages, with their widths. Buffers whose lives do
+    not meet may share memory.
+    """
+    widths = dict(kept)
+    lives: dict[str, tuple[int, int]] = {}
+    for index, operation in enumerate(stage.operations):
+        for name in operation.reads:
+            if name in lives:
+                lives[name] = (lives[name][0], index)
+        for name, width in output_widths(operation, widths).items():
+            widths[name] = width
+            if name not in kept:
+                lives[name] = (lives.get(name, (index, 0))[0], index)
+    for name in stage.outputs:
+        if name in lives:
+            lives[name] = (lives[name][0], len(stage.operations))
+    places: dict[str, Place] = {}
+    for name in sorted(lives, key=lambda name: (-widths[name], lives[name], name)):
+        offset = begin
+        busy = sorted(
+            (places[other].offset, places[other].end)
+            for other in places
+            if lives[other][0] <= lives[name][1] and lives[name][0] <= lives[other][1]
+        )
+        size = Place(0, widths[name], rows).end
+        for first, last in busy:
+            if offset + size <= first:
+                break
+            offset = max(offset, last)
+        places[name] = Place(offset, widths[name], rows)
+    return places, max((place.end for place in places.values()), default=begin)
+
+
+def place_buffers(
+    plan: Plan, rows: int, head_rows: int
+) -> tuple[tuple[dict[str, Place], ...], int]:
+    """Places by stage, and the floats of the arena. The last stage runs on head_rows rows alone."""
+    widths: dict[str, int] = {}
+    for stage in plan.stages[:-1]:
+        inner = {name: widths[name] for name in stage.inputs if name in widths}
+        for operation in stage.operations:
+            inner |= output_widths(operation, inner)
+        widths |= {name: inner[name] for name in stage.outputs}
+    kept: dict[str, Place] = {}
+    end = 0
+    for name, width in widths.items():
+        kept[name] = Place(end, width, rows)
+        end = kept[name].end
+    by_stage = []
+    largest = end
+    for stage in plan.stages[:-1]:
+        own, last = place_stage(stage, widths, rows, end)
+        by_stage.append(kept | own)
+        largest = max(largest, last)
+    chosen: dict[str, Place] = {}
+    begin = end
+    head = plan.stages[-1]
+    for name in (name for name in head.inputs if name in widths):
+        chosen[name] = Place(begin, widths[name], head_rows)
+        begin = chosen[name].end
+    own, last = place_stage(head, {name: widths[name] for name in chosen}, head_rows, begin)
+    by_stage.append(chosen | own)
+    return tuple(by_stage), max(largest, last)

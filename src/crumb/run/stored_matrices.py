@@ -1,0 +1,77 @@
+"""How the native engine takes each matrix of a checkpoint: packed or as floats, and its bytes.
+
+In: an opened checkpoint. Out: formats of the matrices that run packed, the orders of their columns,
+the bytes that all tensors take once they are in memory. Refuses nothing.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.plan import Embed
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.tensor_map import Entry, StoredCodes, StoredFloats, StoredPacked
+from crumb.formats.catalog import Format
+from crumb.formats.packed_tensor import stored_shape
+
+Orders = dict[str, NDArray[np.int32]]
+
+
+def formats_of(checkpoint: Checkpoint) -> dict[str, Format]:
+    """Formats of the matrices that run packed."""
+    embedded = _embedded(checkpoint)
+    return {
+        name: entry.format
+        for name, entry in checkpoint.tensors.entries.items()
+        if isinstance(entry, StoredPacked | StoredCodes) and _runs_packed(name, entry, embedded)
+    }
+
+
+def orders_of(checkpoint: Checkpoint) -> Orders:
+    """Of the matrices that run packed, those whose columns stand in another order: each's order.
+
+    Column k belongs to input order[k]. Equal orders are one array.
+    """
+    embedded, different = _embedded(checkpoint), dict[bytes, NDArray[np.int32]]()
+    found: Orders = {}
+    for name, entry in checkpoint.tensors.entries.items():
+        if not isinstance(entry, StoredCodes) or not _runs_packed(name, entry, embedded):
+            continue
+        if entry.order is not None:
+            order = np.ascontiguousarray(entry.order, np.int32)
+            found[name] = different.setdefault(order.tobytes(), order)
+    return found
+
+
+def weights_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of all tensors as they are used: what is converted when read counts as it is then."""
+    embedded = _embedded(checkpoint)
+    return sum(
+        _used_bytes(name, entry, embedded) for name, entry in checkpoint.tensors.entries.items()
+    )
+
+
+def _embedded(checkpoint: Checkpoint) -> set[str]:
+    """Matrices whose rows are looked up; then columns must stand as the features do."""
+    operations = (op for stage in checkpoint.plan.stages for op in stage.operations)
+    return {op.weight for op in operations if isinstance(op, Embed)}
+
+
+def _runs_packed(name: str, entry: StoredPacked | StoredCodes, embedded: set[str]) -> bool:
+    """Else it runs decoded to f32: exact, but as large as floats."""
+    return isinstance(entry, StoredPacked) or entry.order is None or name not in embedded
+
+
+def _used_bytes(name: str, entry: Entry, embedded: set[str]) -> int:
+    match entry:
+        case StoredCodes() if _runs_packed(name, entry, embedded):
+            return prod(stored_shape(entry.format, *entry.shape))
+        case StoredCodes():
+            return np.dtype(np.float32).itemsize * prod(entry.shape)
+        case StoredFloats():
+            return entry.dtype.itemsize * prod(entry.shape)
+        case _:
+            return entry.size_bytes

@@ -1,0 +1,83 @@
+"""Our GGUF files of every architecture in llama.cpp: the same logits as ours.
+
+In: tiny models with the settings that each architecture has keys for, all weights in F32. Out: the
+logits of both at every position of a text longer than a query block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import (
+    GPT_NEOX,
+    LLAMA,
+    LLAMA3,
+    MISTRAL,
+    QWEN2,
+    WHOLE_HEADS,
+    YARN,
+    make_tokens,
+    tolerance,
+    write_model,
+)
+
+from crumb.checkpoints.gguf import writer
+from crumb.checkpoints.gguf.writer import encode_plain, write_gguf
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.run.model import Model
+
+pytestmark = pytest.mark.oracle
+
+llama_cpp = pytest.importorskip("llama_cpp")
+
+F32 = 0
+LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
+NO_WINDOW = {"use_sliding_window": False}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "llama-tied": LLAMA | WHOLE_HEADS | {"tie_word_embeddings": True},
+    "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True},
+    "llama-linear": LLAMA | LINEAR,
+    "llama-llama3": LLAMA | WHOLE_HEADS | {"rope_scaling": LLAMA3},
+    "llama-yarn": LLAMA | {"rope_scaling": YARN},
+    "llama-yarn-magnitude": LLAMA | {"rope_scaling": YARN | {"attention_factor": 1.25}},
+    "mistral": MISTRAL | WHOLE_HEADS | {"sliding_window": None},
+    "qwen2": QWEN2 | NO_WINDOW,
+    "qwen2-tied": QWEN2 | NO_WINDOW | {"tie_word_embeddings": True},
+    "gpt_neox": GPT_NEOX,
+    "gpt_neox-sequential": GPT_NEOX | {"use_parallel_residual": False},
+    "gpt_neox-linear": GPT_NEOX | LINEAR | {"rotary_pct": 1.0},
+}
+
+GELU_ERROR = 2.0**-11
+"""Of gpt_neox: llama.cpp looks its gelu up in a table of f16, by an input rounded to f16."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_llama_cpp_computes_our_logits(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_tokenizer = {"tokenizer.ggml.model": "none"}
+    monkeypatch.setattr(writer, "tokenizer_metadata", lambda files, configuration: no_tokenizer)
+    configuration = MODELS[name]
+    checkpoint = open_checkpoint(write_model(tmp_path, configuration))
+    types = {spec.name: "F32" for spec in checkpoint.plan.tensors() if spec.matrix}
+    out = tmp_path / "tiny.gguf"
+    write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
+    (tokens, _) = make_tokens(configuration)
+    ours = Model(checkpoint).logits(tokens[None])[0]
+    model = llama_cpp.Llama(
+        str(out), n_ctx=256, logits_all=True, verbose=False, n_threads=1, type_k=F32, type_v=F32
+    )
+    model.eval(tokens.tolist())
+    theirs = np.array(model.scores[: len(tokens)])
+    model.close()
+    allowed = tolerance(checkpoint.plan, ours)
+    if name.startswith("gpt_neox"):
+        steps = 2 * configuration["num_hidden_layers"]  # an input and an output in each block
+        allowed += steps * GELU_ERROR * float(np.abs(ours).max())
+    assert np.abs(theirs - ours).max() <= allowed

@@ -1,0 +1,116 @@
+"""`crumb quantize` for a target: what its options mean, what contradicts, where the result goes.
+
+In: command lines on a tiny checkpoint. Out: formats in the result, or one line of a refusal.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import quantize_line, refusal, succeed
+from tiny_checkpoint import EMBEDDING, QUERY, make_tensors, write_checkpoint
+
+from crumb.cli.quantize import default_out, parse_tensor, stage_settings
+from crumb.errors import UsageError
+from crumb.formats.catalog import ZeroKind
+
+Capsys = pytest.CaptureFixture[str]
+ROUNDED: dict[str, object] = {"bits": None, "group_size": None, "method": "round"}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tensors = make_tensors(hidden=256, blocks=2)
+    return write_checkpoint(tmp_path_factory.mktemp("verb") / "wide", tensors)
+
+
+def formats_of(capsys: Capsys, out: Path) -> dict[str, str]:
+    shown = json.loads(succeed(capsys, "show", out, "--json"))
+    return {row["name"]: row["format"] for row in shown["tensors"]}
+
+
+def test_a_target_says_bits_groups_and_zeros_by_itself(
+    wide: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    line = quantize_line(wide, tmp_path / "out", **ROUNDED, embedding="q6_k")
+    result = json.loads(succeed(capsys, *line, "--for", "gguf:q2_k", "--json"))
+    assert len(result["fallbacks"]) == 4  # the inputs of 64 and 96
+    formats = formats_of(capsys, tmp_path / "out")
+    assert formats[QUERY] == "q2_k-g16-minimum"
+    assert formats[EMBEDDING] == "q6_k-g16-fixed"
+
+
+def test_fallbacks_are_printed_with_their_reason(
+    wide: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    line = quantize_line(wide, tmp_path / "out", **ROUNDED)
+    text = succeed(capsys, *line, "--for", "gguf:q4_k")
+    reason = "q5_0: 96 inputs are not in whole blocks of q4_k"
+    assert f"fallback: model.layers.0.mlp.down_proj.weight: {reason}" in text
+
+
+def test_tensors_may_differ_with_and_without_a_target(
+    wide: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    line = quantize_line(wide, tmp_path / "out", method="round")
+    succeed(capsys, *line, "--tensor", "proj=q4_1", "--tensor", "*.1.*.q_proj.*=float")
+    formats = formats_of(capsys, tmp_path / "out")
+    assert formats[QUERY] == "float16"
+    assert formats[QUERY.replace("q_proj", "k_proj")] == "int4-g32-minimum"
+    assert formats[EMBEDDING] == "int8-g32-fixed"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "blocks: nothing says how many bits"),
+        (["--for", "gguf:q3_k", "--bits", "4"], "the bits contradict the target"),
+        (["--for", "gguf:q3_k", "--group-size", "32"], "--for: the target already says"),
+        (["--for", "gguf:q3_k", "--zero", "fixed"], "--for: the target already says"),
+        (["--for", "gguf:q7"], "--for: not a target"),
+        (["--for", "gguf:q3_k", "--as-published"], "the groups of a super-block cannot"),
+        (["--for", "gptq", "--bits", "6"], "GPTQ files cannot hold this format"),
+        (["--for", "gptq", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
+        (["--bits", "4", "--embedding", "9"], "embedding: no format has this many bits"),
+        (["--bits", "4", "--embedding", "q9"], "embedding: neither a GGUF type"),
+        (["--bits", "4", "--tensor", "q_proj"], "--tensor: not a pattern and a format"),
+        (["--bits", "4", "--tensor", "xx_proj=q4_0"], "xx_proj: no matrix has such a name"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_contradictions_are_refused_in_one_line(
+    options: list[str], said: str, wide: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    line = ["quantize", str(wide), "--out", str(tmp_path / "out"), *options]
+    assert said in refusal(capsys, 2, *line)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "bits", "expected"),
+    [
+        ("gguf:q3_k", None, "name-q3_k"),
+        ("gguf:Q3_K", None, "name-q3_k"),
+        ("gptq", 4, "name-gptq-int4-g32-fixed"),
+        (None, 4, "name-int4-g32-fixed"),
+    ],
+)
+def test_the_default_output_is_named_after_the_target(
+    target: str | None, bits: int | None, expected: str
+) -> None:
+    assert default_out("org/name@main", bits, "32", ZeroKind.FIXED, target) == Path(expected)
+
+
+def test_the_last_equals_sign_divides_pattern_and_format() -> None:
+    assert parse_tensor("a=b=q4_0") == ("a=b", "q4_0")
+    for word in ("q4_0", "=q4_0", "a="):
+        with pytest.raises(UsageError, match="not a pattern and a format"):
+            parse_tensor(word)
+
+
+def test_a_stage_takes_bits_or_a_name() -> None:
+    assert stage_settings("head", None) == {}
+    assert stage_settings("head", "6") == {"head_bits": 6}
+    assert stage_settings("embedding", "q6_k") == {"embedding_type": "q6_k"}
