@@ -57,4 +57,5 @@ $(VENV)/editable.stamp: $(BUILD_INPUTS) | $(BIN)/python
 
 $(VENV)/oracle.stamp: $(VENV)/editable.stamp
 	$(INSTALL) --editable '.[dev,oracle]' torch==2.13.0
+	-$(INSTALL) --no-deps --only-binary :all: auto-gptq
 	touch $@

@@ -24,7 +24,7 @@ from crumb.calibrate.walk import StageWalk
 from crumb.checkpoints.gguf.architecture import names_of, target_of
 from crumb.evaluate.comparison import evaluate_models
 from crumb.evaluate.report import Evaluation
-from crumb.export import Container, ExportRequest, export
+from crumb.exporting import Container, ExportRequest, export
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.texts.hub_texts import Use
@@ -89,8 +89,8 @@ def our_file(type_name: str, arguments: argparse.Namespace) -> Path:
                 model=arguments.model,
                 out=folder,
                 target=f"gguf:{lower}",
-                embedding=lower,
-                head=lower,
+                embedding_type=lower,
+                head_type=lower,
                 calibration=calibration_of(arguments),
             )
         )

@@ -33,11 +33,11 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "evaluate": (*RUN, "texts"),
     "fit": (*RUN, "solve", "evaluate", "texts"),
     "pipeline": STAGES,
-    "export": STAGES,
+    "exporting": STAGES,
     "study": (*STAGES, "pipeline"),
     "serve": (*STAGES, "pipeline"),
-    "cli": (*STAGES, "pipeline", "export", "study", "serve", "crumb"),
-    "crumb": (*STAGES, "pipeline", "export"),
+    "cli": (*STAGES, "pipeline", "exporting", "study", "serve", "crumb"),
+    "crumb": (*STAGES, "pipeline", "exporting"),
     "__main__": ("cli",),
 }
 """Room -> the rooms it may import beside itself; "crumb" is the package's own front door."""

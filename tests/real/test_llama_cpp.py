@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from crumb.embedded import MODELS
-from crumb.export import Container, ExportRequest, export
+from crumb.exporting import Container, ExportRequest, export
 from crumb.formats.layouts.gguf_types import GGUF_TYPES
 from crumb.run.language_model import LanguageModel, load
 from crumb.texts.hub_texts import Use

@@ -18,7 +18,7 @@ from tiny_checkpoint import make_tensors, write_checkpoint
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import OutputConflict, UsageError
-from crumb.export import Container, ExportRequest, ExportResult, export
+from crumb.exporting import Container, ExportRequest, ExportResult, export
 from crumb.formats.catalog import ZeroKind
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.run.language_model import load

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 
 from crumb.checkpoints.export_report import TensorReport
 from crumb.cli.output import bytes_text, log, print_json, print_table, progress_bar
-from crumb.export import Container, ExportRequest, ExportResult, model_name
-from crumb.export import export as run_export
+from crumb.exporting import Container, ExportRequest, ExportResult, model_name
+from crumb.exporting import export as run_export
 
 SHOWN = 8
 """Changed tensors that are listed unless all are asked for."""
@@ -47,7 +47,7 @@ def export(
         model=model,
         out=out or default_out(model, to),
         to=to,
-        gguf_type=None if type is None else type.upper(),
+        gguf_type=type,
         float_type=float_type,
         strict=strict,
     )

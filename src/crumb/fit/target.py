@@ -12,7 +12,12 @@ from typing import Protocol
 
 from crumb.errors import UsageError
 from crumb.formats.catalog import INTEGERS, Format, ZeroKind, make_format, parse_format
-from crumb.formats.layouts.gguf_conversion import EXACT, exact_type
+from crumb.formats.layouts.gguf_conversion import (
+    EXACT,
+    TYPE_OF_BITS,
+    exact_type,
+    that_fits,
+)
 from crumb.formats.layouts.gguf_types import GGUF_TYPES
 
 TYPES: dict[str, Format] = {
@@ -24,19 +29,6 @@ TYPES: dict[str, Format] = {
 
 FLOATS = ("float", "f16", "bf16", "f32")
 """Names that leave a matrix as the source has it."""
-
-STAND_IN = {
-    "q2_0": "q4_0",
-    "q2_k": "q4_0",
-    "q3_k": "q4_0",
-    "q4_k": "q5_0",
-    "q5_k": "q5_1",
-    "q6_k": "q8_0",
-}
-"""What takes a type's place where inputs are not in whole blocks of it."""
-
-TYPE_OF_BITS = {2: "q2_k", 3: "q3_k", 4: "q4_k", 5: "q5_k", 6: "q6_k", 8: "q8_0"}
-"""What a number of bits means for the embedding and the head."""
 
 GPTQ_BITS = (2, 3, 4, 8)
 GPTQ_WORD = 32
@@ -88,7 +80,7 @@ class GgufTarget:
                     expected=f"one of {', '.join(map(str, TYPE_OF_BITS))}, or a type's name",
                     found=asked.bits,
                 )
-            return TYPES[TYPE_OF_BITS[asked.bits]]
+            return TYPES[TYPE_OF_BITS[asked.bits].lower()]
         format = TYPES[self.type]
         if asked.bits not in (None, format.bits):
             raise UsageError(
@@ -110,11 +102,12 @@ class GgufTarget:
     def fit(self, format: Format, shape: tuple[int, ...]) -> tuple[Format | None, str | None]:
         if exact_type(format, shape[1]) is not None:
             return format, None
-        name = next((name for name, of_type in TYPES.items() if of_type == format), format.name)
-        other = STAND_IN.get(name)
-        if other is not None and exact_type(TYPES[other], shape[1]) is not None:
-            return TYPES[other], f"{other}: {shape[1]} inputs are not in whole blocks of {name}"
-        return None, f"left float: {shape[1]} inputs are not in whole blocks of {name}"
+        name = next((name for name, of_type in TYPES.items() if of_type == format), None)
+        other = None if name is None else that_fits(name.upper(), shape[1]).lower()
+        why = f"{shape[1]} inputs are not in whole blocks of {name or format.name}"
+        if other in TYPES:
+            return TYPES[other], f"{other}: {why}"
+        return None, f"left float: {why}"
 
 
 @dataclass(frozen=True)

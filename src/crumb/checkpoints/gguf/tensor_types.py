@@ -19,26 +19,18 @@ from crumb.errors import UsageError
 from crumb.formats.grid import decode_reference
 from crumb.formats.layouts.gguf_blocks import encode_blocks, encode_floats
 from crumb.formats.layouts.gguf_conversion import (
+    TYPE_OF_BITS,
     convert,
     exact_type,
     rounded_type,
+    that_fits,
     wider_exact_type,
 )
 from crumb.formats.layouts.gguf_rounding import quantize_floats
 from crumb.formats.layouts.gguf_types import GGUF_TYPES
 
-FLOAT_TYPES = {"float64": "F32", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+TYPE_OF_FLOATS = {"float64": "F32", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """dtype of a float matrix -> the type that holds it; f64 is rounded."""
-
-NEAREST = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
-"""Bits of codes that no type can keep -> the type that their weights are rounded to."""
-
-NARROW = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-NARROW |= {"IQ4_XS": "IQ4_NL", "Q2_0": "Q4_0"}
-"""A type -> the one in its place where a row is no multiple of its block, as llama.cpp has it."""
-
-PLAIN = "F16"
-"""Where a row is no multiple of 32 either."""
 
 
 def choose_type(entry: Entry, wanted: str | None = None, strict: bool = False) -> str:
@@ -46,28 +38,22 @@ def choose_type(entry: Entry, wanted: str | None = None, strict: bool = False) -
 
     strict prefers a larger type to one that changes weights. Raises: UsageError.
     """
-    if wanted is not None and wanted not in GGUF_TYPES:
-        known = ", ".join(name.lower() for name in GGUF_TYPES)
-        raise UsageError("no such GGUF type", expected=f"one of {known}", found=wanted.lower()[:40])
-    return that_fits(wanted or _nearest(entry, strict), entry.shape[-1])
+    name = _nearest(entry, strict) if wanted is None else wanted.upper()
+    if name not in GGUF_TYPES:
+        known = ", ".join(known.lower() for known in GGUF_TYPES)
+        raise UsageError("no such GGUF type", expected=f"one of {known}", found=name.lower()[:40])
+    return that_fits(name, entry.shape[-1])
 
 
 def _nearest(entry: Entry, strict: bool) -> str:
     """What a matrix becomes when nobody says: the same weights, or the same codes, or rounded."""
     if not isinstance(entry, Quantized):
-        return FLOAT_TYPES[entry.dtype.name]
+        return TYPE_OF_FLOATS[entry.dtype.name]
     format, in_features = entry.format, entry.shape[1]
     found = exact_type(format, in_features)
     if found is None and strict:
         found = wider_exact_type(format, in_features)
-    return found or rounded_type(format, in_features) or NEAREST[format.bits]
-
-
-def that_fits(type_name: str, in_features: int) -> str:
-    """A type, or the one in its place for rows that are no multiple of its block."""
-    while in_features % GGUF_TYPES[type_name].block_weights:
-        type_name = NARROW.get(type_name, PLAIN)
-    return type_name
+    return found or rounded_type(format, in_features) or TYPE_OF_BITS[format.bits]
 
 
 @dataclass
@@ -103,21 +89,28 @@ def encode_rows(entry: Entry, type_name: str, rows: slice, change: Change) -> ND
         weights = entry.read_float(rows, source_name(entry))
         return _rounded(weights, type_name, change, "columns in another order: rounded anew")
     codes, parameters = entry.read_codes(rows)
-    if GGUF_TYPES[type_name].format is not None:
+    target = GGUF_TYPES[type_name].format
+    if target is not None:
         try:
-            found, stored, _ = convert(codes, parameters, entry.format, type_name)
+            found, stored, changed = convert(codes, parameters, entry.format, type_name)
         except UsageError:
             pass  # this type cannot keep the codes
         else:
-            target = GGUF_TYPES[type_name].format
-            assert target is not None, "a type with codes"
-            before = decode_reference(codes, parameters, entry.format)
-            change.add(
-                before, decode_reference(found, stored, target), "codes kept, scales rounded"
-            )
+            if changed or not _holds(type_name, entry):
+                # A strip that happens to be kept still counts in the size of the tensor.
+                before = after = decode_reference(codes, parameters, entry.format)
+                if changed:
+                    after = decode_reference(found, stored, target)
+                change.add(before, after, "codes kept, scales rounded")
             return encode_blocks(type_name, found, stored)
     weights = decode_reference(codes, parameters, entry.format)
     return _rounded(weights, type_name, change, "rounded anew")
+
+
+def _holds(type_name: str, entry: Quantized) -> bool:
+    """Whether a type holds every matrix of this format, so that no strip of rows changes."""
+    of_format = entry.format, entry.shape[1]
+    return type_name in (exact_type(*of_format), wider_exact_type(*of_format))
 
 
 def _rounded(

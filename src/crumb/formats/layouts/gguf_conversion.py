@@ -8,7 +8,7 @@ floats instead.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -24,8 +24,8 @@ from crumb.formats.grid import (
     group_of_column,
     make_parameters,
 )
-from crumb.formats.layouts.gguf_rounding import extreme, share, stored_shares
 from crumb.formats.layouts.gguf_types import GGUF_TYPES, GgufType, find_type
+from crumb.formats.super_blocks import Shared, block_of, extreme, share, stored
 
 _FIXED, _VARIABLE, _MINIMUM = ZeroKind.FIXED, ZeroKind.VARIABLE, ZeroKind.MINIMUM
 
@@ -60,6 +60,26 @@ ROUNDED: dict[tuple[str, ZeroKind], str] = {
 }
 """The type that keeps the codes and rounds each scale, and each minimum, to its super-block."""
 
+TYPE_OF_BITS = {2: "Q2_K", 3: "Q3_K", 4: "Q4_K", 5: "Q5_K", 6: "Q6_K", 8: "Q8_0"}
+"""The type that a number of bits means, where nothing else says which."""
+
+NARROW = {
+    "Q2_0": "Q4_0",
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    "IQ4_XS": "IQ4_NL",
+}
+"""A type -> the one in its place where a row is no multiple of its block.
+
+As llama.cpp's quantizer has it, but for Q2_K and Q3_K: it takes IQ4_NL, which has no solver here.
+"""
+
+PLAIN = "F16"
+"""Where a row is no multiple of 32 either."""
+
 
 def exact_type(format: Format, in_features: int) -> str | None:
     """The type that holds this format at its own width, every weight unchanged."""
@@ -77,6 +97,13 @@ def wider_exact_type(format: Format, in_features: int) -> str | None:
 def rounded_type(format: Format, in_features: int) -> str | None:
     """The type that keeps this format's codes and rounds its scales."""
     return _if_it_fits(ROUNDED, format, in_features)
+
+
+def that_fits(type_name: str, in_features: int) -> str:
+    """A type, or the one in its place for rows that are no multiple of its block."""
+    while in_features % GGUF_TYPES[type_name].block_weights:
+        type_name = NARROW.get(type_name, PLAIN)
+    return type_name
 
 
 def _if_it_fits(
@@ -194,23 +221,27 @@ def _part_width(format: Format, target: Format, in_features: int) -> int:
 
 def _round_into_super_blocks(kept: Kept, target: Format) -> GroupParameters:
     """The nearest scales, then minima that make up for what a group's mean has lost by that."""
-    block = target.row.super_block
-    assert block is not None, "a format of super-blocks"
+    block = block_of(target)
     levels = kept.levels(0 if target.zero is _MINIMUM else target.fixed_zero_point)
     mean = levels.mean(axis=2) if target.zero is _MINIMUM else np.zeros_like(kept.scale)
-    per_block = block.width // levels.shape[2]
-    parts = (len(levels), -1, per_block)
-    tops = range(block.highest, 0, -1)
+    parts = (len(levels), -1, block.width // levels.shape[2])
+    # Every whole number of the largest part is tried, so that a grid's own products are found.
+    tops = [*range(block.highest, 0, -1), *([block.lowest] if block.lowest else [])]
     cost = np.square(levels - mean[..., None]).sum(axis=2)
-    unit, whole = share(kept.scale.reshape(parts), cost.reshape(parts), block, block.lowest, tops)
+    ends = (block.lowest, block.highest)
+    scales = share(kept.scale.reshape(parts), cost.reshape(parts), ends, tops)
     groups_of_part = levels.shape[2] // target.group_size
-    scales = unit, np.repeat(whole, groups_of_part, axis=1)
     if target.zero is not _MINIMUM:
-        return stored_shares(target, scales)
-    lost = (kept.scale - np.repeat(unit, per_block, axis=1) * whole) * mean
+        return stored(target, _spread(scales, groups_of_part))
+    lost = (kept.scale - scales.product()) * mean
     taken_off = -(kept.offset + lost).reshape(parts)
-    unit, whole = share(taken_off, np.ones_like(taken_off), block, 0, tops)
-    return stored_shares(target, scales, (unit, np.repeat(whole, groups_of_part, axis=1)))
+    minima = share(taken_off, np.ones_like(taken_off), (0, block.highest), tops)
+    return stored(target, _spread(scales, groups_of_part), _spread(minima, groups_of_part))
+
+
+def _spread(parts: Shared, groups_of_part: int) -> Shared:
+    """The same for every group of a part."""
+    return replace(parts, whole=np.repeat(parts.whole, groups_of_part, axis=1))
 
 
 def _largest_change(before: Floats, after: Floats, block_weights: int) -> float:

@@ -1,19 +1,16 @@
-"""Rounding into GGUF's types: float weights, and the scales of a super-block's groups.
+"""Rounding float weights into GGUF's types.
 
-In: f32 weights (rows, in_features), or a number for each group. Out: codes and GroupParameters of
-the type's Format, to nearest, with no statistics of the inputs; `solve` does better with them.
+In: f32 weights (rows, in_features). Out: codes and GroupParameters of the type's Format, to
+nearest, with no statistics of the inputs; `solve` does better with them.
 Refuses weights that are not finite, and scales that fp16 cannot hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 import numpy as np
 
 from crumb.errors import SolveError
-from crumb.formats.catalog import Format, SuperBlock, ZeroKind
+from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.grid import (
     Codes,
     Floats,
@@ -24,13 +21,10 @@ from crumb.formats.grid import (
     make_parameters,
 )
 from crumb.formats.layouts.gguf_types import ScaleCode, find_type
+from crumb.formats.super_blocks import extreme, in_blocks, share, stored
 
 HALF_EXPONENTS = (-24, 15)
 """The smallest and largest power of two that fp16 holds."""
-
-Shared = tuple[Floats, Floats]
-"""A unit for each super-block (rows, blocks), an fp16 number's value; whole numbers (rows, groups)
-that multiply it."""
 
 
 def quantize_floats(weights: Floats, type_name: str) -> tuple[Codes, GroupParameters]:
@@ -65,45 +59,6 @@ def nearest_codes(weights: Floats, parameters: GroupParameters, format: Format) 
     return code_of_level.astype(np.uint8)[nearest]
 
 
-def share(
-    wanted: Floats, cost: Floats, block: SuperBlock, lowest: int, tops: Sequence[int]
-) -> Shared:
-    """Units and whole numbers whose products are nearest to what is wanted.
-
-    The units tried are those that give a super-block's largest group each of `tops`; the least sum
-    of cost * square of what is missed wins.
-    Shapes: wanted, cost (rows, blocks, groups of a block).
-    """
-    peak = extreme(wanted)
-    unit = peak / np.float32(tops[0])  # where fp16 holds none, this one is refused later
-    whole = np.zeros_like(wanted)
-    least = np.full(peak.shape, np.inf, np.float32)
-    for top in tops:
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            tried = (peak / np.float32(top)).astype(np.float16).astype(np.float32)
-            quotient = np.where(tried[..., None] == 0, np.float32(0), wanted / tried[..., None])
-            number = np.clip(np.rint(quotient), lowest, block.highest)
-            missed = (cost * np.square(number * tried[..., None] - wanted)).sum(axis=-1)
-        better = missed < least
-        least, unit = np.where(better, missed, least), np.where(better, tried, unit)
-        np.copyto(whole, number, where=better[..., None])
-    return unit, whole.reshape(len(whole), -1)
-
-
-def stored_shares(format: Format, scales: Shared, minima: Shared | None = None) -> GroupParameters:
-    """Super-block parameters. Raises: SolveError."""
-    unit, sub_scale = scales
-    if minima is None:
-        halves = make_parameters(format, unit, np.zeros_like(unit))
-        return replace(halves, sub_scale=sub_scale.astype(np.int8))
-    least, sub_minimum = minima
-    return replace(
-        make_parameters(format, unit, least),
-        sub_scale=sub_scale.astype(np.int8),
-        sub_minimum=sub_minimum.astype(np.uint8),
-    )
-
-
 def _reaching(weights: Floats, format: Format) -> GroupParameters:
     """Fixed zero: the weight farthest from 0 takes the level farthest from 0.
 
@@ -116,10 +71,8 @@ def _reaching(weights: Floats, format: Format) -> GroupParameters:
     scale = extreme(_groups(weights, format)) / np.float32(farthest)
     if block is None:
         return make_parameters(format, scale, np.zeros_like(scale))
-    scale = _in_blocks(scale, format)
-    return stored_shares(
-        format, share(scale, np.ones_like(scale), block, block.lowest, [block.highest])
-    )
+    scale, ends = in_blocks(scale, format), (block.lowest, block.highest)
+    return stored(format, share(scale, np.ones_like(scale), ends, [block.highest]))
 
 
 def _spanning(weights: Floats, format: Format) -> GroupParameters:
@@ -132,11 +85,10 @@ def _spanning(weights: Floats, format: Format) -> GroupParameters:
         scale = (largest - smallest) / np.float32(format.row.largest_code)
     if block is None:
         return make_parameters(format, scale, smallest)
-    scale, taken_off = _in_blocks(scale, format), _in_blocks(-smallest, format)
-    alike, tops = np.ones_like(scale), [block.highest]
-    return stored_shares(
-        format, share(scale, alike, block, 0, tops), share(taken_off, alike, block, 0, tops)
-    )
+    ends, tops = (0, block.highest), [block.highest]
+    scale, taken_off = in_blocks(scale, format), in_blocks(-smallest, format)
+    alike = np.ones_like(scale)
+    return stored(format, share(scale, alike, ends, tops), share(taken_off, alike, ends, tops))
 
 
 def _powers_of_two(weights: Floats, format: Format) -> GroupParameters:
@@ -165,15 +117,3 @@ def _powers_of_two(weights: Floats, format: Format) -> GroupParameters:
 def _groups(weights: Floats, format: Format) -> Floats:
     """Shapes: (rows, in_features) -> (rows, groups, group_size)."""
     return weights.reshape(len(weights), -1, format.group_size)
-
-
-def _in_blocks(groups: Floats, format: Format) -> Floats:
-    """Shapes: (rows, groups) -> (rows, blocks, groups of a block)."""
-    assert format.row.super_block is not None, "a format of super-blocks"
-    return groups.reshape(len(groups), -1, format.row.super_block.width // format.group_size)
-
-
-def extreme(values: Floats) -> Floats:
-    """The value farthest from 0 along the last axis."""
-    place = np.abs(values).argmax(axis=-1)
-    return np.take_along_axis(values, place[..., None], axis=-1)[..., 0]

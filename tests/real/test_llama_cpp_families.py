@@ -1,7 +1,7 @@
 """Our GGUF files of every architecture in llama.cpp: the same logits as ours.
 
 In: tiny models with the settings that each architecture has keys for, all weights in F32. Out: the
-logits of both at every position of a text longer than a query block.
+log-probabilities of both at positions of a text longer than a query block.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from tiny_models import (
     GPT_NEOX,
     LLAMA,
@@ -28,12 +29,15 @@ from crumb.checkpoints.gguf import writer
 from crumb.checkpoints.gguf.writer import encode_plain, write_gguf
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.run.model import Model
+from crumb.run.sampling import log_softmax
 
 pytestmark = pytest.mark.oracle
 
-llama_cpp = pytest.importorskip("llama_cpp")
+xllamacpp = pytest.importorskip("xllamacpp")
 
-F32 = 0
+FLASH = xllamacpp.llama_flash_attn_type
+"""Flash attention rounds queries to f16."""
+
 LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
 NO_WINDOW = {"use_sliding_window": False}
 
@@ -57,12 +61,50 @@ GELU_ERROR = 2.0**-11
 """Of gpt_neox: llama.cpp looks its gelu up in a table of f16, by an input rounded to f16."""
 
 
+STEP = 17
+"""Between positions that are compared: each is a request of its own."""
+
+
+def made_up_tokenizer(_files: object, configuration: dict[str, Any]) -> dict[str, Any]:
+    """Any tokenizer: the server does not begin without one, and here reads tokens alone."""
+    count = configuration["vocab_size"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": ["Ċ", *(f"t{token}" for token in range(1, count))],
+        "tokenizer.ggml.token_type": np.ones(count, np.int32),
+        "tokenizer.ggml.merges": ["t 1"],
+        "tokenizer.ggml.eos_token_id": count - 1,
+    }
+
+
+def server_of(path: Path) -> Any:
+    """llama.cpp in this process, with exact keys and values."""
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(path)
+    settings.n_ctx, settings.n_parallel, settings.warmup = 256, 1, False
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = FLASH.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.verbosity = -1
+    return xllamacpp.Server(settings)
+
+
+def their_logprobs(server: Any, tokens: NDArray[np.int64], vocabulary: int) -> NDArray[np.float64]:
+    """What llama.cpp gives every token after these."""
+    settings = {"n_predict": 1, "n_probs": vocabulary, "temperature": 0.0, "ignore_eos": True}
+    done = server.handle_completions({"prompt": tokens.tolist(), **settings})
+    found = np.full(vocabulary, np.nan)
+    for each in done["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+        found[each["id"]] = each["logprob"]
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_computes_our_logits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    no_tokenizer = {"tokenizer.ggml.model": "none"}
-    monkeypatch.setattr(writer, "tokenizer_metadata", lambda files, configuration: no_tokenizer)
+    monkeypatch.setattr(writer, "tokenizer_metadata", made_up_tokenizer)
     configuration = MODELS[name]
     checkpoint = open_checkpoint(write_model(tmp_path, configuration))
     types = {spec.name: "F32" for spec in checkpoint.plan.tensors() if spec.matrix}
@@ -70,14 +112,14 @@ def test_llama_cpp_computes_our_logits(
     write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
     (tokens, _) = make_tokens(configuration)
     ours = Model(checkpoint).logits(tokens[None])[0]
-    model = llama_cpp.Llama(
-        str(out), n_ctx=256, logits_all=True, verbose=False, n_threads=1, type_k=F32, type_v=F32
+    server = server_of(out)
+    places = [*range(0, len(tokens), STEP), len(tokens) - 1]
+    theirs = np.stack(
+        [their_logprobs(server, tokens[: place + 1], ours.shape[1]) for place in places]
     )
-    model.eval(tokens.tolist())
-    theirs = np.array(model.scores[: len(tokens)])
-    model.close()
     allowed = tolerance(checkpoint.plan, ours)
     if name.startswith("gpt_neox"):
         steps = 2 * configuration["num_hidden_layers"]  # an input and an output in each block
         allowed += steps * GELU_ERROR * float(np.abs(ours).max())
-    assert np.abs(theirs - ours).max() <= allowed
+    # A log-probability is a logit less a mean of logits: twice a logit's error.
+    assert np.abs(theirs - log_softmax(ours[places])).max() <= 2 * allowed

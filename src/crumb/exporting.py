@@ -59,6 +59,12 @@ class Container(StrEnum):
     COMPRESSED_TENSORS = "compressed-tensors"
     SAFETENSORS = "safetensors"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Container:
+        raise UsageError(
+            "no such container", expected=f"one of {', '.join(cls)}", found=repr(value)[:40]
+        )
+
 
 FLOAT_TYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
