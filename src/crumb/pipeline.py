@@ -283,8 +283,8 @@ class _Run:
 
     def embedding_input(self, spec: TensorSpec) -> LayerInput | None:
         """The H that an embedding is solved by, factored; None where it is rounded."""
-        asked = needs_calibration(self.request) and self.request.settings.embeddings
-        if not asked or spec.name not in self.formats:
+        format = self.formats.get(spec.name)
+        if format is None or not self.request.settings.solves_embedding(format):
             return None
         plan, read = self.model.plan, self.tensors.read_float
         self.advance(embedding_work(plan, spec, self.tokens.shape), spec.name)

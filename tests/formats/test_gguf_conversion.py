@@ -17,11 +17,15 @@ from crumb.formats.grid import GroupParameters, decode_reference
 from crumb.formats.layouts.gguf_blocks import decode_floats, encode_blocks
 from crumb.formats.layouts.gguf_conversion import (
     EXACT,
+    NARROW,
+    PLAIN,
     ROUNDED,
+    TYPE_OF_BITS,
     WIDER,
     convert,
     exact_type,
     rounded_type,
+    that_fits,
     wider_exact_type,
 )
 from crumb.formats.layouts.gguf_rounding import nearest_codes, quantize_floats
@@ -141,6 +145,21 @@ def test_scales_chosen_on_the_grid_of_super_blocks_lose_nothing(row, zero, seed)
 
 
 @pytest.mark.parametrize("name", FIXED_SUPER)
+def test_a_super_block_that_uses_both_ends_of_its_whole_numbers_loses_nothing(name):
+    row = next(key[0] for key, value in ROUNDED.items() if value == name)
+    format = format_of_row(CATALOG[row], 32, ZeroKind.FIXED)
+    block = GGUF_TYPES[name].format.row.super_block
+    rng = np.random.default_rng(5)
+    codes, _ = matrix_of(format, 4, 512)
+    # Units of 4 bits times whole numbers of 7 at most, or a power of two: exact in fp16.
+    unit = np.repeat(rng.integers(8, 16, (4, 2)) / 1024, 8, axis=1)
+    whole = rng.integers(block.lowest, block.highest + 1, unit.shape)
+    whole[:, ::8], whole[:, 1::8] = block.highest, block.lowest
+    *_, changed = convert(codes, GroupParameters((unit * whole).astype(np.float16)), format, name)
+    assert changed == 0
+
+
+@pytest.mark.parametrize("name", FIXED_SUPER)
 @settings(deadline=None, max_examples=10)
 @given(seed=SEEDS, group_size=st.sampled_from([32, 64, 128]))
 def test_rounded_scales_move_weights_by_less_than_half_a_step_of_the_largest(
@@ -154,9 +173,9 @@ def test_rounded_scales_move_weights_by_less_than_half_a_step_of_the_largest(
     codes, parameters = matrix_of(format, 4, 512, seed)
     *found, _ = convert(codes, parameters, format, name)
     before, after = decode_reference(codes, parameters, format), decode_reference(*found, target)
-    # The unit that gives the largest scale the highest whole number is among those tried, and it
-    # is off by at most one rounding. It misses each scale by half a unit, and the winner's sum of
-    # squares is no larger. The search's own f32 sums of 8 squares round 16 times at most.
+    # The unit that gives the largest scale the highest whole number is among the starts. Rounded to
+    # fp16 it misses each scale by half a unit and that rounding, and the winner's sum of squares is
+    # no larger. The search's own f32 sums of 8 squares round 16 times at most.
     highest = target.row.super_block.highest
     peak = np.abs(parameters.scale.astype(np.float64)).reshape(4, 2, -1).max(axis=2)
     half_step = peak / highest * (0.5 + highest * HALF_UNIT) * (1 + HALF_UNIT)
@@ -249,6 +268,21 @@ def test_the_tables_name_types_and_formats_that_exist():
             target = GGUF_TYPES[name].format
             assert target is not None
             assert target.bits >= CATALOG[row].bits
+    for bits, name in TYPE_OF_BITS.items():
+        assert GGUF_TYPES[name].format.bits == bits
+
+
+@pytest.mark.parametrize("name", GGUF_TYPES)
+def test_a_type_gives_way_to_one_of_smaller_blocks_and_at_last_to_floats(name):
+    row = GGUF_TYPES[name]
+    assert that_fits(name, 4 * row.block_weights) == name
+    other = GGUF_TYPES[that_fits(name, 4 * 256 + 32)]
+    assert 32 % other.block_weights == 0
+    if row.format is not None:
+        assert other.format is not None
+        assert other.format.bits >= row.format.bits
+        assert that_fits(name, 4 * 256 + 1) == PLAIN
+    assert (other.name != name) == (name in NARROW)
 
 
 def weights_of(rows, columns, seed):
@@ -293,17 +327,21 @@ def test_rounding_floats_reaches_the_farthest_weight_of_each_group(name, seed):
     if format.row.table is not None:
         step = step * np.diff(np.unique(format.row.table)).max()
     # Within reach a weight misses by half a step; a grid of two's complement lacks its last level,
-    # which costs another half. Then the scale itself is rounded, and carries the farthest level.
+    # which costs another half. Then the scale itself is rounded, and carries the farthest level: of
+    # a super-block's groups each misses half a unit at the start, and the fit has no larger sum of
+    # squares, all of which may be one group's.
     table = np.abs(format.row.table or [format.row.largest_code]).max()
     off = HALF_UNIT * farthest
     if format.row.super_block is not None:
         unit = np.abs(parameters.scale.astype(np.float64))
         unit = np.repeat(unit, step.shape[1] // unit.shape[1], axis=1)
-        off = unit * table * (0.5 + format.row.super_block.highest * HALF_UNIT)
+        units = 0.5 + format.row.super_block.highest * HALF_UNIT
+        units *= np.sqrt(format.row.super_block.width // format.group_size)
+        off = unit * table * units
         if parameters.minimum is not None:
             unit = np.abs(parameters.minimum.astype(np.float64))
             unit = np.repeat(unit, step.shape[1] // unit.shape[1], axis=1)
-            off = off + unit * (0.5 + format.row.super_block.highest * HALF_UNIT)
+            off = off + unit * units
     if row.scale_code is ScaleCode.EXPONENT:  # a power of two may clip, by less than half
         off = off + farthest / 2
     subnormal = 2.0**-25 * (table + 1)

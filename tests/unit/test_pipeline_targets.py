@@ -18,7 +18,7 @@ from crumb.formats.layouts.gguf_conversion import exact_type
 from crumb.kernels.tile import unpack_tensor
 from crumb.pipeline import Calibration, Listener, Progress, QuantizeRequest, quantize
 from crumb.run.model import open_model
-from crumb.solve.problem import Method, SolveSettings
+from crumb.solve.problem import AS_PUBLISHED, Method, SolveSettings
 
 CALIBRATION = Calibration("excerpt-calibration", sequences=4, length_tokens=64)
 
@@ -134,22 +134,26 @@ def test_zero_points_for_gptq_begin_at_one(
     assert {EMBEDDING, HEAD}.isdisjoint(formats)
 
 
-def test_an_embedding_for_a_target_is_solved_not_rounded(
+def test_an_embedding_of_few_bits_is_solved_with_a_target_and_without(
     request_of_wide: QuantizeRequest,
 ) -> None:
-    solved = quantize(replace(request_of_wide, embedding_type="q3_k"))
-    plain = quantize(
-        replace(
-            request_of_wide,
-            target=None,
-            bits=3,
-            group_size=32,
-            embedding_type="q3_k",
-            out=request_of_wide.out.with_name("plain"),
-        )
-    )
-    assert solved.manifest["tensors"][EMBEDDING]["relative_error"] > 0
-    assert plain.manifest["tensors"][EMBEDDING]["relative_error"] is None
+    plain = replace(request_of_wide, target=None, bits=3, group_size=32)
+    asked = {
+        "target": replace(request_of_wide, embedding_type="q3_k"),
+        "plain": replace(plain, embedding_bits=3),
+        "wide": plain,
+        "published": replace(plain, embedding_bits=3, solve=AS_PUBLISHED),
+    }
+    errors = {
+        name: quantize(replace(request, out=request.out.with_name(name))).manifest["tensors"][
+            EMBEDDING
+        ]["relative_error"]
+        for name, request in asked.items()
+    }
+    assert errors["target"] > 0
+    assert errors["plain"] > 0
+    assert errors["wide"] is None, "8 bits are rounded"
+    assert errors["published"] is None
 
 
 def test_a_stopped_run_for_a_target_continues_to_the_same_bytes(

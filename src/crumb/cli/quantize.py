@@ -61,7 +61,7 @@ def quantize(
         act_order: choose columns by descending diagonal of H.
         damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
         as_published: as GPTQ's paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
-        embedding: bits (default 8), a GGUF type, a format's name or float; --for gptq: float.
+        embedding: bits (default 8; 6 and below are solved too), a GGUF type, a format or float.
         head: likewise, unless it is tied to the embedding.
         tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
         calibrate: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.

@@ -96,11 +96,12 @@ def total_work(
             work += stage_work(stage, count, tokens[1])
         inputs = {op.input: op.in_features for op in stage.operations if isinstance(op, Linear)}
         work += sum(input_work(width, count) for width in inputs.values())
-        if settings.embeddings:
-            specs = [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
-            work += sum(
-                embedding_work(plan, spec, tokens) for spec in specs if spec.name in formats
-            )
+        specs = [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
+        work += sum(
+            embedding_work(plan, spec, tokens)
+            for spec in specs
+            if spec.name in formats and settings.solves_embedding(formats[spec.name])
+        )
     return work
 
 
@@ -135,20 +136,23 @@ def estimate(
     """The cost of a whole quantization; tokens is (sequences, length)."""
     plan = checkpoint.plan
     return Cost(
-        peak_bytes(plan, tokens[0] * tokens[1], settings),
+        peak_bytes(plan, formats, tokens[0] * tokens[1], settings),
         total_work(plan, formats, tokens, settings) / measured_rate(),
         working_bytes(checkpoint, formats),
         output_bytes(checkpoint, formats),
     )
 
 
-def peak_bytes(plan: Plan, tokens: int, settings: SolveSettings) -> int:
+def peak_bytes(
+    plan: Plan, formats: Mapping[str, Format], tokens: int, settings: SolveSettings
+) -> int:
     """Peak memory of a quantization: statistics, activations, one matrix, the embedding."""
     peak = 0
     for stage in plan.stages:
         widths = [1]
         for operation in stage.operations:
-            if isinstance(operation, Embed) and settings.embeddings:
+            solved = formats.get(operation.weight) if isinstance(operation, Embed) else None
+            if isinstance(operation, Embed) and solved and settings.solves_embedding(solved):
                 columns, rows = operation.features, min(operation.rows, ROWS_AT_ONCE)
                 peak = max(peak, 24 * rows * columns + 24 * columns**2)
             if isinstance(operation, Linear):

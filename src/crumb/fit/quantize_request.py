@@ -18,9 +18,6 @@ from crumb.fit.target import Asked, Target, format_named, parse_target
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.solve.problem import Method, SolveSettings, check_super_blocks
 
-LATER = ("lowest_zero_point", "embeddings")
-"""Settings that manifests of version 0.2 do not have, where they are as they were then."""
-
 STAGES = ("blocks", "embedding", "head")
 
 
@@ -71,8 +68,7 @@ class QuantizeRequest:
         """The solver's settings, with what the target asks of them."""
         if self.container is None:
             return self.solve
-        lowest = self.container.lowest_zero_point
-        return replace(self.solve, lowest_zero_point=lowest, embeddings=True)
+        return replace(self.solve, lowest_zero_point=self.container.lowest_zero_point)
 
     def format_of(self, stage: str) -> Format | None:
         """The format of a stage's matrices; None leaves them float. Raises: UsageError."""
@@ -113,7 +109,11 @@ class QuantizeRequest:
     def key(self) -> dict[str, Any]:
         """What decides the bytes, as the manifest has it; what was not asked for is absent."""
         blocks, solve = self.blocks(), asdict(self.settings)
-        solve = {name: value for name, value in solve.items() if value or name not in LATER}
+        embedding = self.format_of("embedding")
+        if embedding is None or not self.settings.solves_embedding(embedding):
+            del solve["solved_embedding_bits"]
+        if not self.settings.lowest_zero_point:
+            del solve["lowest_zero_point"]
         later = {
             "target": self.target,
             "embedding_type": self.embedding_type,

@@ -44,7 +44,11 @@ class SolveSettings:
     block_columns: int = 128
     strict: bool = False  # a fallback is an error
     lowest_zero_point: int = 0  # of a variable zero
-    embeddings: bool = False  # GPTQ for the rows of embeddings too, which are rounded otherwise
+    solved_embedding_bits: int = 6  # embeddings of at most so many are solved too, or rounded
+
+    def solves_embedding(self, format: Format) -> bool:
+        """Whether the rows of an embedding are solved by GPTQ; others are rounded."""
+        return self.method is Method.GPTQ and format.bits <= self.solved_embedding_bits
 
     @property
     def grid(self) -> tuple[Scales, int]:
@@ -53,7 +57,12 @@ class SolveSettings:
 
 
 AS_PUBLISHED = SolveSettings(
-    scales=Scales.MINMAX, damping=0.01, act_order=False, static_groups=False, refits=0
+    scales=Scales.MINMAX,
+    damping=0.01,
+    act_order=False,
+    static_groups=False,
+    refits=0,
+    solved_embedding_bits=0,
 )
 """GPTQ as its paper and the seeds of this project ran it."""
 

@@ -143,9 +143,8 @@ def _fit_minima(found: Moments, format: Format, offset: Floats, before: Shared |
     """Minima, each with the scale that is best beside it."""
     spread = found.hqq * found.h - np.square(found.hq)
     apart = spread > SEPARATE * found.hqq * found.h
-    best = divide(
-        found.hqq * found.hw - found.hqw * found.hq, np.where(apart, spread, np.float32(0)), offset
-    )
+    below = np.where(apart, spread, np.float32(0))
+    best = divide(found.hqq * found.hw - found.hqw * found.hq, below, offset)
     cost = np.maximum(divide(spread, found.hqq, found.h), 0)
     return _share_minima(-best, cost, format, before)
 

@@ -155,7 +155,7 @@ def test_more_tokens_cost_time_and_memory_where_there_is_calibration(tmp_path: P
     formats = formats_of(opened(tmp_path))
     gptq = SolveSettings()
     assert total_work(plan, formats, (128, 64), gptq) > total_work(plan, formats, (64, 64), gptq)
-    assert peak_bytes(plan, 128 * 64, gptq) > peak_bytes(plan, 64 * 64, gptq)
+    assert peak_bytes(plan, {}, 128 * 64, gptq) > peak_bytes(plan, {}, 64 * 64, gptq)
     assert total_work(plan, formats, (0, 1), ROUNDING) < total_work(plan, formats, (64, 64), gptq)
 
 
@@ -236,7 +236,7 @@ def test_seven_billion_parameters_at_three_bits_fit_where_they_should() -> None:
     in_blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     bits = in_blocks * (3 + 16 / 128) + 2 * 32000 * 4096 * (8 + 16 / 128)
     assert packed_bytes(plan, formats) == bits / 8
-    few, many = (peak_bytes(plan, tokens, SolveSettings()) for tokens in (32_768, 262_144))
+    few, many = (peak_bytes(plan, {}, tokens, SolveSettings()) for tokens in (32_768, 262_144))
     block_bytes = 4 * in_blocks / 32
     assert block_bytes < few < 7e9  # not the 27 GB of the whole model
     assert many > few
@@ -262,7 +262,7 @@ def test_the_announced_memory_covers_the_measured_peak(tmp_path: Path) -> None:
     )
     measured = 1024 * int(finished.stdout.splitlines()[-1])
     checkpoint = open_checkpoint(MODELS["novella-7m"])
-    announced = peak_bytes(checkpoint.plan, 32 * 512, SolveSettings())
+    announced = peak_bytes(checkpoint.plan, {}, 32 * 512, SolveSettings())
     print(f"announced {announced / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert measured < announced
     assert announced < 2 * measured

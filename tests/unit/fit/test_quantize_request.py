@@ -65,17 +65,25 @@ def test_what_was_asked_for_is_in_the_key() -> None:
     assert key["target"] == "gguf:q3_k"
     assert (key["embedding_type"], key["head_type"]) == ("q6_k", "float")
     assert key["tensors"] == [["down", "q4_0"]]
-    assert key["solve"]["embeddings"] is True
+    assert key["solve"]["solved_embedding_bits"] == 6
     assert "lowest_zero_point" not in key["solve"]
     assert TO_GPTQ.key()["solve"]["lowest_zero_point"] == 1
 
 
 def test_without_a_target_the_solver_is_asked_nothing_more() -> None:
     assert PLAIN.settings == PLAIN.solve == SolveSettings()
-    assert asdict(TO_GPTQ.settings) == asdict(SolveSettings()) | {
-        "lowest_zero_point": 1,
-        "embeddings": True,
-    }
+    assert asdict(TO_GPTQ.settings) == asdict(SolveSettings()) | {"lowest_zero_point": 1}
+
+
+def test_an_embedding_of_few_bits_is_solved_and_its_job_says_so() -> None:
+    for bits, solved in ((8, False), (6, True), (2, True)):
+        request = replace(PLAIN, embedding_bits=bits)
+        format = request.format_of("embedding")
+        assert format is not None
+        assert request.settings.solves_embedding(format) is solved
+        assert ("solved_embedding_bits" in request.key()["solve"]) is solved
+        assert not AS_PUBLISHED.solves_embedding(format)
+        assert not replace(request.settings, method=Method.ROUND).solves_embedding(format)
 
 
 def test_a_gguf_target_has_its_type_in_blocks_and_q8_0_outside(plan: Plan) -> None:
