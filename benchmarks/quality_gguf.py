@@ -21,7 +21,8 @@ from machine import describe_machine
 from numpy.typing import NDArray
 
 from crumb.calibrate.walk import StageWalk
-from crumb.checkpoints.gguf.architecture import names_of, target_of
+from crumb.checkpoints.gguf.architecture import names_of
+from crumb.checkpoints.gguf.configuration import target_of
 from crumb.evaluate.comparison import evaluate_models
 from crumb.evaluate.report import Evaluation
 from crumb.exporting import Container, ExportRequest, export

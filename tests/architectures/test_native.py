@@ -20,12 +20,14 @@ from tiny_models import LLAMA, VARIANTS, make_tokens, tolerance, write_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import StoredCodes
+from crumb.exporting import Container, ExportRequest, write_crumb
 from crumb.formats.catalog import GROUP_SIZES, INTEGERS, ROW, Format, ZeroKind, group_name
 from crumb.formats.grid import GroupParameters
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.run.engine import Engine, Part, Wanted
-from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
+from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings, WeightsKind
 from crumb.run.model import Model
+from crumb.run.stored_matrices import weights_bytes
 from crumb.solve.problem import Method, Scales, SolveSettings
 
 Floats = NDArray[np.float32]
@@ -213,6 +215,23 @@ def test_both_executors_give_the_logits_of_codes_of_other_files(
     within_rounding(ran, expected)
     chunked = native_logits(rounding, tokens, (1, 16, 31))
     np.testing.assert_array_equal(chunked, ran)
+
+
+def test_columns_in_another_order_run_from_a_crumb_directory_as_from_their_file(
+    codes_model: Checkpoint, tmp_path: Path
+) -> None:
+    """The embedding's order too, which cannot be run and is decoded."""
+    foreign = of_codes(codes_model, FOREIGN[0], ordered=True)
+    write_crumb(foreign, ExportRequest("", tmp_path / "out", Container.CRUMB), lambda report: None)
+    written = open_checkpoint(tmp_path / "out")
+    assert weights_bytes(written) == weights_bytes(foreign)
+    tokens = make_tokens(CODES)
+    for weights in WeightsKind:
+        settings = replace(exact_settings(tokens), weights=weights)
+        ran, expected = (
+            native_logits(Engine(each, settings), tokens) for each in (written, foreign)
+        )
+        np.testing.assert_array_equal(ran, expected)
 
 
 def test_the_formats_tried_are_all_there_are() -> None:

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Embed
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.tensor_map import Entry, StoredCodes, StoredFloats, StoredPacked
+from crumb.checkpoints.tensor_map import (
+    Entry,
+    Quantized,
+    StoredCodes,
+    StoredFloats,
+    StoredPacked,
+)
 from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import stored_shape
 
@@ -26,7 +32,7 @@ def formats_of(checkpoint: Checkpoint) -> dict[str, Format]:
     return {
         name: entry.format
         for name, entry in checkpoint.tensors.entries.items()
-        if isinstance(entry, StoredPacked | StoredCodes) and _runs_packed(name, entry, embedded)
+        if isinstance(entry, Quantized) and _runs_packed(name, entry, embedded)
     }
 
 
@@ -38,7 +44,7 @@ def orders_of(checkpoint: Checkpoint) -> Orders:
     embedded, different = _embedded(checkpoint), dict[bytes, NDArray[np.int32]]()
     found: Orders = {}
     for name, entry in checkpoint.tensors.entries.items():
-        if not isinstance(entry, StoredCodes) or not _runs_packed(name, entry, embedded):
+        if not isinstance(entry, Quantized) or not _runs_packed(name, entry, embedded):
             continue
         if entry.order is not None:
             order = np.ascontiguousarray(entry.order, np.int32)
@@ -60,17 +66,17 @@ def _embedded(checkpoint: Checkpoint) -> set[str]:
     return {op.weight for op in operations if isinstance(op, Embed)}
 
 
-def _runs_packed(name: str, entry: StoredPacked | StoredCodes, embedded: set[str]) -> bool:
+def _runs_packed(name: str, entry: Quantized, embedded: set[str]) -> bool:
     """Else it runs decoded to f32: exact, but as large as floats."""
-    return isinstance(entry, StoredPacked) or entry.order is None or name not in embedded
+    return entry.order is None or name not in embedded
 
 
 def _used_bytes(name: str, entry: Entry, embedded: set[str]) -> int:
     match entry:
-        case StoredCodes() if _runs_packed(name, entry, embedded):
-            return prod(stored_shape(entry.format, *entry.shape))
-        case StoredCodes():
+        case StoredPacked() | StoredCodes() if not _runs_packed(name, entry, embedded):
             return np.dtype(np.float32).itemsize * prod(entry.shape)
+        case StoredCodes():
+            return prod(stored_shape(entry.format, *entry.shape))
         case StoredFloats():
             return entry.dtype.itemsize * prod(entry.shape)
         case _:
