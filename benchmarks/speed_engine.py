@@ -25,6 +25,7 @@ from peers import Burst, Peer, write_gguf
 from random_quantized import BILLION, write_quantized
 from report import RESULTS, print_table, write_record
 
+from crumb.exporting import Container, ExportRequest, export
 from crumb.formats.catalog import parse_format
 from crumb.run.memory_plan import WeightsKind
 
@@ -37,8 +38,11 @@ PAIRS = {
     "int4-g128-fixed": "Q4_K",
     "int8-g32-fixed": "Q8_0",
     "int8-g128-fixed": "Q8_0",
+    "q2_k": "Q2_K",
+    "q3_k": "Q3_K",
+    "q4_k": "Q4_K",
 }
-"""Our format -> the type of theirs with as many bits."""
+"""Our format -> the type of theirs with as many bits. A type's own name means their very file."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,17 @@ def measure_pair(
     name: str, peer_type: str, threads: int, asked: argparse.Namespace
 ) -> dict[str, Any]:
     """All kinds of bursts of one format and its peer, some rounds."""
-    folder = asked.folder / name
-    if not folder.exists():
+    folder, gguf = asked.folder / name, peer_file(peer_type, asked)
+    if not folder.exists() and name == peer_type.lower():
+        export(ExportRequest(str(gguf), folder, Container.CRUMB, strict=True))
+    elif not folder.exists():
         write_quantized(folder, BILLION, parse_format(name))
     ours = OurEngine(folder, threads, WeightsKind.MAPPED)
     copied = OurEngine(folder, threads, WeightsKind.COPIED)
     kinds = make_kinds(asked)
     bursts: dict[str, dict[str, list[Burst]]] = {k.name: defaultdict(list) for k in kinds}
     reads: dict[str, list[float]] = {kind.name: [] for kind in kinds}
-    with open_peer(peer_type, threads, asked) as peer:
+    with Peer(asked.peer_python, gguf, threads) as peer:
         runners: dict[str, OurEngine | Peer] = {"ours": ours, "copied": copied, "theirs": peer}
         for _ in range(asked.rounds):
             for kind in kinds:
@@ -89,11 +95,11 @@ def measure_pair(
     }
 
 
-def open_peer(peer_type: str, threads: int, asked: argparse.Namespace) -> Peer:
-    gguf = asked.folder / f"{peer_type}.gguf"
+def peer_file(peer_type: str, asked: argparse.Namespace) -> Path:
+    gguf: Path = asked.folder / f"{peer_type}.gguf"
     if not gguf.exists():
         write_gguf(asked.peer_python, gguf, peer_type)
-    return Peer(asked.peer_python, gguf, threads)
+    return gguf
 
 
 def summarize(

@@ -36,6 +36,7 @@ from crumb.checkpoints.directory_writer import (
 )
 from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.float_parts import Told, decoded_part, plain_part, source_name
+from crumb.checkpoints.gguf.reader import SUFFIX
 from crumb.checkpoints.gguf.tensor_types import Change, choose_type, encode_rows
 from crumb.checkpoints.gguf.writer import VECTORS, write_gguf
 from crumb.checkpoints.gptq_writer import write_gptq
@@ -81,11 +82,15 @@ class ExportRequest:
     out: Path
     to: Container
     gguf_type: str | None = None  # of every matrix; None: the nearest to what it is
-    float_type: str = "float16"  # what decoded matrices are stored as
+    float_type: str | None = None  # what decoded matrices are stored as; None: float16
     strict: bool = False  # a tensor that has to be changed is an error
 
     def __post_init__(self) -> None:
-        if self.float_type not in FLOAT_TYPES:
+        if self.to is not Container.SAFETENSORS and self.float_type is not None:
+            raise UsageError(
+                "only safetensors has float types to choose", found=f"--float-type with {self.to}"
+            )
+        if self.float_type not in (None, *FLOAT_TYPES):
             raise UsageError(
                 "no such float type",
                 expected=f"one of {', '.join(FLOAT_TYPES)}",
@@ -93,6 +98,13 @@ class ExportRequest:
             )
         if self.gguf_type is not None and self.to is not Container.GGUF:
             raise UsageError("only gguf has types to choose", found=f"--type with {self.to}")
+        if self.to is Container.GGUF and self.out.suffix != SUFFIX:
+            raise UsageError(
+                "the output would not be known as a GGUF file",
+                where=self.out,
+                expected=f"a name that ends in {SUFFIX}",
+                do="Choose another --out",
+            )
 
 
 @dataclass(frozen=True)
@@ -178,19 +190,22 @@ def _packed(name: str, entry: Quantized, told: Told) -> list[Part]:
 
 def write_floats(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
     """A float directory that any library reads; quantized matrices are decoded."""
-    dtype = FLOAT_TYPES[request.float_type]
+    dtype = FLOAT_TYPES[request.float_type or "float16"]
     parts = []
+    decoded = False
     for spec in checkpoint.plan.tensors():
         entry = checkpoint.tensors.entry(spec.name)
         if isinstance(entry, Quantized):
+            decoded = True
             parts.append(decoded_part(spec.name, entry, dtype, "floats asked for", told))
         else:
             parts.append(plain_part(spec.name, entry, told))
-    left_out = ("quantization_config", "torch_dtype")
+    left_out = ("quantization_config", *(("torch_dtype",) if decoded else ()))
     configuration = {
         key: value for key, value in checkpoint.configuration.items() if key not in left_out
     }
-    configuration["dtype"] = request.float_type
+    if decoded:  # else loaders would round floats that were not changed
+        configuration["dtype"] = dtype.name
     with new_directory(request.out) as target:
         write_model(target, parts, configuration, checkpoint.files, "pt")
 

@@ -7,17 +7,18 @@ opened again: the same weights, or the change that the report names.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_checkpoint import make_tensors, write_checkpoint
+from tiny_checkpoint import QUERY, make_tensors, write_checkpoint
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.errors import OutputConflict, UsageError
+from crumb.errors import OutputConflict, SolveError, UsageError
 from crumb.exporting import Container, ExportRequest, ExportResult, export
 from crumb.formats.catalog import ZeroKind
 from crumb.pipeline import QuantizeRequest, quantize
@@ -195,5 +196,38 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
         ExportRequest("m", tmp_path, Container.SAFETENSORS, float_type="float8")
     with pytest.raises(UsageError, match="only gguf has types"):
         ExportRequest("m", tmp_path, Container.GPTQ, gguf_type="Q4_K")
+    model, out = write_checkpoint(tmp_path / "t"), tmp_path / "o.gguf"
     with pytest.raises(UsageError, match="no such GGUF type"):
-        exported(write_checkpoint(tmp_path / "t"), tmp_path / "o", Container.GGUF, gguf_type="Q9_Z")
+        exported(model, out, Container.GGUF, gguf_type="Q9_Z")
+    with pytest.raises(UsageError, match="only safetensors has float types"):
+        ExportRequest("m", tmp_path, Container.GPTQ, float_type="float32")
+    with pytest.raises(UsageError, match=r"a name that ends in \.gguf"):
+        ExportRequest("m", tmp_path / "o", Container.GGUF)
+
+
+def test_a_float_directory_says_the_type_its_floats_have(quantized: Make, tmp_path: Path) -> None:
+    """A loader rounds to the type that config.json names: bfloat16 overflows in float16."""
+    source = write_checkpoint(tmp_path / "b", dtype="BF16", configuration={"dtype": "bfloat16"})
+    exported(source, tmp_path / "copy", Container.SAFETENSORS)
+    assert open_checkpoint(tmp_path / "copy").configuration["dtype"] == "bfloat16"
+    exported(quantized(4), tmp_path / "out", Container.SAFETENSORS)
+    assert open_checkpoint(tmp_path / "out").configuration["dtype"] == "float16"
+
+
+def test_a_gguf_file_may_lie_in_a_new_directory(quantized: Make, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "folder" / "a.gguf"
+    assert exported(quantized(4), out, Container.GGUF).out == out
+    assert [path.name for path in out.parent.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.parametrize("gguf_type", [None, "Q4_0"])
+def test_weights_that_are_no_numbers_are_not_written_to_gguf(
+    gguf_type: str | None, quantized: Make, tmp_path: Path
+) -> None:
+    tensors = make_tensors()
+    tensors[QUERY][3, 5] = np.nan
+    source = write_checkpoint(tmp_path / "nan", tensors)
+    shutil.copy(quantized(4) / "tokenizer.json", source)  # one that GGUF has a name for
+    with pytest.raises(SolveError, match=f"{QUERY}: a weight is not finite"):
+        exported(source, tmp_path / "nan.gguf", Container.GGUF, gguf_type=gguf_type)
+    assert not list(tmp_path.glob("nan.gguf*"))

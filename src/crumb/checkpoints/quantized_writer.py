@@ -67,9 +67,12 @@ def write_quantized(checkpoint: Checkpoint, out: Path, target: Target, told: Tol
     inside = {linear.weight for linear in inside_linears(checkpoint.plan)}
     layers: list[Layer] = []
     parts: list[Part] = []
+    obstacles: set[str] = set()
     for spec in checkpoint.plan.tensors():
         entry = checkpoint.tensors.entry(spec.name)
         layer, why = fitted(spec.name, entry, target, spec.name in inside)
+        if spec.name in inside and why:
+            obstacles.add(why)
         if layer is not None and isinstance(entry, Quantized):
             layers.append(layer)
             parts += layer_parts(layer, entry, target, told)
@@ -81,7 +84,9 @@ def write_quantized(checkpoint: Checkpoint, out: Path, target: Target, told: Tol
         raise UsageError(
             f"{target.name} would hold no layer of this model in its format",
             where=checkpoint.path,
-            expected=f"layers of {', '.join(map(str, target.bits))} bits without minimum",
+            expected=f"layers of {', '.join(map(str, target.bits))} bits, neither with a float "
+            "minimum nor in super-blocks",
+            found="; ".join(sorted(obstacles)),
             do="Quantize the float model with `crumb quantize`, or export to safetensors",
         )
     kept = {layer.module for layer in layers}

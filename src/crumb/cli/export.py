@@ -26,7 +26,7 @@ def export(
     to: Container,
     out: Path | None = None,
     type: str | None = None,
-    float_type: str = "float16",
+    float_type: str | None = None,
     strict: Annotated[bool, Parameter(negative=())] = False,
     tensors: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -38,7 +38,8 @@ def export(
         to: gguf, gptq, gptq_v2, compressed-tensors, crumb, or safetensors (decoded to floats).
         out: output directory or .gguf file; default is the model's name with the container's.
         type: gguf only: type of every matrix, such as q4_k; default the nearest to what each is.
-        float_type: what is stored for decoded matrices: float16, bfloat16 or float32.
+        float_type: safetensors only: what decoded matrices become: float16 (default), bfloat16 or
+            float32.
         strict: fail where a tensor would have to be changed.
         tensors: list every tensor, not only those that were changed most.
         json: print the result as JSON.

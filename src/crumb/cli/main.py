@@ -62,7 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         log(f"crumb: {error}")
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        log(f"crumb: {' '.join(str(error).split()).rstrip('.')}. See `crumb --help`.")
+        said = " ".join(str(error).split())
+        log(
+            f"crumb: {said if said.endswith('...') else said.rstrip('.') + '.'} See `crumb --help`."
+        )
         return USAGE
     except KeyboardInterrupt as error:
         log("; ".join(["crumb: interrupted", *error.args]))

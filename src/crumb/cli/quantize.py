@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
 from crumb.cli.whole_number import WHOLE, OptionalWhole, Whole
 from crumb.errors import UsageError
+from crumb.exporting import model_name
 from crumb.fit.quantize_cost import Cost
 from crumb.formats.catalog import ROW, ZeroKind
 from crumb.pipeline import Calibration, Listener, QuantizeRequest, QuantizeResult
@@ -72,6 +73,7 @@ def quantize(
         restart: replace what a different command left in the output directory.
         json: print the result as JSON.
     """
+    target = target and target.lower()
     settings = choose_settings(method, scales, act_order, damping, as_published, strict)
     group, kind = choose_grouping(group_size, zero, target)
     request = QuantizeRequest(
@@ -203,7 +205,7 @@ def default_out(
     model: str, bits: int | None, group_size: str, zero: ZeroKind, target: str | None = None
 ) -> Path:
     """Where the result goes when the user does not say."""
-    name = Path(model.partition("@")[0]).name or "model"
+    name = model_name(model)
     container, _, type = (target or "").lower().partition(":")
     if type:
         return Path(f"{name}-{type}")

@@ -14,7 +14,13 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.hub import locate
 from crumb.checkpoints.manifest import TensorRecord, read_manifest
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.checkpoints.tensor_map import Quantized
+from crumb.checkpoints.tensor_map import (
+    Entry,
+    Quantized,
+    StoredCodes,
+    StoredFloats,
+    lies_as_floats,
+)
 from crumb.cli.output import bytes_text, print_json, print_table
 
 WORST = 8
@@ -95,6 +101,9 @@ def describe_tensor(
         "shape": list(spec.shape),
         "format": entry.format.name if isinstance(entry, Quantized) else entry.dtype.name,
         "quantized": packed,
+        "stored_as": entry.source if isinstance(entry, StoredCodes | StoredFloats) else None,
+        "decoded": is_decoded(entry),
+        "reordered": isinstance(entry, Quantized) and entry.order is not None,
         "bytes": entry.size_bytes,
         "bits_per_weight": 8 * entry.size_bytes / weights,
         "relative_error": record.relative_error,
@@ -102,6 +111,11 @@ def describe_tensor(
         "damping": record.damping,
         "fallback": record.fallback,
     }
+
+
+def is_decoded(entry: Entry) -> bool:
+    """Whether the file has codes, in a format that no row of the catalog holds."""
+    return isinstance(entry, StoredFloats) and not lies_as_floats(entry)
 
 
 def print_description(record: dict[str, Any]) -> None:
@@ -118,7 +132,10 @@ def print_description(record: dict[str, Any]) -> None:
     )
     counts: dict[str, int] = {}
     for tensor in record["tensors"]:
-        counts[tensor["format"]] = counts.get(tensor["format"], 0) + 1
+        name = tensor["format"]
+        if tensor["decoded"]:
+            name += f" decoded from {tensor['stored_as']}"
+        counts[name] = counts.get(name, 0) + 1
     print("  " + ", ".join(f"{count} tensors {name}" for name, count in counts.items()))
     job = record["job"]
     if job:
@@ -144,5 +161,12 @@ def tensor_row(row: dict[str, Any]) -> list[str]:
         f"{row['bits_per_weight']:.3f}",
         "" if error is None else f"{error:.5f}",
         "" if zeros is None else f"{100 * zeros:.1f} %",
-        row["fallback"] or "",
+        note_of(row),
     ]
+
+
+def note_of(row: dict[str, Any]) -> str:
+    """What else is to be said of a tensor."""
+    decoded = row["decoded"] and f"{row['stored_as']}, runs decoded as {row['format']}"
+    reordered = row["reordered"] and "columns in another order"
+    return "; ".join(filter(None, (row["fallback"], decoded, reordered)))

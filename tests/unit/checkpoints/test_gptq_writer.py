@@ -223,7 +223,7 @@ def test_zero_points_beyond_the_version_are_refused(
 
 def test_a_model_without_a_layer_that_fits_is_refused(tmp_path: Path) -> None:
     source = open_directory(write_checkpoint(tmp_path / "model"))
-    with pytest.raises(UsageError, match="gptq would hold no layer"):
+    with pytest.raises(UsageError, match=r"gptq would hold no layer.*no format for float16"):
         write_gptq(source, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
 

@@ -136,6 +136,10 @@ def test_a_command_that_cannot_be_read_is_exit_2_in_one_line(
     assert said.endswith("See `crumb --help`.")
 
 
+def test_an_unknown_verb_is_refused_with_a_list_that_says_it_goes_on(capsys: Capsys) -> None:
+    assert "show, ... See `crumb --help`." in refusal(capsys, 2, "nope")
+
+
 def test_a_mistyped_option_is_suggested(capsys: Capsys) -> None:
     said = refusal(capsys, 2, "quantize", "x", "--bits", "3", "--sequence", "4")
     assert "--sequences" in said

@@ -73,6 +73,7 @@ def test_tensors_may_differ_with_and_without_a_target(
         (["--for", "gguf:q3_k", "--as-published"], "the groups of a super-block cannot"),
         (["--for", "gptq", "--bits", "6"], "GPTQ files cannot hold this format"),
         (["--for", "gptq", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
+        (["--for", "GPTQ", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
         (["--bits", "4", "--embedding", "9"], "embedding: no format has this many bits"),
         (["--bits", "4", "--embedding", "q9"], "embedding: neither a GGUF type"),
         (["--bits", "4", "--tensor", "q_proj"], "--tensor: not a pattern and a format"),
@@ -101,6 +102,17 @@ def test_the_default_output_is_named_after_the_target(
     target: str | None, bits: int | None, expected: str
 ) -> None:
     assert default_out("org/name@main", bits, "32", ZeroKind.FIXED, target) == Path(expected)
+
+
+def test_the_default_output_of_a_gguf_file_does_not_look_like_one() -> None:
+    found = default_out("models/name-f16.gguf", None, "128", ZeroKind.FIXED, "gguf:q4_k")
+    assert found == Path("name-f16-q4_k")
+
+
+def test_a_target_is_the_same_in_any_case(wide: Path, tmp_path: Path, capsys: Capsys) -> None:
+    line = quantize_line(wide, tmp_path / "out", bits=4, method="round")
+    succeed(capsys, *line, "--for", "GPTQ")  # takes a group size as gptq does
+    assert "already quantized" in succeed(capsys, *line, "--for", "gptq")
 
 
 def test_the_last_equals_sign_divides_pattern_and_format() -> None:

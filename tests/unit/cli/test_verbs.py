@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_line import crumb, eval_line, quantize_line, succeed
+from quantized_files import MODULE, gptq_arrays, random_grid, write_model
 from tiny_checkpoint import EMBEDDING, NORM, QUERY, write_checkpoint
 
 from crumb.cli.main import main
@@ -85,6 +86,26 @@ def test_show_describes_what_was_done_to_a_quantized_model(folder: Path, capsys:
     listed = [line for line in text.splitlines() if "int3-g32-fixed" in line and "x" in line]
     assert f"{worst:.5f}" in listed[1]  # listed[0] counts the tensors of each format
     assert len(listed) == 1 + 8
+
+
+def test_show_says_what_runs_decoded_and_whose_columns_stand_in_another_order(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 48, "desc_act": True}
+    for group_size, note in (
+        (48, "GPTQ of 4 bits, runs decoded as float32"),
+        (32, "another order"),
+    ):
+        grid = random_grid(4, (64, 96), group_size, shuffled=True)
+        config = settings | {"group_size": group_size}
+        model = write_model(tmp_path / str(group_size), {MODULE: gptq_arrays(grid)}, config)
+        record = json.loads(succeed(capsys, "show", model, "--json"))
+        row = next(row for row in record["tensors"] if row["name"] == f"{MODULE}.weight")
+        assert row["stored_as"] == "GPTQ of 4 bits"
+        assert (row["decoded"], row["reordered"]) == (group_size == 48, group_size == 32)
+        assert note in succeed(capsys, "show", model, "--tensors")
+        summary = "1 tensors float32 decoded from GPTQ of 4 bits"
+        assert (summary in succeed(capsys, "show", model)) == (group_size == 48)
 
 
 def test_show_prints_the_plan(folder: Path, capsys: Capsys) -> None:

@@ -280,6 +280,7 @@ def write_container(
     """
     header = _encode_header(metadata, tensors)
     temporary = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("wb") as file:
             file.write(header)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.float_parts import source_name
 from crumb.checkpoints.tensor_map import Entry, Quantized
-from crumb.errors import UsageError
+from crumb.errors import SolveError, UsageError
 from crumb.formats.grid import decode_reference
 from crumb.formats.layouts.gguf_blocks import encode_blocks, encode_floats
 from crumb.formats.layouts.gguf_conversion import (
@@ -116,7 +116,13 @@ def _holds(type_name: str, entry: Quantized) -> bool:
 def _rounded(
     weights: NDArray[np.float32], type_name: str, change: Change, why: str
 ) -> NDArray[np.uint8]:
-    """Weights rounded to nearest in a type."""
+    """Weights rounded to nearest in a type. Raises: SolveError, UsageError."""
+    if not np.isfinite(weights).all():
+        raise SolveError(
+            "a weight is not finite",
+            expected="finite numbers",
+            do="The checkpoint is damaged or overflowed when it was converted",
+        )
     row = GGUF_TYPES[type_name]
     if row.float_dtype is not None:
         raw = encode_floats(type_name, weights)

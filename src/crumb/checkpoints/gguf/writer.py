@@ -125,4 +125,5 @@ class _Source:
             yield self._bytes(slice(begin, min(begin + step, rows)))
 
     def _bytes(self, rows: slice) -> Bytes:
-        return self.encode(self.spec.name, self.type, rows)
+        with placed(self.spec.name):
+            return self.encode(self.spec.name, self.type, rows)
