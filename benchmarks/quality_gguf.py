@@ -163,15 +163,17 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     texts = [Path(text).name for text in arguments.text]
     for text, path in zip(texts, arguments.text, strict=True):
-        for (name, who, _), found in zip(
+        for (name, who, file), found in zip(
             files, measure(models, reference, path, arguments.limit)[1:], strict=True
         ):
-            row = rows.setdefault(name, {"type": name, "texts": {}})
+            row, found_name = rows.setdefault(name, {"type": name, "texts": {}}), file.name
             row["bits_per_weight"] = found.bits_per_weight
-            row["texts"].setdefault(text, {})[who] = found.as_dict()
-    settings = {key: str(value) for key, value in vars(arguments).items()}
-    for private in ("llama_python", "scratch", "out"):
-        settings.pop(private)
+            named = {"model": found_name, "reference": Path(arguments.model).name, "text": text}
+            row["texts"].setdefault(text, {})[who] = found.as_dict() | named
+    settings = {
+        key: getattr(arguments, key) for key in ("sequences", "length", "seed", "limit", "types")
+    }
+    settings |= {"model": Path(arguments.model).name, "calibrate": Path(arguments.calibrate).name}
     record = {
         "machine": describe_machine(),
         "settings": settings,
