@@ -191,6 +191,16 @@ def test_an_output_that_exists_is_not_replaced(quantized: Make, tmp_path: Path) 
         assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_what_a_killed_export_left_is_named_and_not_touched(
+    quantized: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "a.partial").mkdir()
+    for to in (Container.CRUMB, Container.GPTQ, Container.SAFETENSORS):
+        with pytest.raises(OutputConflict, match=r"a\.partial: another run .* was killed"):
+            exported(quantized(4), tmp_path / "a", to)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.partial"]
+
+
 def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one of float32, float16, bfloat16"):
         ExportRequest("m", tmp_path, Container.SAFETENSORS, float_type="float8")

@@ -87,8 +87,9 @@ def new_directory(out: Path) -> Iterator[Path]:
         )
     with disk_errors(out, do=AGAIN):
         partial = out.with_name(out.name + ".partial")
-        refuse_existing(out, partial)
-        partial.mkdir(parents=True)
+        refuse_existing(out)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        _claim(partial)
         try:
             yield partial
             sync_directory(partial)
@@ -98,6 +99,18 @@ def new_directory(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _claim(partial: Path) -> None:
+    """Make the directory, for this process alone. Raises: OutputConflict."""
+    try:
+        partial.mkdir()
+    except FileExistsError as error:
+        raise OutputConflict(
+            "another run is at work here, or was killed",
+            where=partial,
+            do="Wait for it, or remove this directory, or choose another --out",
+        ) from error
 
 
 def refuse_existing(*paths: Path) -> None:

@@ -25,7 +25,7 @@ from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.float_parts import Told, decoded_part, plain_part, source_name
 from crumb.checkpoints.safetensors import ArrayToWrite
 from crumb.checkpoints.tensor_map import Entry, Matrix, Quantized, StoredFloats, StoredPacked
-from crumb.errors import UsageError
+from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import INTEGERS, Format, ZeroKind
 from crumb.formats.grid import GroupParameters
 from crumb.kernels.tile import unpack_tensor
@@ -171,6 +171,13 @@ def layer_parts(layer: Layer, entry: Quantized, target: Target, told: Told) -> l
     def arrays() -> dict[str, NDArray[Any]]:
         name = layer.module + WEIGHT
         matrix = integer_matrix(read_matrix(entry, name), entry.format, layer.format)
+        if not np.isfinite(matrix[1].scale).all():
+            raise SolveError(
+                "a scale is not finite",
+                where=name,
+                expected="finite numbers",
+                do="The model is damaged: copy or download it again",
+            )
         made = target.arrays(layer, matrix)
         widened = layer.format.bits != entry.format.bits
         note = f"in codes of {layer.format.bits} bits" if widened else ""

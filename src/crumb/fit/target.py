@@ -165,6 +165,8 @@ def format_named(name: str) -> Format | None:
         return None
     if name.lower() in TYPES:
         return TYPES[name.lower()]
+    if name.upper() in GGUF_TYPES:
+        raise UsageError("no solver chooses codes of a table", found=name)
     try:
         format = parse_format(name)
     except UsageError as error:

@@ -18,12 +18,13 @@ from random_matrices import Matrix, assert_same_matrix, random_matrix
 from tiny_checkpoint import EMBEDDING, NORM, make_tensors, write_checkpoint
 
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.compressed_tensors_writer import write_compressed_tensors
 from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.gptq_writer import write_gptq
 from crumb.checkpoints.huggingface import open_directory
 from crumb.checkpoints.safetensors import read_header
 from crumb.checkpoints.tensor_map import StoredCodes, TensorMap
-from crumb.errors import OutputConflict, UsageError
+from crumb.errors import OutputConflict, SolveError, UsageError
 from crumb.formats.catalog import CATALOG, Format, ZeroKind, parse_format
 from crumb.formats.grid import GroupParameters, decode_reference
 
@@ -219,6 +220,17 @@ def test_zero_points_beyond_the_version_are_refused(
         entry = opened.tensors.entry(WEIGHT)
         assert isinstance(entry, StoredCodes)
         assert_same_matrix(entry.read_codes(slice(0, 64)), (codes, parameters))
+
+
+def test_a_scale_that_is_no_number_is_not_written(tmp_path: Path) -> None:
+    format = Format(CATALOG["int4"], 32, ZeroKind.FIXED)
+    codes, parameters = fitting(format, 64, 96)
+    parameters.scale[5, 1] = np.nan
+    source = model_with(tmp_path / "model", {WEIGHT: (format, (codes, parameters))})
+    for write in (write_gptq, write_compressed_tensors):
+        with pytest.raises(SolveError, match=f"{WEIGHT}: a scale is not finite"):
+            write(source, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_model_without_a_layer_that_fits_is_refused(tmp_path: Path) -> None:

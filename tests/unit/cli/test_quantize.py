@@ -76,6 +76,7 @@ def test_tensors_may_differ_with_and_without_a_target(
         (["--for", "GPTQ", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
         (["--bits", "4", "--embedding", "9"], "embedding: no format has this many bits"),
         (["--bits", "4", "--embedding", "q9"], "embedding: neither a GGUF type"),
+        (["--bits", "4", "--embedding", "iq4_nl"], "no solver chooses codes of a table"),
         (["--bits", "4", "--tensor", "q_proj"], "--tensor: not a pattern and a format"),
         (["--bits", "4", "--tensor", "xx_proj=q4_0"], "xx_proj: no matrix has such a name"),
     ],
