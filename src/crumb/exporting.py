@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from crumb.checkpoints.directory_writer import (
 from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.float_parts import Told, decoded_part, plain_part, source_name
 from crumb.checkpoints.gguf.reader import SUFFIX
-from crumb.checkpoints.gguf.tensor_types import Change, choose_type, encode_rows
+from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.writer import VECTORS, write_gguf
 from crumb.checkpoints.gptq_writer import write_gptq
 from crumb.checkpoints.hub import locate
@@ -121,14 +122,42 @@ class ExportResult:
         return tuple(report for report in self.tensors if not report.exact)
 
 
-def export(
-    request: ExportRequest, progress: Callable[[int, int, str], None] = lambda *_: None
-) -> ExportResult:
-    """Write a model in another container; progress(done, total, name) counts tensors.
+PROCESS_BYTES = 100 << 20
+BYTES_OF_WEIGHT = 12
+"""Of the largest matrix: its weights before and after, codes, what is written."""
 
+SECONDS_OF_WEIGHT = 5e-8
+"""What GGUF takes on one processor; directories take a third of it or less."""
+
+
+@dataclass(frozen=True)
+class ExportCost:
+    """What an export takes, about."""
+
+    memory_bytes: int
+    seconds: float
+
+
+def cost_of(checkpoint: Checkpoint) -> ExportCost:
+    """Memory follows the largest matrix, time all of them."""
+    largest = max(prod(spec.shape) for spec in checkpoint.plan.tensors())
+    seconds = SECONDS_OF_WEIGHT * checkpoint.plan.parameters()
+    return ExportCost(PROCESS_BYTES + BYTES_OF_WEIGHT * largest, seconds)
+
+
+def export(
+    request: ExportRequest,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+    begin: Callable[[ExportCost], None] = lambda cost: None,
+) -> ExportResult:
+    """Write a model in another container.
+
+    begin is told what it takes before anything is written; progress(done, total, name) counts
+    tensors.
     Raises: ModelNotFound, CheckpointError, UsageError, OutputConflict, DoesNotFit, SolveError.
     """
     checkpoint = open_checkpoint(locate(request.model))
+    begin(cost_of(checkpoint))
     reports: list[TensorReport] = []
     total = len(checkpoint.plan.tensors())
 
@@ -224,7 +253,7 @@ def write_gguf_file(checkpoint: Checkpoint, request: ExportRequest, told: Told) 
         name: choose_type(entry, request.gguf_type, request.strict)
         for name, entry in entries.items()
     }
-    changes = {name: Change() for name in entries}
+    changes = {name: start_change(types[name], request.gguf_type) for name in entries}
 
     def encode(name: str, type_name: str, rows: slice) -> NDArray[np.uint8]:
         entry = entries[name]

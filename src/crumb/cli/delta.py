@@ -16,7 +16,7 @@ from crumb.checkpoints.delta.make import DeltaReport, make_delta
 from crumb.checkpoints.delta.record import read_delta
 from crumb.checkpoints.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.cli.output import bytes_text, print_json, print_table, progress_bar
+from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
 
 delta = cyclopts.App(
     help="Publish what quantization decided about a base, without its weights.",
@@ -24,6 +24,10 @@ delta = cyclopts.App(
 )
 
 ENDING = ".delta.safetensors"
+
+
+SECONDS_OF_WEIGHT = 4e-7
+"""Finding and compressing what was decided, on one processor."""
 
 
 @delta.command
@@ -47,6 +51,8 @@ def make(
     """
     opened = open_checkpoint(locate(quantized))
     target = out or Path(f"{opened.path.resolve().name or 'model'}{ENDING}")
+    seconds = SECONDS_OF_WEIGHT * opened.plan.parameters()
+    log(f"needs about {duration_text(seconds)}, and memory for one part of one matrix")
     with progress_bar() as bar:
         report = make_delta(open_checkpoint(locate(base)), opened, target, bar)
     if json:

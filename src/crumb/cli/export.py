@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.checkpoints.export_report import TensorReport
-from crumb.cli.output import bytes_text, log, print_json, print_table, progress_bar
+from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
 from crumb.exporting import Container, ExportRequest, ExportResult, model_name
 from crumb.exporting import export as run_export
 
@@ -53,7 +53,14 @@ def export(
         strict=strict,
     )
     with progress_bar() as bar:
-        result = run_export(request, lambda done, total, name: bar(done / total, name))
+        result = run_export(
+            request,
+            lambda done, total, name: bar(done / total, name),
+            lambda cost: log(
+                f"needs about {bytes_text(cost.memory_bytes)} of memory, "
+                f"{duration_text(cost.seconds)}"
+            ),
+        )
     print_json(summary(result)) if json else print_summary(result, tensors)
 
 

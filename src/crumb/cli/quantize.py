@@ -22,6 +22,9 @@ from crumb.pipeline import quantize as run_quantize
 from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
 from crumb.texts.mixture import PUBLISHED_LENGTH, PUBLISHED_SEQUENCES
 
+NAMES_SHOWN = 3
+"""Tensors that are named for each reason of a fallback."""
+
 
 def quantize(
     model: str,
@@ -241,5 +244,10 @@ def print_summary(result: QuantizeResult) -> None:
         f"{state}: {result.out}  {bytes_text(result.file_bytes)}, "
         f"{result.bits_per_weight:.3f} bits per weight of the whole file"
     )
+    by_reason: dict[str, list[str]] = {}
     for name in result.manifest["fallbacks"]:
-        print(f"fallback: {name}: {result.manifest['tensors'][name]['fallback']}")
+        by_reason.setdefault(result.manifest["tensors"][name]["fallback"], []).append(name)
+    for reason, names in by_reason.items():
+        shown = ", ".join(names[:NAMES_SHOWN])
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        print(f"fallback: {reason}: {shown}{more}")

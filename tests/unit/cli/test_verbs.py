@@ -190,7 +190,8 @@ def test_a_fallback_is_reported_with_its_reason_and_refused_by_strict(
     options = {"sequences": 1, "length": 1, "damping": 1e-9}
     finished = crumb(capsys, *quantize_line(folder / "tiny", tmp_path / "out", **options))
     assert finished.code == 0
-    assert "fallback: model.layers." in finished.out
+    assert ": model.layers.0.mlp.down_proj.weight, " in finished.out
+    assert " and 18 more" in finished.out
     assert "damping raised from 1e-09" in finished.out
     line = quantize_line(folder / "tiny", tmp_path / "strict", strict=True, **options)
     finished = crumb(capsys, *line)

@@ -23,7 +23,7 @@ from crumb.architectures.configuration import shown
 from crumb.checkpoints.gguf.header import TYPES, HeaderBytes, Value, encode_string, encode_value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.errors import CheckpointError, UsageError
+from crumb.errors import CheckpointError, OutputConflict, UsageError
 from crumb.formats.layouts.gguf_types import GgufType, find_type, type_of_id
 
 MAGIC = b"GGUF"
@@ -276,13 +276,22 @@ def write_container(
 ) -> None:
     """Write a file, one part in memory at a time: to a temporary name, synced, then renamed.
 
-    Raises: UsageError for a name that is too long and for rows in no whole blocks.
+    Raises: UsageError for a name that is too long and for rows in no whole blocks; OutputConflict
+    where another run writes this file.
     """
     header = _encode_header(metadata, tensors)
     temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with temporary.open("wb") as file:
+        claimed = temporary.open("xb")
+    except FileExistsError as error:
+        raise OutputConflict(
+            "another run is at work here, or was killed",
+            where=temporary,
+            do="Wait for it, or remove this file, or choose another --out",
+        ) from error
+    try:
+        with claimed as file:
             file.write(header)
             for tensor in tensors:
                 _write_parts(file, tensor)

@@ -56,6 +56,13 @@ def _nearest(entry: Entry, strict: bool) -> str:
     return found or rounded_type(format, in_features) or TYPE_OF_BITS[format.bits]
 
 
+def start_change(type_name: str, wanted: str | None) -> Change:
+    """The change of a tensor that has not begun; it knows when the type asked for did not fit."""
+    if wanted is None or wanted.upper() == type_name:
+        return Change()
+    return Change(why=f"{wanted.lower()} needs inputs in whole blocks of its own")
+
+
 @dataclass
 class Change:
     """How far the weights of one tensor have moved, strip by strip."""
