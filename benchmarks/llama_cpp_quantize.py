@@ -1,7 +1,8 @@
 """llama.cpp's own quantizer as a peer: one float GGUF file to one of each type asked for.
 
 In: a float GGUF file, types, an importance matrix as .npz (GGUF tensor name -> mean of squares of
-each input). Out: <out>/<TYPE>.gguf, every matrix of the file in that type, embedding and head too.
+each input). Out: <out>/<TYPE>.gguf, every matrix of the file in that type; embedding and head too,
+unless another type is given for them.
 Needs the llama-cpp-python package and nothing of crumb; run it with that environment's Python.
 """
 
@@ -66,12 +67,14 @@ def importance_entries(path: Path | None) -> ctypes.Array | None:
     return entries
 
 
-def quantize(source: Path, out: Path, type_name: str, entries: ctypes.Array | None) -> None:
-    """Write one file. Exits where llama.cpp refuses."""
+def quantize(
+    source: Path, out: Path, type_name: str, outer: str, entries: ctypes.Array | None
+) -> None:
+    """Write one file, embedding and head in `outer`. Exits where llama.cpp refuses."""
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{FILE_TYPES[type_name]}")
     settings.pure = True
-    settings.output_tensor_type = settings.token_embedding_type = TYPE_NUMBERS[type_name]
+    settings.output_tensor_type = settings.token_embedding_type = TYPE_NUMBERS[outer]
     if entries is not None:
         settings.imatrix = ctypes.cast(entries, type(settings.imatrix))
     status = llama_cpp.llama_model_quantize(
@@ -88,11 +91,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--importance", type=Path)
     parser.add_argument("--types", nargs="+", choices=FILE_TYPES, required=True)
+    parser.add_argument("--embedding", choices=TYPE_NUMBERS, help="default: the file's type")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     entries = importance_entries(arguments.importance)
     for type_name in arguments.types:
-        quantize(arguments.source, arguments.out / f"{type_name}.gguf", type_name, entries)
+        out, outer = arguments.out / f"{type_name}.gguf", arguments.embedding or type_name
+        quantize(arguments.source, out, type_name, outer, entries)
 
 
 if __name__ == "__main__":

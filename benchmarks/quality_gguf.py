@@ -2,9 +2,10 @@
 
 In: a float model, a calibration text, texts, types, the Python of an environment with llama.cpp.
 Out: JSON with the machine and settings, a Markdown table on stdout. Every matrix of a file has the
-same type, embedding and head too. Both quantizers see the same calibration tokens: llama.cpp as the
-mean of squares of each input of the float model, which is what its importance matrix is. All files
-are read and evaluated by crumb, protocol llama.cpp, paired with the float model.
+same type; embedding and head too, unless --embedding gives them another. Both quantizers see the
+same calibration tokens: llama.cpp as the mean of squares of each input of the float model, which is
+what its importance matrix is. All files are read and evaluated by crumb, protocol llama.cpp, paired
+with the float model.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def peer_files(model: Model, arguments: argparse.Namespace) -> dict[str, Path]:
     folder = arguments.scratch / "llama.cpp"
     command = [arguments.llama_python, PEER, "--source", source, "--out", folder]
     command += ["--importance", importance, "--types", *arguments.types]
+    command += ["--embedding", arguments.embedding] if arguments.embedding else []
     done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
@@ -83,6 +85,7 @@ def peer_files(model: Model, arguments: argparse.Namespace) -> dict[str, Path]:
 def our_file(type_name: str, arguments: argparse.Namespace) -> Path:
     """Our file of one type: quantized for it, then exported, which must be exact."""
     lower = type_name.lower()
+    outer = (arguments.embedding or type_name).lower()
     folder, out = arguments.scratch / f"crumb-{lower}", arguments.scratch / f"crumb-{lower}.gguf"
     if not out.exists():
         quantize(
@@ -90,8 +93,8 @@ def our_file(type_name: str, arguments: argparse.Namespace) -> Path:
                 model=arguments.model,
                 out=folder,
                 target=f"gguf:{lower}",
-                embedding_type=lower,
-                head_type=lower,
+                embedding_type=outer,
+                head_type=outer,
                 calibration=calibration_of(arguments),
             )
         )
@@ -140,6 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--calibrate", required=True)
     parser.add_argument("--text", action="append", required=True)
     parser.add_argument("--types", nargs="+", default=["Q2_K", "Q3_K", "Q4_K", "Q4_0"])
+    parser.add_argument("--embedding", help="type of embedding and head; default: the file's")
     parser.add_argument("--llama-python", type=Path, required=True)
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
@@ -171,7 +175,8 @@ def main() -> None:
             named = {"model": found_name, "reference": Path(arguments.model).name, "text": text}
             row["texts"].setdefault(text, {})[who] = found.as_dict() | named
     settings = {
-        key: getattr(arguments, key) for key in ("sequences", "length", "seed", "limit", "types")
+        key: getattr(arguments, key)
+        for key in ("sequences", "length", "seed", "limit", "types", "embedding")
     }
     settings |= {"model": Path(arguments.model).name, "calibrate": Path(arguments.calibrate).name}
     record = {
