@@ -5,7 +5,7 @@
 // instruction would multiply a quarter of what it can.
 
 constexpr int64_t kAmxTokens = 12;  // fewer are faster in vector registers
-constexpr int64_t kMostGroups = 4;  // of a block of 128 inputs: narrower ones do not come here
+constexpr int64_t kGroupsAtOnce = 4;  // of 32 inputs or more: all of a block of 128, or of more
 constexpr int64_t kTokensAtOnce = 32;
 constexpr int64_t kSumsOfGroup = 2 * kTokensAtOnce * kTileRows;  // (tile, 32 tokens, 16 rows)
 
@@ -124,9 +124,9 @@ CRUMB_INLINE void multiply_block(const int8_t* x, int64_t stride, int64_t first,
   if constexpr (two_tokens && two_tiles) _tile_stored(3, sums + 768, 64);
 }
 
-// What the sums of a block need to join the outputs: see Strip in strip_matmul.inl.
-struct ScaledBlock {
-  const float *scale, *beside;  // headers of the tile from the block's first group on
+// What the sums of some blocks need to join the outputs: see Strip in strip_matmul.inl.
+struct Scaled {
+  const float *scale, *beside;  // headers of the tile from the first group on
   int64_t next_header;          // floats from one group's header to the next
   const int32_t* sums;          // of the tile, kSumsOfGroup from one group to the next
   const float* by;              // scales of the activations from the first token on
@@ -134,53 +134,60 @@ struct ScaledBlock {
   float* out;                   // of the tile, (32 tokens, 16 rows)
 };
 
-// The sums of `groups` groups join the outputs of some tokens.
-template <int zero, int groups>
-CRUMB_INLINE void scale_tokens(const ScaledBlock& of, int64_t scales, int64_t tokens) {
-  Header header[groups];
+// The sums of some blocks' groups join the outputs of some tokens.
+template <int zero, int blocks, int groups>
+CRUMB_INLINE void scale_tokens(const Scaled& of, int64_t scales, int64_t tokens) {
+  Header header[blocks * groups];
 #pragma GCC unroll 4
-  for (int g = 0; g < groups; ++g)
-    header[g] = expanded_header(of.scale + g * of.next_header, of.beside + g * of.next_header, zero);
+  for (int k = 0; k < blocks * groups; ++k)
+    header[k] = expanded_header(of.scale + k * of.next_header, of.beside + k * of.next_header, zero);
 #pragma GCC unroll 2
   for (int64_t t = 0; t < tokens; ++t) {
-    Floats block = all_floats(0.0f);
+    Floats out = load_floats(of.out + 16 * t);
 #pragma GCC unroll 4
-    for (int g = 0; g < groups; ++g) {
-      Ints dot;
-      __builtin_memcpy(&dot, of.sums + g * kSumsOfGroup + 16 * t, 64);
-      const float sum = zero == kFixed ? 0.0f : of.totals[t * kMostGroups + g];
-      if (zero == kVariable) dot = dot - header[g].zero_point * all_ints(int32_t(sum));
-      block = join_group(block, dot, header[g], zero, sum);
+    for (int b = 0; b < blocks; ++b) {
+      Floats block = all_floats(0.0f);
+#pragma GCC unroll 4
+      for (int k = b * groups; k < (b + 1) * groups; ++k) {
+        Ints dot;
+        __builtin_memcpy(&dot, of.sums + k * kSumsOfGroup + 16 * t, 64);
+        const float sum = zero == kFixed ? 0.0f : of.totals[t * kGroupsAtOnce + k];
+        if (zero == kVariable) dot = dot - header[k].zero_point * all_ints(int32_t(sum));
+        block = join_group(block, dot, header[k], zero, sum);
+      }
+      out = fma(block, of.by[t * scales + b], out);
     }
-    store_floats(of.out + 16 * t, fma(block, of.by[t * scales], load_floats(of.out + 16 * t)));
+    store_floats(of.out + 16 * t, out);
   }
 }
 
 template <int zero>
-void scale_groups(const ScaledBlock& of, int64_t groups, int64_t scales, int64_t tokens) {
+void scale_groups(const Scaled& of, int64_t blocks, int64_t groups, int64_t scales, int64_t tokens) {
+  if (blocks == 4) return scale_tokens<zero, 4, 1>(of, scales, tokens);
+  if (blocks == 2) return scale_tokens<zero, 2, 2>(of, scales, tokens);
   switch (groups) {
-    case 1: return scale_tokens<zero, 1>(of, scales, tokens);
-    case 2: return scale_tokens<zero, 2>(of, scales, tokens);
-    case 3: return scale_tokens<zero, 3>(of, scales, tokens);
-    default: return scale_tokens<zero, 4>(of, scales, tokens);
+    case 1: return scale_tokens<zero, 1, 1>(of, scales, tokens);
+    case 2: return scale_tokens<zero, 1, 2>(of, scales, tokens);
+    case 3: return scale_tokens<zero, 1, 3>(of, scales, tokens);
+    default: return scale_tokens<zero, 1, 4>(of, scales, tokens);
   }
 }
 
-using Scale = void (*)(const ScaledBlock&, int64_t, int64_t, int64_t);
+using Scale = void (*)(const Scaled&, int64_t, int64_t, int64_t, int64_t);
 
-// Unpacked blocks of one or two tiles: all of them, or one of 128 inputs at a time where tokens are
-// so few that they pass once.
+// Unpacked groups of one or two tiles: all of them, or four at a time where tokens are so few that
+// they pass once.
 struct Strips {
   uint8_t* codes;
   int64_t bytes;   // of one tile
   float* headers;  // (tile, scales and what is beside them, groups, 16)
-  int64_t groups, most_groups;  // of a row, of a block
+  int64_t groups, of_block;  // of a row, of a whole block of 128 inputs
   Unpack unpack;   // null: all is unpacked
   Scale scale;
   bool totals;     // whether sums of activations are wanted
 };
 
-// Some tokens times one or two tiles, block by block of 128 inputs.
+// Some tokens times one or two tiles, four groups at a time.
 template <bool is_signed, bool two_tokens, bool two_tiles>
 class TokenBlocks {
  public:
@@ -190,18 +197,23 @@ class TokenBlocks {
         scales_(scale_count(job.x)),
         out_(reinterpret_cast<float*>(job.scratch)),
         sums_(reinterpret_cast<int32_t*>(out_ + kSumsOfGroup)),
-        totals_(reinterpret_cast<float*>(sums_ + kMostGroups * kSumsOfGroup)),
+        totals_(reinterpret_cast<float*>(sums_ + kGroupsAtOnce * kSumsOfGroup)),
         codes_(strips.codes) {}
 
   void run() {
     __builtin_memset(out_, 0, kSumsOfGroup * 4);
-    for (int64_t block = 0; block < scales_; ++block) {
+    for (int64_t group = 0; group < job_.x.blocks; group += kGroupsAtOnce) {
       if (strips_.unpack) codes_ = strips_.codes;
-      const int64_t left = job_.x.blocks - block * strips_.most_groups;
-      const int64_t groups = left < strips_.most_groups ? left : strips_.most_groups;
-      for (int64_t g = 0; g < groups; ++g) multiply(block * strips_.most_groups + g, g);
-      if (strips_.totals) gather_totals(block, groups);
-      scale(block, groups);
+      const int64_t left = job_.x.blocks - group;
+      const int64_t count = left < kGroupsAtOnce ? left : kGroupsAtOnce;
+      for (int64_t g = 0; g < count; ++g) multiply(group + g, g);
+      if (strips_.totals) gather_totals(group, count);
+      if (count == kGroupsAtOnce) {
+        scale(group, 0, kGroupsAtOnce / strips_.of_block, strips_.of_block);
+        continue;
+      }
+      for (int64_t g = 0; g < count; g += strips_.of_block)
+        scale(group, g, 1, count - g < strips_.of_block ? count - g : strips_.of_block);
     }
     for (int64_t k = 0; k < kTiles; ++k)
       for (int64_t t = 0; t < tokens_; ++t)
@@ -223,22 +235,24 @@ class TokenBlocks {
     codes_ += bytes;
   }
 
-  void gather_totals(int64_t block, int64_t groups) {
-    const int32_t* sum = job_.x.sum + token_ * job_.x.blocks + block * strips_.most_groups;
+  void gather_totals(int64_t group, int64_t count) {
+    const int32_t* sum = job_.x.sum + token_ * job_.x.blocks + group;
     for (int64_t t = 0; t < tokens_; ++t, sum += job_.x.blocks)
-      for (int64_t g = 0; g < groups; ++g) totals_[t * kMostGroups + g] = float(sum[g]);
+      for (int64_t g = 0; g < count; ++g) totals_[t * kGroupsAtOnce + g] = float(sum[g]);
   }
 
-  void scale(int64_t block, int64_t groups) {
-    const bool one = job_.matrix.group_width > kBlockInputs;  // one group is the whole row
+  // The sums of `blocks` blocks of `groups` groups from `group` + g on join the outputs.
+  void scale(int64_t group, int64_t g, int64_t blocks, int64_t groups) {
+    // A group wider than a block is the whole row.
+    const int64_t next_header = job_.matrix.group_width > kBlockInputs ? 0 : kTileRows;
     const int64_t floats = kTileRows * strips_.groups;
+    const float* by = job_.x.scale + token_ * scales_ + (group + g) / strips_.of_block;
     for (int64_t k = 0; k < kTiles; ++k) {
-      const float* at =
-          strips_.headers + 2 * k * floats + (one ? 0 : block * strips_.most_groups * kTileRows);
-      strips_.scale({at, at + floats, kTileRows, sums_ + k * kSumsOfGroup / 2,
-                     job_.x.scale + token_ * scales_ + block, totals_,
+      const float* at = strips_.headers + 2 * k * floats + (group + g) * next_header;
+      const int32_t* sums = sums_ + g * kSumsOfGroup + k * kSumsOfGroup / 2;
+      strips_.scale({at, at + floats, next_header, sums, by, totals_ + g,
                      out_ + k * kSumsOfGroup / 2},
-                    groups, scales_, tokens_);
+                    blocks, groups, scales_, tokens_);
     }
   }
 
@@ -275,7 +289,7 @@ void amx_tiles(const MatmulJob& job) {
   const Scale scale = m.zero == kMinimum ? scale_groups<kMinimum>
                       : is_signed        ? scale_groups<kFixed>
                                          : scale_groups<kVariable>;
-  const int64_t bytes = once ? kBlockInputs * 16 : 16 * padded_to(m.columns, 64);
+  const int64_t bytes = once ? kGroupsAtOnce * kBlockInputs * 16 : 16 * padded_to(m.columns, 64);
   uint8_t* codes = job.scratch + kAmxScratch;
   const Strips strips{codes, bytes, reinterpret_cast<float*>(codes + 2 * bytes),
                       block_count(m.group_width, m.columns),

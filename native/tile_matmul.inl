@@ -39,13 +39,12 @@ CRUMB_INLINE int32_t common_zero(const TileMatrix& m, int dot_bits) {
 
 // One group, or a block of a wider one: its sums join those of its block, for some tokens.
 template <int bits, bool table, int tokens>
-CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&block)[tokens], const uint8_t*& at,
-                              const int8_t*& x, const int32_t* total, int64_t chunks,
+CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&block)[tokens], const uint8_t* at,
+                              const int8_t* x, const int32_t* total, int32_t zero, int64_t chunks,
                               const Header& header) {
   constexpr int kDotBits = table ? 8 : bits, kChains = tokens == 1 ? 2 : 1;
   constexpr bool kRaised = kRaisedCodes && tokens == 1 && !table && raised_by(bits) > 0;
   const TileMatrix& m = job.matrix;
-  const int32_t zero = common_zero(m, kDotBits);
   Ints dot[tokens][kChains];
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) {
@@ -77,6 +76,8 @@ template <int bits, bool table, int tokens>
 CRUMB_INLINE void fused_tile(const MatmulJob& job, int64_t tile, int64_t token) {
   const TileMatrix& m = job.matrix;
   const int64_t width = job.x.block_inputs;
+  const int32_t zero = common_zero(m, table ? 8 : bits);
+  const bool is_block = m.group_width <= kBlockInputs;  // else the one group is the whole row
   const int8_t* x = job.x.codes + token * job.x.stride;
   const float* scale = job.x.scale + token * scale_count(job.x);
   const int32_t* total = job.x.sum + token * job.x.blocks;
@@ -92,12 +93,18 @@ CRUMB_INLINE void fused_tile(const MatmulJob& job, int64_t tile, int64_t token) 
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t) block[t] = all_floats(0.0f);
     for (int64_t input = first; input < end; input += width) {
-      if (input == 0 || m.group_width <= kBlockInputs) {  // a wider group is the whole row
+      if (input == 0 || is_block) {
         header = read_header(at, m.zero);
         at += header_bytes(m);
       }
-      const int64_t inputs = end - input < width ? end - input : width;
-      fused_group<bits, table>(job, block, at, x, total++, chunk_count(inputs), header);
+      const int64_t chunks = chunk_count(end - input < width ? end - input : width);
+      if (tokens == 1 && chunks == 1)  // without a loop, which a small group would feel
+        fused_group<bits, table>(job, block, at, x, total, zero, 1, header);
+      else
+        fused_group<bits, table>(job, block, at, x, total, zero, chunks, header);
+      at += chunks * chunk_bytes(bits);
+      x += chunks * kChunkInputs;
+      ++total;
     }
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t) out[t] = fma(block[t], scale[t * scale_count(job.x)], out[t]);
