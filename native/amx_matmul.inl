@@ -5,8 +5,9 @@
 // instruction would multiply a quarter of what it can.
 
 constexpr int64_t kAmxTokens = 12;  // fewer are faster in vector registers
-constexpr int64_t kBlocksAtOnce = 4;  // whose sums wait in scratch for their scales
+constexpr int64_t kGroupsAtOnce = 4;  // of 32 inputs or more: all of a block of 128, or of more
 constexpr int64_t kTokensAtOnce = 32;
+constexpr int64_t kSumsOfGroup = 2 * kTokensAtOnce * kTileRows;  // (tile, 32 tokens, 16 rows)
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -123,90 +124,154 @@ CRUMB_INLINE void multiply_block(const int8_t* x, int64_t stride, int64_t first,
   if constexpr (two_tokens && two_tiles) _tile_stored(3, sums + 768, 64);
 }
 
-// Sums of `count` blocks join the outputs of one tile, block by block.
-template <int zero, int count>
-CRUMB_INLINE void scale_blocks(const MatmulJob& job, int64_t tile, int64_t token, int64_t tokens,
-                               int64_t block, const int32_t* sums, float* out) {
-  Header header[count];
-#pragma GCC unroll 8
-  for (int b = 0; b < count; ++b) {
-    const TileMatrix& m = job.matrix;
-    const uint8_t* at = header_of(m, tile, block + b);
-    header[b] = m.sub == kNoSub ? read_header(at, zero)
-                                : header_of_group(at, m, (block + b) % groups_of_block(m));
-  }
-  const float* scale = job.x.scale + token * job.x.blocks + block;
-  const int32_t* total = job.x.sum + token * job.x.blocks + block;
+// What the sums of some blocks need to join the outputs: see Strip in strip_matmul.inl.
+struct Scaled {
+  const float *scale, *beside;  // headers of the tile from the first group on
+  int64_t next_header;          // floats from one group's header to the next
+  const int32_t* sums;          // of the tile, kSumsOfGroup from one group to the next
+  const float* by;              // scales of the activations from the first token on
+  const float* totals;          // (tokens, 4): their sums
+  float* out;                   // of the tile, (32 tokens, 16 rows)
+};
+
+// The sums of some blocks' groups join the outputs of some tokens.
+template <int zero, int blocks, int groups>
+CRUMB_INLINE void scale_tokens(const Scaled& of, int64_t scales, int64_t tokens) {
+  Header header[blocks * groups];
+#pragma GCC unroll 4
+  for (int k = 0; k < blocks * groups; ++k)
+    header[k] = expanded_header(of.scale + k * of.next_header, of.beside + k * of.next_header, zero);
 #pragma GCC unroll 2
   for (int64_t t = 0; t < tokens; ++t) {
-    Floats joined = load_floats(out + 16 * t);
-#pragma GCC unroll 8
-    for (int b = 0; b < count; ++b) {
-      Ints dot;
-      __builtin_memcpy(&dot, sums + b * 1024 + 16 * t, 64);
-      const int32_t sum = zero == kFixed ? 0 : total[b];
-      if (zero == kVariable) dot = dot - header[b].zero_point * all_ints(sum);
-      joined = finish_block(joined, dot, header[b], zero, scale[b], sum);
+    Floats out = load_floats(of.out + 16 * t);
+#pragma GCC unroll 4
+    for (int b = 0; b < blocks; ++b) {
+      Floats block = all_floats(0.0f);
+#pragma GCC unroll 4
+      for (int k = b * groups; k < (b + 1) * groups; ++k) {
+        Ints dot;
+        __builtin_memcpy(&dot, of.sums + k * kSumsOfGroup + 16 * t, 64);
+        const float sum = zero == kFixed ? 0.0f : of.totals[t * kGroupsAtOnce + k];
+        if (zero == kVariable) dot = dot - header[k].zero_point * all_ints(int32_t(sum));
+        block = join_group(block, dot, header[k], zero, sum);
+      }
+      out = fma(block, of.by[t * scales + b], out);
     }
-    store_floats(out + 16 * t, joined);
-    scale += job.x.blocks;
-    total += job.x.blocks;
+    store_floats(of.out + 16 * t, out);
   }
 }
 
 template <int zero>
-void scale_tile(const MatmulJob& job, int64_t tile, int64_t token, int64_t tokens,
-                       int64_t block, int64_t count, const int32_t* sums, float* out) {
-  if (count == kBlocksAtOnce)
-    return scale_blocks<zero, kBlocksAtOnce>(job, tile, token, tokens, block, sums, out);
-  for (int64_t b = 0; b < count; ++b)
-    scale_blocks<zero, 1>(job, tile, token, tokens, block + b, sums + b * 1024, out);
+void scale_groups(const Scaled& of, int64_t blocks, int64_t groups, int64_t scales, int64_t tokens) {
+  if (blocks == 4) return scale_tokens<zero, 4, 1>(of, scales, tokens);
+  if (blocks == 2) return scale_tokens<zero, 2, 2>(of, scales, tokens);
+  switch (groups) {
+    case 1: return scale_tokens<zero, 1, 1>(of, scales, tokens);
+    case 2: return scale_tokens<zero, 1, 2>(of, scales, tokens);
+    case 3: return scale_tokens<zero, 1, 3>(of, scales, tokens);
+    default: return scale_tokens<zero, 1, 4>(of, scales, tokens);
+  }
 }
 
-using Scale = void (*)(const MatmulJob&, int64_t, int64_t, int64_t, int64_t, int64_t,
-                       const int32_t*, float*);
+using Scale = void (*)(const Scaled&, int64_t, int64_t, int64_t, int64_t);
 
-// Unpacked blocks of one or two tiles: all of them, or a few at a time where tokens are so few that
+// Unpacked groups of one or two tiles: all of them, or four at a time where tokens are so few that
 // they pass once.
 struct Strips {
   uint8_t* codes;
-  int64_t bytes;  // of one tile
-  Unpack unpack;  // null: all is unpacked
+  int64_t bytes;   // of one tile
+  float* headers;  // (tile, scales and what is beside them, groups, 16)
+  int64_t groups, of_block;  // of a row, of a whole block of 128 inputs
+  Unpack unpack;   // null: all is unpacked
   Scale scale;
+  bool totals;     // whether sums of activations are wanted
+};
+
+// Some tokens times one or two tiles, four groups at a time.
+template <bool is_signed, bool two_tokens, bool two_tiles>
+class TokenBlocks {
+ public:
+  TokenBlocks(const MatmulJob& job, int64_t tile, int64_t token, const Strips& strips, int64_t step)
+      : job_(job), strips_(strips), tile_(tile), token_(token), step_(step),
+        tokens_(job.tokens - token < kTokensAtOnce ? job.tokens - token : kTokensAtOnce),
+        scales_(scale_count(job.x)),
+        out_(reinterpret_cast<float*>(job.scratch)),
+        sums_(reinterpret_cast<int32_t*>(out_ + kSumsOfGroup)),
+        totals_(reinterpret_cast<float*>(sums_ + kGroupsAtOnce * kSumsOfGroup)),
+        codes_(strips.codes) {}
+
+  void run() {
+    __builtin_memset(out_, 0, kSumsOfGroup * 4);
+    for (int64_t group = 0; group < job_.x.blocks; group += kGroupsAtOnce) {
+      if (strips_.unpack) codes_ = strips_.codes;
+      const int64_t left = job_.x.blocks - group;
+      const int64_t count = left < kGroupsAtOnce ? left : kGroupsAtOnce;
+      for (int64_t g = 0; g < count; ++g) multiply(group + g, g);
+      if (strips_.totals) gather_totals(group, count);
+      if (count == kGroupsAtOnce) {
+        scale(group, 0, kGroupsAtOnce / strips_.of_block, strips_.of_block);
+        continue;
+      }
+      for (int64_t g = 0; g < count; g += strips_.of_block)
+        scale(group, g, 1, count - g < strips_.of_block ? count - g : strips_.of_block);
+    }
+    for (int64_t k = 0; k < kTiles; ++k)
+      for (int64_t t = 0; t < tokens_; ++t)
+        finish_tile(job_, tile_ + k, token_ + t, load_floats(out_ + k * kSumsOfGroup / 2 + 16 * t));
+  }
+
+ private:
+  static constexpr int64_t kTiles = two_tiles ? 2 : 1;
+
+  void multiply(int64_t group, int64_t g) {
+    const int64_t inputs = inputs_of_block(job_, group);
+    const int64_t bytes = unpacked_bytes(inputs, step_);
+    if (strips_.unpack)
+      for (int64_t k = 0; k < kTiles; ++k)
+        strips_.unpack(job_, tile_ + k, group, step_, codes_ + k * strips_.bytes);
+    multiply_block<is_signed, two_tokens, two_tiles>(
+        job_.x.codes + token_ * job_.x.stride, job_.x.stride, group * job_.x.block_inputs, codes_,
+        strips_.bytes, (inputs + step_ - 1) / step_, step_, sums_ + g * kSumsOfGroup);
+    codes_ += bytes;
+  }
+
+  void gather_totals(int64_t group, int64_t count) {
+    const int32_t* sum = job_.x.sum + token_ * job_.x.blocks + group;
+    for (int64_t t = 0; t < tokens_; ++t, sum += job_.x.blocks)
+      for (int64_t g = 0; g < count; ++g) totals_[t * kGroupsAtOnce + g] = float(sum[g]);
+  }
+
+  // The sums of `blocks` blocks of `groups` groups from `group` + g on join the outputs.
+  void scale(int64_t group, int64_t g, int64_t blocks, int64_t groups) {
+    // A group wider than a block is the whole row.
+    const int64_t next_header = job_.matrix.group_width > kBlockInputs ? 0 : kTileRows;
+    const int64_t floats = kTileRows * strips_.groups;
+    const float* by = job_.x.scale + token_ * scales_ + (group + g) / strips_.of_block;
+    for (int64_t k = 0; k < kTiles; ++k) {
+      const float* at = strips_.headers + 2 * k * floats + (group + g) * next_header;
+      const int32_t* sums = sums_ + g * kSumsOfGroup + k * kSumsOfGroup / 2;
+      strips_.scale({at, at + floats, next_header, sums, by, totals_ + g,
+                     out_ + k * kSumsOfGroup / 2},
+                    blocks, groups, scales_, tokens_);
+    }
+  }
+
+  const MatmulJob& job_;
+  const Strips& strips_;
+  const int64_t tile_, token_, step_, tokens_, scales_;
+  float* out_;     // (tile, 32 tokens, 16 rows)
+  int32_t* sums_;  // (4 groups, tile, 32 tokens, 16 rows)
+  float* totals_;  // (32 tokens, 4 groups)
+  uint8_t* codes_;
 };
 
 template <bool is_signed, bool two_tokens, bool two_tiles>
-void amx_tokens(const MatmulJob& job, int64_t tile, int64_t token, Strips strips, int64_t step) {
-  constexpr int kTiles = two_tiles ? 2 : 1;
-  const int64_t left = job.tokens - token, tokens = left < kTokensAtOnce ? left : kTokensAtOnce;
-  float* out = reinterpret_cast<float*>(job.scratch);  // (tile, 32 tokens, 16 rows)
-  int32_t* sums = reinterpret_cast<int32_t*>(out + 2 * 32 * 16);
-  __builtin_memset(out, 0, 2 * 32 * 16 * 4);
-  const int8_t* x = job.x.codes + token * job.x.stride;
-  const int64_t width = job.x.block_inputs, blocks = job.x.blocks;
-  const uint8_t* codes = strips.codes;
-  for (int64_t block = 0; block < blocks; block += kBlocksAtOnce) {
-    const int64_t count = blocks - block < kBlocksAtOnce ? blocks - block : kBlocksAtOnce;
-    if (strips.unpack) codes = strips.codes;
-    for (int64_t b = 0; b < count; ++b) {
-      const int64_t inputs = inputs_of_block(job, block + b), steps = (inputs + step - 1) / step;
-      if (strips.unpack)
-        for (int64_t k = 0; k < kTiles; ++k)
-          strips.unpack(job, tile + k, block + b, step,
-                        strips.codes + k * strips.bytes + b * unpacked_bytes(width, step));
-      multiply_block<is_signed, two_tokens, two_tiles>(x, job.x.stride, (block + b) * width, codes,
-                                                       strips.bytes, steps, step, sums + b * 1024);
-      codes += unpacked_bytes(inputs, step);
-    }
-    for (int64_t k = 0; k < kTiles; ++k)
-      strips.scale(job, tile + k, token, tokens, block, count, sums + k * 512, out + k * 512);
-  }
-  for (int64_t k = 0; k < kTiles; ++k)
-    for (int64_t t = 0; t < tokens; ++t)
-      finish_tile(job, tile + k, token + t, load_floats(out + k * 512 + 16 * t));
+void amx_tokens(const MatmulJob& job, int64_t tile, int64_t token, const Strips& strips,
+                int64_t step) {
+  TokenBlocks<is_signed, two_tokens, two_tiles>(job, tile, token, strips, step).run();
 }
 
-using Tokens = void (*)(const MatmulJob&, int64_t, int64_t, Strips, int64_t);
+using Tokens = void (*)(const MatmulJob&, int64_t, int64_t, const Strips&, int64_t);
 // By whether codes are signed, there are more than 16 tokens, and two tiles.
 constexpr Tokens kAmxTokensOf[2][2][2] = {
     {{amx_tokens<false, false, false>, amx_tokens<false, false, true>},
@@ -221,16 +286,22 @@ void amx_tiles(const MatmulJob& job) {
   const bool once = job.tokens <= kTokensAtOnce;
   const bool is_signed = bits < 8 || m.zero == kFixed;
   const Unpack unpack = unpack_signed_block<bits, table>;
-  const Scale scale = m.zero == kMinimum ? scale_tile<kMinimum>
-                      : is_signed        ? scale_tile<kFixed>
-                                         : scale_tile<kVariable>;
-  const Strips strips{job.scratch + kAmxScratch - (once ? 2 * kBlocksAtOnce * 128 * 16 : 0),
-                      once ? kBlocksAtOnce * 128 * 16 : 16 * padded_to(m.columns, 64),
-                      once ? unpack : nullptr, scale};
+  const Scale scale = m.zero == kMinimum ? scale_groups<kMinimum>
+                      : is_signed        ? scale_groups<kFixed>
+                                         : scale_groups<kVariable>;
+  const int64_t bytes = once ? kGroupsAtOnce * kBlockInputs * 16 : 16 * padded_to(m.columns, 64);
+  uint8_t* codes = job.scratch + kAmxScratch;
+  const Strips strips{codes, bytes, reinterpret_cast<float*>(codes + 2 * bytes),
+                      block_count(m.group_width, m.columns),
+                      m.group_width < kBlockInputs ? kBlockInputs / m.group_width : 1,
+                      once ? unpack : nullptr, scale, m.zero == kMinimum || !is_signed};
   shape_tiles(step);
   for (int64_t tile = job.first_tile; tile < job.last_tile; tile += 2) {
     const bool two = tile + 1 < job.last_tile;
-    for (int64_t k = 0; k <= two && !once; ++k) {
+    for (int64_t k = 0; k <= two; ++k) {
+      float* headers = strips.headers + 2 * k * kTileRows * strips.groups;
+      expand_headers(m, tile + k, headers, headers + kTileRows * strips.groups);
+      if (once) continue;
       uint8_t* to = strips.codes + k * strips.bytes;
       for (int64_t block = 0; block < blocks; ++block) {
         unpack(job, tile + k, block, step, to);

@@ -49,7 +49,7 @@ struct Worker {
   void operator()(const Quantize& op) {
     const Buffer& in = buffer(op.in);
     const Activations to = quantized(op.activations);
-    const Share mine = share(rows * to.blocks);
+    const Share mine = share(rows * scale_count(to));
     engine.kernels_.quantize({in.data, in.stride, to, mine.begin, mine.end});
   }
 

@@ -62,13 +62,14 @@ class NativeEngine {
                       int64_t columns, int64_t block_inputs) {
     require(block_inputs > 0 && block_inputs <= kBlockInputs, "block_inputs out of range");
     const int64_t blocks = (columns + block_inputs - 1) / block_inputs, rows = scale.shape(0);
+    const Activations made{codes.data(), scale.data(), sum.data(), int64_t(codes.shape(1)), blocks,
+                           columns, block_inputs};
     require(int64_t(codes.shape(0)) >= padded_to(rows, 32), "codes: rows padded to 32");
     require(int64_t(codes.shape(1)) >= padded_to(columns, 32) + kActivationPad, "codes: too narrow");
-    require(int64_t(scale.shape(1)) == blocks && int64_t(sum.shape(1)) == blocks &&
-                int64_t(sum.shape(0)) == rows, "scale or sum: wrong shape");
+    require(int64_t(scale.shape(1)) == scale_count(made) &&
+                int64_t(sum.shape(1)) == blocks && int64_t(sum.shape(0)) == rows, "scale or sum: wrong shape");
     keep(codes), keep(scale), keep(sum);
-    engine_.activations.push_back({codes.data(), scale.data(), sum.data(),
-                                   int64_t(codes.shape(1)), blocks, columns, block_inputs});
+    engine_.activations.push_back(made);
     activation_rows_.push_back(rows);
     return int(engine_.activations.size()) - 1;
   }

@@ -1,5 +1,5 @@
-// Which way a matrix is multiplied. In: MatmulJob. Out: its rows of `out`, by tile_matmul.inl or, for
-// super-blocks, by super_matmul.inl: with codes unpacked in registers for few tokens, else once.
+// Which way a matrix is multiplied. In: MatmulJob. Out: its rows of `out`, for few tokens by
+// tile_matmul.inl or, of super-blocks, by super_matmul.inl; for many by strip_matmul.inl.
 // `width` below is the inputs of a super-block's group, 0 where each group is a block of its own.
 
 template <int bits, bool table, int tokens, int width>
@@ -23,40 +23,36 @@ void fused_tiles(const MatmulJob& job) {
   }
 }
 
-template <int dot_bits, int kind, int tiles, int tokens, int width>
-CRUMB_INLINE void strip_some(const MatmulJob& job, int64_t tile, int64_t token, int32_t zero) {
-  if constexpr (width > 0)
-    strip_super_block<dot_bits, kind, tiles, tokens, width>(job, tile, token, zero);
-  else
-    strip_block<dot_bits, kind, tiles, tokens>(job, tile, token, zero);
-}
-
 template <int dot_bits, int kind, int tiles, int width>
 void strip_tokens(const MatmulJob& job, int64_t tile, int32_t zero) {
   int64_t token = 0;
   if constexpr (kStripTokens == 6) {
     for (; token + 6 <= job.tokens; token += 6)
-      strip_some<dot_bits, kind, tiles, 6, width>(job, tile, token, zero);
+      strip_block<dot_bits, kind, tiles, 6, width>(job, tile, token, zero);
   }
   for (; token + 4 <= job.tokens; token += 4)
-    strip_some<dot_bits, kind, tiles, 4, width>(job, tile, token, zero);
+    strip_block<dot_bits, kind, tiles, 4, width>(job, tile, token, zero);
   for (; token < job.tokens; ++token)
-    strip_some<dot_bits, kind, tiles, 1, width>(job, tile, token, zero);
+    strip_block<dot_bits, kind, tiles, 1, width>(job, tile, token, zero);
 }
 
 template <int bits, bool table, int dot_bits, int kind, int width>
 void strip_tiles(const MatmulJob& job, int32_t zero) {
-  const TileMatrix& m = job.matrix;
-  const int64_t strip_bytes = 16 * padded_to(m.columns, kChunkInputs);
+  const Strip strip(job);
+  const auto unpack = [&](int64_t tile, int64_t k) {
+    float* headers = strip.headers + k * strip.header_floats();
+    unpack_tile<bits, table>(job.matrix, tile, strip.codes + k * strip.bytes);
+    expand_headers(job.matrix, tile, headers, headers + kTileRows * strip.groups);
+  };
   int64_t tile = job.first_tile;
   if constexpr (kStripTiles == 2)
     for (; tile + 2 <= job.last_tile; tile += 2) {
-      unpack_tile<bits, table>(m, tile, job.scratch);
-      unpack_tile<bits, table>(m, tile + 1, job.scratch + strip_bytes);
+      unpack(tile, 0);
+      unpack(tile + 1, 1);
       strip_tokens<dot_bits, kind, 2, width>(job, tile, zero);
     }
   for (; tile < job.last_tile; ++tile) {
-    unpack_tile<bits, table>(m, tile, job.scratch);
+    unpack(tile, 0);
     strip_tokens<dot_bits, kind, 1, width>(job, tile, zero);
   }
 }

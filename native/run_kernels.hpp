@@ -7,7 +7,7 @@
 
 namespace crumb {
 
-constexpr int64_t kBlockInputs = 128;  // most inputs that share a scale of their int8 activations
+constexpr int64_t kBlockInputs = 128;  // inputs that share a scale of their int8 activations
 constexpr int64_t kPageTokens = 16;    // positions of a page of the cache
 constexpr int64_t kActivationPad = 64;  // bytes behind a row of int8 activations that may be read
 
@@ -36,21 +36,24 @@ struct FloatMatrix {
   int kind;  // FloatKind, not kInt8
 };
 
-// Int8 activations, one scale for each block of min(group width, 128) inputs of each token.
+// Int8 activations, one scale for 128 inputs of each token, one sum for min(group width, 128).
 // Codes lie by token, or for AMX 16 tokens together: (tokens / 16, inputs / 64, 16, 64).
 struct Activations {
   int8_t* codes;   // (tokens, stride), zero behind the inputs
-  float* scale;    // (tokens, blocks)
-  int32_t* sum;    // (tokens, blocks) of the codes
+  float* scale;    // (tokens, scale_count)
+  int32_t* sum;    // (tokens, blocks) of the codes of block_inputs inputs
   int64_t stride, blocks, columns, block_inputs;
   bool together = false;
 };
+static constexpr int64_t scale_count(const Activations& x) {
+  return (x.columns + kBlockInputs - 1) / kBlockInputs;
+}
 
 struct QuantizeJob {
   const float* x;  // (tokens, x_stride)
   int64_t x_stride;
   Activations to;
-  int64_t begin, end;  // of tokens * blocks
+  int64_t begin, end;  // of tokens * scales
 };
 
 struct MatmulJob {
@@ -169,11 +172,12 @@ static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind) {
 }
 
 constexpr int64_t kExpandedInputs = 256;  // inputs decoded to f32 at once
-constexpr int64_t kAmxScratch = 64 * 1024;
+constexpr int64_t kAmxScratch = 24 * 1024;  // outputs, sums of a block and of its activations
 
-// Two unpacked tiles, a number for each 16 inputs of 6 tokens, and what is behind them.
+// Two unpacked tiles, their headers (two vectors for each 16 inputs), two numbers for each 16 inputs
+// of 6 tokens, and what is behind them.
 static constexpr int64_t matmul_scratch_bytes(int64_t columns) {
-  return (2 * 16 + 2) * padded_to(columns + 64, 128) + kAmxScratch + 2 * 16 * kExpandedInputs * 4;
+  return (2 * 16 + 2 * 8 + 3) * padded_to(columns + 64, 128) + kAmxScratch + 2 * 16 * kExpandedInputs * 4;
 }
 
 constexpr int64_t kScoredQueries = 8;

@@ -5,6 +5,7 @@
 #include "unpack.inl"
 #include "tile_matmul.inl"
 #include "super_matmul.inl"
+#include "strip_matmul.inl"
 #include "matmul.inl"
 #include "float_matmul.inl"
 #include "rows.inl"

@@ -1,6 +1,6 @@
 // Quantized matrices of super-blocks times int8 activations. In: MatmulJob. Out: its rows of `out`.
 // The header gives each of a super-block's groups a scale (and minimum) of its own, exact in f32;
-// with these it is added as a block of tile_matmul.inl is. A group is a chunk or half of one.
+// with these it is added as a group of tile_matmul.inl is. A group is a chunk or half of one.
 
 // The zero of the super-blocks whose codes have these bits; engine_bindings.cpp lets in no other.
 constexpr int super_zero(int bits, bool table) {
@@ -45,11 +45,11 @@ CRUMB_INLINE Header header_of_group(const uint8_t* block, const TileMatrix& m, i
   return header_of_group<kMinimum, 32>(all, block, group);
 }
 
-// One group, `count` slices of a chunk from `first` on, joins the outputs of some tokens.
+// One group, `count` slices of a chunk from `first` on, joins the sums of its block of some tokens.
 template <int dot_bits, int kind, int raised, int first, int count, int tokens>
-CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&out)[tokens],
-                              const Codes (&slices)[8], const int8_t* x, const float* scale,
-                              const int32_t* total, int32_t zero, const Header& header) {
+CRUMB_INLINE void fused_super_group(const MatmulJob& job, Floats (&block)[tokens],
+                                    const Codes (&slices)[8], const int8_t* x,
+                                    const int32_t* total, int32_t zero, const Header& header) {
   constexpr int kChains = tokens == 1 ? 2 : 1;
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) {
@@ -59,9 +59,12 @@ CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&out)[tokens],
     if constexpr (kChains > 1) dot[1] = all_ints(0);
     dot_chunk<dot_bits, kChains, first, count>(dot, slices, x + t * job.x.stride);
     if constexpr (kChains > 1) dot[0] = dot[0] + shift_right<raised>(dot[1]);
-    out[t] = finish_block(out[t], dot[0], header, kind, scale[t * job.x.blocks], sum);
+    block[t] = join_group(block[t], dot[0], header, kind, float(sum));
   }
 }
+
+constexpr int64_t kSuperChunks = kSuperInputs / kChunkInputs;
+constexpr int64_t kBlockChunks = kBlockInputs / kChunkInputs;
 
 template <int bits, bool table, int tokens, int width>
 CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t token) {
@@ -72,7 +75,7 @@ CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t t
   const TileMatrix& m = job.matrix;
   const int32_t zero = common_zero(m, kDotBits);
   const int8_t* x = job.x.codes + token * job.x.stride;
-  const float* scale = job.x.scale + token * job.x.blocks;
+  const float* scale = job.x.scale + token * scale_count(job.x);
   const int32_t* total = job.x.sum + token * job.x.blocks;
   const uint8_t* at = m.tiles + tile * m.tile_bytes;
   Floats out[tokens];
@@ -80,74 +83,34 @@ CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t t
   for (int t = 0; t < tokens; ++t) out[t] = all_floats(0.0f);
 
   for (int64_t first = 0; first < m.columns; first += kSuperInputs) {
-    const uint8_t* block = at;
-    const Header all = read_super_header<kKind>(block);
+    const uint8_t* super = at;
+    const Header all = read_super_header<kKind>(super);
     at += header_bytes(m);
-    for (int64_t chunk = 0; chunk < kSuperInputs / kChunkInputs; ++chunk) {
-      Codes slices[8];
-      unpack_chunk<bits, kRaised>(at, slices);
-      if constexpr (table) look_up(slices, m.table);
-      prefetch_codes<bits>(at);
-      fused_group<kDotBits, kKind, kUp, 0, kSlicesOfGroup>(
-          job, out, slices, x, scale, total, zero,
-          header_of_group<kKind, width>(all, block, chunk * kGroups));
-      if constexpr (kGroups == 2)
-        fused_group<kDotBits, kKind, kUp, kSlicesOfGroup, kSlicesOfGroup>(
-            job, out, slices, x, scale + 1, total + 1, zero,
-            header_of_group<kKind, width>(all, block, chunk * kGroups + 1));
-      at += chunk_bytes(bits);
-      x += kChunkInputs;
-      scale += kGroups;
-      total += kGroups;
+    for (int64_t begin = 0; begin < kSuperChunks; begin += kBlockChunks) {
+      Floats block[tokens];
+#pragma GCC unroll 8
+      for (int t = 0; t < tokens; ++t) block[t] = all_floats(0.0f);
+      for (int64_t chunk = begin; chunk < begin + kBlockChunks; ++chunk) {
+        Codes slices[8];
+        unpack_chunk<bits, kRaised>(at, slices);
+        if constexpr (table) look_up(slices, m.table);
+        prefetch_codes<bits>(at);
+        fused_super_group<kDotBits, kKind, kUp, 0, kSlicesOfGroup>(
+            job, block, slices, x, total, zero,
+            header_of_group<kKind, width>(all, super, chunk * kGroups));
+        if constexpr (kGroups == 2)
+          fused_super_group<kDotBits, kKind, kUp, kSlicesOfGroup, kSlicesOfGroup>(
+              job, block, slices, x, total + 1, zero,
+              header_of_group<kKind, width>(all, super, chunk * kGroups + 1));
+        at += chunk_bytes(bits);
+        x += kChunkInputs;
+        total += kGroups;
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < tokens; ++t) out[t] = fma(block[t], scale[t * scale_count(job.x)], out[t]);
+      ++scale;
     }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) finish_tile(job, tile, token + t, out[t]);
-}
-
-// Unpacked tiles times some tokens; `kind` is the matrix's own zero.
-template <int dot_bits, int kind, int tiles, int tokens, int width>
-void strip_super_block(const MatmulJob& job, int64_t tile, int64_t token, int32_t zero) {
-  constexpr int64_t kGroups = kSuperInputs / width;
-  const TileMatrix& m = job.matrix;
-  const int64_t strip_bytes = 16 * m.columns, block_bytes_here = block_bytes(m, kSuperInputs);
-  const int8_t* x = job.x.codes + token * job.x.stride;
-  const float* scale = job.x.scale + token * job.x.blocks;
-  const int32_t* total = job.x.sum + token * job.x.blocks;
-  const uint8_t* codes = job.scratch;
-  const uint8_t* block = m.tiles + tile * m.tile_bytes;
-  int32_t* shift = reinterpret_cast<int32_t*>(job.scratch + 2 * strip_bytes);
-  for (int64_t k = 0; k < tokens * job.x.blocks; ++k) shift[k] = -zero * total[k];
-  Floats out[tiles][tokens];
-#pragma GCC unroll 8
-  for (int k = 0; k < tiles; ++k)
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; ++t) out[k][t] = all_floats(0.0f);
-
-  for (int64_t group = 0; group < job.x.blocks; ++group) {
-    Ints dot[tiles][tokens];
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; ++t)
-#pragma GCC unroll 8
-      for (int k = 0; k < tiles; ++k) dot[k][t] = all_ints(shift[group + t * job.x.blocks]);
-    dot_strip<dot_bits, width / kSliceInputs>(dot, codes, strip_bytes, x, job.x.stride, 1);
-#pragma GCC unroll 8
-    for (int k = 0; k < tiles; ++k) {
-      const uint8_t* at = block + k * m.tile_bytes;
-      const Header header =
-          header_of_group<kind, width>(read_super_header<kind>(at), at, group % kGroups);
-#pragma GCC unroll 8
-      for (int t = 0; t < tokens; ++t) {
-        const int64_t of = group + t * job.x.blocks;
-        out[k][t] = finish_block(out[k][t], dot[k][t], header, kind, scale[of], total[of]);
-      }
-    }
-    codes += kTileRows * width;
-    x += width;
-    if (group % kGroups == kGroups - 1) block += block_bytes_here;
-  }
-#pragma GCC unroll 8
-  for (int k = 0; k < tiles; ++k)
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; ++t) finish_tile(job, tile + k, token + t, out[k][t]);
 }

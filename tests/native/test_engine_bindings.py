@@ -344,7 +344,7 @@ def test_int8_activations_are_for_tiles_of_their_own_block_alone() -> None:
     with pytest.raises(ValueError, match="no activations"):
         built.call("linear", matrix=square)
     built.call("linear", matrix=square, activations=-1)
-    arrays = (np.zeros((32, 96), np.int8), np.zeros((6, 2), np.float32), np.zeros((6, 2), np.int32))
+    arrays = (np.zeros((32, 96), np.int8), np.zeros((6, 1), np.float32), np.zeros((6, 2), np.int32))
     other = engine.add_activations(*arrays, WIDTH, 16)
     with pytest.raises(ValueError, match="activations of another width"):
         built.call("linear", activations=other)

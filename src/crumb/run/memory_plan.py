@@ -30,7 +30,7 @@ from crumb.kernels.threads import processors
 from crumb.run.buffers import Place, place_buffers
 
 BLOCK_INPUTS = 128
-"""Most inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
+"""Inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
 
 
 MOST = 1 << 24
@@ -154,13 +154,14 @@ class MemoryPlan:
 
 
 def block_inputs(format: Format, in_features: int) -> int:
-    """Inputs that share a scale of their int8 activations."""
+    """Inputs whose int8 activations are added up: a group's, at most those of one scale."""
     return min(format.group_width(in_features), BLOCK_INPUTS)
 
 
 def activation_bytes(columns: int, block: int, rows: int) -> int:
     """Bytes of the int8 activations of one shape: codes, scales and sums."""
-    return activation_rows(rows) * activation_stride(columns) + rows * -(-columns // block) * 8
+    numbers = -(-columns // BLOCK_INPUTS) + -(-columns // block)
+    return activation_rows(rows) * activation_stride(columns) + rows * numbers * 4
 
 
 def activation_stride(columns: int) -> int:

@@ -36,6 +36,7 @@ from crumb.kernels.engine import NativeEngine
 from crumb.kernels.rows import FUNCTION_CODE
 from crumb.run.buffers import Place
 from crumb.run.memory_plan import (
+    BLOCK_INPUTS,
     CACHE_CODE,
     ActivationKind,
     EngineSettings,
@@ -217,11 +218,12 @@ class _Builder:
             return NO_BUFFER
         shape = (operation.in_features, block_inputs(format, operation.in_features))
         if shape not in self.activations:
-            rows, blocks = self.settings.step_tokens, -(-shape[0] // shape[1])
+            rows = self.settings.step_tokens
+            scales, sums = (-(-shape[0] // inputs) for inputs in (BLOCK_INPUTS, shape[1]))
             self.activations[shape] = self.native.add_activations(
                 aligned_bytes(activation_rows(rows), activation_stride(shape[0])).view(np.int8),
-                np.zeros((rows, blocks), np.float32),
-                np.zeros((rows, blocks), np.int32),
+                np.zeros((rows, scales), np.float32),
+                np.zeros((rows, sums), np.int32),
                 *shape,
             )
         return self.activations[shape]

@@ -74,7 +74,7 @@ struct Machine {
   int quantized(int from, int64_t columns) {
     const int64_t stride = padded_to(columns, 32) + kActivationPad, blocks = (columns + 31) / 32;
     codes.emplace_back(padded_to(kRows, 32) * stride);
-    floats.emplace_back(kRows * blocks);
+    floats.emplace_back(kRows * ((columns + kBlockInputs - 1) / kBlockInputs));
     sums.emplace_back(kRows * blocks);
     engine.activations.push_back({codes.back().data(), floats.back().data(), sums.back().data(),
                                   stride, blocks, columns, 32});

@@ -15,7 +15,7 @@ const int kRows[] = {1, 15, 16, 17, 33, 48};
 
 // Activations of all tokens, and the memory that the kernels may read behind them.
 struct Inputs {
-  int64_t columns, block_inputs, blocks, stride;
+  int64_t columns, block_inputs, blocks, scales, stride;
   Memory<int8_t> codes;
   Memory<float> scale;
   Memory<int32_t> sum;
@@ -23,8 +23,9 @@ struct Inputs {
   Inputs(const Matrix& m, bool exact, Random& random)
       : columns(m.columns), block_inputs(std::min<int64_t>(m.group_width, kBlockInputs)),
         blocks((columns + block_inputs - 1) / block_inputs),
+        scales((columns + kBlockInputs - 1) / kBlockInputs),
         stride(padded_to(columns, 32) + kActivationPad), codes(padded_to(kTokens, 32) * stride),
-        scale(kTokens * blocks), sum(kTokens * blocks) {
+        scale(kTokens * scales), sum(kTokens * blocks) {
     for (int64_t k = 0; k < codes.count(); ++k) codes[k] = int8_t(random.below(255) - 127);
     std::memset(sum.data(), 0, sum.count() * 4);
     for (int64_t t = 0; t < kTokens; ++t) {
@@ -35,12 +36,12 @@ struct Inputs {
         sum[t * blocks + k / block_inputs] += of[k];
       }
       for (int64_t k = columns; k < padded_to(columns, 32); ++k) of[k] = 0;
-      for (int64_t b = 0; b < blocks; ++b)
-        scale[t * blocks + b] = exact ? 1.0f : random.within(0.001, 0.1);
+      for (int64_t b = 0; b < scales; ++b)
+        scale[t * scales + b] = exact ? 1.0f : random.within(0.001, 0.1);
     }
   }
   Activations from(int64_t token) {
-    return {codes.data() + token * stride, scale.data() + token * blocks,
+    return {codes.data() + token * stride, scale.data() + token * scales,
             sum.data() + token * blocks, stride, blocks, columns, block_inputs, false};
   }
   // The same with 16 tokens together; nothing but the tokens' own inputs is set.
@@ -72,7 +73,7 @@ Expected expected_of(const Matrix& m, Inputs& x, const float* bias, bool exact) 
         int32_t dot = 0;
         for (int64_t k = first; k < end; ++k)
           dot += centered[row * m.columns + k] * x.codes[t * x.stride + k];
-        const double scale = x.scale[t * x.blocks + b];
+        const double scale = x.scale[t * x.scales + first / kBlockInputs];
         const int64_t group = m.group_of(first);
         const double product = m.scale_of(row, group) * scale * dot;
         const double minimum = m.minimum_of(row, group) * scale * x.sum[t * x.blocks + b];
@@ -80,9 +81,10 @@ Expected expected_of(const Matrix& m, Inputs& x, const float* bias, bool exact) 
         value += product + added;
         size += std::fabs(product) + std::fabs(added);
       }
-      // A term: its scale, its product, and all additions after it (two of each block, the bias).
+      // A term: its product, the additions after it in its block (two of each of at most 8 groups),
+      // its block's product and addition, all blocks after it, the bias.
       expected.value.push_back(value);
-      expected.bound.push_back(exact ? 0 : roundings(2 * double(x.blocks) + 4) * size);
+      expected.bound.push_back(exact ? 0 : roundings(double(x.scales) + 20) * size);
     }
   return expected;
 }

@@ -25,7 +25,8 @@ struct Quantized {
   std::vector<int32_t> sum;
 };
 
-void quantize_block(const float* x, int64_t inputs, int8_t* codes, float& scale, int32_t& sum) {
+void quantize_block(const float* x, int64_t inputs, int64_t block_inputs, int8_t* codes,
+                    float& scale, int32_t* sum) {
   float peak = 0;
   for (int64_t k = 0; k < inputs; ++k) peak = std::max(peak, std::fabs(x[k]));
   scale = peak / 127.0f;
@@ -34,17 +35,18 @@ void quantize_block(const float* x, int64_t inputs, int8_t* codes, float& scale,
   for (int64_t k = 0; k < inputs; ++k) {
     const float steps = std::nearbyint(x[k] * inverse);
     codes[k] = int8_t(std::min(std::max(steps, -127.0f), 127.0f));
-    sum += codes[k];
+    sum[k / block_inputs] += codes[k];
   }
 }
 
 void expect_quantized(const KernelTable& set, const Quantized& expected, QuantizeJob job,
                       bool together) {
   const Activations& shape = job.to;
-  const int64_t items = int64_t(expected.sum.size()), tokens = items / shape.blocks;
+  const int64_t items = int64_t(expected.scale.size()), sums = int64_t(expected.sum.size());
+  const int64_t tokens = items / scale_count(shape);
   Memory<int8_t> codes(padded_to(tokens, 32) * shape.stride);
   Memory<float> scale(items);
-  Memory<int32_t> sum(items);
+  Memory<int32_t> sum(sums);
   job.to.codes = codes.data(), job.to.scale = scale.data(), job.to.sum = sum.data();
   job.to.together = together;
   for (int thread = 0; thread < 3; ++thread) {
@@ -52,7 +54,7 @@ void expect_quantized(const KernelTable& set, const Quantized& expected, Quantiz
     set.run.quantize(job);
   }
   const auto where = [&] {
-    return text("quantize %s: %lld columns, blocks of %lld%s", set.name, (long long)shape.columns,
+    return text("quantize %s: %lld columns, sums of %lld%s", set.name, (long long)shape.columns,
                 (long long)shape.block_inputs, together ? ", 16 tokens together" : "");
   };
   Memory<int8_t> whole(codes.count());
@@ -62,7 +64,7 @@ void expect_quantized(const KernelTable& set, const Quantized& expected, Quantiz
           expected.codes[t * shape.stride + k];
   expect_same(codes.data(), whole.data(), codes.count(), where);
   expect_same(scale.data(), expected.scale.data(), items, where);
-  expect_same(sum.data(), expected.sum.data(), items, where);
+  expect_same(sum.data(), expected.sum.data(), sums, where);
 }
 
 void check_quantize(const Sets& sets, int64_t columns, int64_t block_inputs, Random& random) {
@@ -76,13 +78,15 @@ void check_quantize(const Sets& sets, int64_t columns, int64_t block_inputs, Ran
     x[2 * x_stride + k] *= 1e36f;
     if (k % 3 == 0) x[3 * x_stride + k] = k % 2 ? -63.5f : 127.0f;  // halves, if 127 is the peak
   }
-  Quantized expected{std::vector<int8_t>(kTokens * stride), std::vector<float>(kTokens * blocks),
+  const int64_t scales = (columns + kBlockInputs - 1) / kBlockInputs;
+  Quantized expected{std::vector<int8_t>(kTokens * stride), std::vector<float>(kTokens * scales),
                      std::vector<int32_t>(kTokens * blocks)};
-  for (int64_t item = 0; item < kTokens * blocks; ++item) {
-    const int64_t token = item / blocks, first = item % blocks * block_inputs;
-    quantize_block(x.data() + token * x_stride + first, std::min(block_inputs, columns - first),
-                   expected.codes.data() + token * stride + first, expected.scale[item],
-                   expected.sum[item]);
+  for (int64_t item = 0; item < kTokens * scales; ++item) {
+    const int64_t token = item / scales, first = item % scales * kBlockInputs;
+    quantize_block(x.data() + token * x_stride + first, std::min(kBlockInputs, columns - first),
+                   block_inputs, expected.codes.data() + token * stride + first,
+                   expected.scale[item],
+                   expected.sum.data() + token * blocks + first / block_inputs);
   }
   const QuantizeJob job{x.data(), x_stride,
                         {nullptr, nullptr, nullptr, stride, blocks, columns, block_inputs, false},
