@@ -227,12 +227,28 @@ class TokenBlocks {
     const int64_t inputs = inputs_of_block(job_, group);
     const int64_t bytes = unpacked_bytes(inputs, step_);
     if (strips_.unpack)
-      for (int64_t k = 0; k < kTiles; ++k)
+      for (int64_t k = 0; k < kTiles; ++k) {
+        expand_header(k, group, g);
         strips_.unpack(job_, tile_ + k, group, step_, codes_ + k * strips_.bytes);
+      }
     multiply_block<is_signed, two_tokens, two_tiles>(
         job_.x.codes + token_ * job_.x.stride, job_.x.stride, group * job_.x.block_inputs, codes_,
         strips_.bytes, (inputs + step_ - 1) / step_, step_, sums_ + g * kSumsOfGroup);
     codes_ += bytes;
+  }
+
+  // Where tokens pass once, headers are read beside their codes: a pass of their own would wait for
+  // memory twice.
+  void expand_header(int64_t k, int64_t group, int64_t g) {
+    const TileMatrix& m = job_.matrix;
+    const uint8_t* at = header_of(m, tile_ + k, group);
+    const Header header =
+        m.sub == kNoSub ? read_header(at, m.zero) : header_of_group(at, m, group % groups_of_block(m));
+    float* scale = strips_.headers + (2 * k * kGroupsAtOnce + g) * kTileRows;
+    float* beside = scale + kGroupsAtOnce * kTileRows;
+    store_floats(scale, header.scale);
+    if (m.zero == kMinimum) store_floats(beside, header.minimum);
+    if (m.zero == kVariable) store_floats(beside, same_bits<Floats>(header.zero_point));
   }
 
   void gather_totals(int64_t group, int64_t count) {
@@ -245,10 +261,11 @@ class TokenBlocks {
   void scale(int64_t group, int64_t g, int64_t blocks, int64_t groups) {
     // A group wider than a block is the whole row.
     const int64_t next_header = job_.matrix.group_width > kBlockInputs ? 0 : kTileRows;
-    const int64_t floats = kTileRows * strips_.groups;
+    const int64_t floats = kTileRows * (strips_.unpack ? kGroupsAtOnce : strips_.groups);
+    const int64_t first = strips_.unpack ? g : group + g;
     const float* by = job_.x.scale + token_ * scales_ + (group + g) / strips_.of_block;
     for (int64_t k = 0; k < kTiles; ++k) {
-      const float* at = strips_.headers + 2 * k * floats + (group + g) * next_header;
+      const float* at = strips_.headers + 2 * k * floats + first * next_header;
       const int32_t* sums = sums_ + g * kSumsOfGroup + k * kSumsOfGroup / 2;
       strips_.scale({at, at + floats, next_header, sums, by, totals_ + g,
                      out_ + k * kSumsOfGroup / 2},
@@ -298,10 +315,9 @@ void amx_tiles(const MatmulJob& job) {
   shape_tiles(step);
   for (int64_t tile = job.first_tile; tile < job.last_tile; tile += 2) {
     const bool two = tile + 1 < job.last_tile;
-    for (int64_t k = 0; k <= two; ++k) {
+    for (int64_t k = 0; k <= two && !once; ++k) {
       float* headers = strips.headers + 2 * k * kTileRows * strips.groups;
       expand_headers(m, tile + k, headers, headers + kTileRows * strips.groups);
-      if (once) continue;
       uint8_t* to = strips.codes + k * strips.bytes;
       for (int64_t block = 0; block < blocks; ++block) {
         unpack(job, tile + k, block, step, to);
