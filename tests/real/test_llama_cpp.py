@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llama_cpp_server import answer, server_of, their_logprobs
 from numpy.typing import NDArray
 
 from crumb.embedded import MODELS
@@ -23,7 +24,7 @@ from crumb.texts.sources import read_text
 
 pytestmark = pytest.mark.oracle
 
-xllamacpp = pytest.importorskip("xllamacpp")
+pytest.importorskip("xllamacpp")
 
 Floats = NDArray[np.float64]
 
@@ -63,30 +64,7 @@ def ours(file: Path) -> Iterator[LanguageModel]:
 
 @pytest.fixture(scope="module")
 def theirs(file: Path) -> Any:
-    """llama.cpp's server, in this process and without a network."""
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(file)
-    settings.n_ctx, settings.n_parallel, settings.warmup = 256, 1, False
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    settings.verbosity = -1
-    return xllamacpp.Server(settings)
-
-
-def answer(server: Any, prompt: str | list[int], tokens: int, count: int) -> list[dict[str, Any]]:
-    """Greedy tokens, never the end, with the `count` most likely at each place."""
-    settings = {"n_predict": tokens, "n_probs": count, "temperature": 0.0, "ignore_eos": True}
-    done = server.handle_completions({"prompt": prompt, **settings})
-    found: list[dict[str, Any]] = done["choices"][0]["logprobs"]["content"]
-    return found
-
-
-def their_logprobs(server: Any, tokens: list[int]) -> Floats:
-    """Log-probabilities of every token after these."""
-    (step,) = answer(server, tokens, 1, VOCABULARY)
-    logprobs = np.full(VOCABULARY, -np.inf)
-    for each in step["top_logprobs"]:
-        logprobs[each["id"]] = each["logprob"]
-    return logprobs
+    return server_of(file)
 
 
 def our_logprobs(model: LanguageModel, tokens: list[int]) -> Floats:
@@ -113,7 +91,9 @@ def test_log_probabilities_are_ours_within_its_rounding(
     text = read_text("excerpt-evaluation", Use.EVALUATION).text
     tokens = ours.tokenizer.encode(text)[: POSITIONS.stop]
     exact = our_logprobs(ours, tokens)[[position - 1 for position in POSITIONS]]
-    found = np.stack([their_logprobs(theirs, tokens[:position]) for position in POSITIONS])
+    found = np.stack(
+        [their_logprobs(theirs, tokens[:position], VOCABULARY) for position in POSITIONS]
+    )
     assert np.isfinite(found).all()
     divergence = (np.exp(exact) * (exact - found)).sum(axis=-1).mean()
     assert divergence <= MARGIN * expected_divergence(exact, file.stem)
@@ -130,7 +110,7 @@ def test_greedy_text_is_ours_until_two_tokens_are_as_likely(
 ) -> None:
     never = dict.fromkeys(ours.tokenizer.end_tokens, float("-inf"))
     mine = ours.generate(PROMPT, max_tokens=GREEDY_TOKENS, ignore_end=True, logit_bias=never).tokens
-    steps = answer(theirs, PROMPT, GREEDY_TOKENS, 2)
+    _, steps = answer(theirs, PROMPT, GREEDY_TOKENS, 2)
     for place, (token, step) in enumerate(zip(mine, steps, strict=False)):
         best, second = (each["logprob"] for each in step["top_logprobs"])
         if token != step["id"]:
@@ -146,11 +126,8 @@ def test_its_tokenizer_is_ours(ours: LanguageModel, theirs: Any) -> None:
     Likelihoods differ by what llama.cpp's cached prompts change: under .01 nats here.
     """
     for text in (PROMPT, "Two  spaces\n\nand a line, 12345 naïve — don't!", "x" * 40):
-        asked: list[str | list[int]] = [text, ours.tokenizer.encode(text)]
-        settings = {"n_predict": 1, "n_probs": 1, "temperature": 0.0, "ignore_eos": True}
-        done = [theirs.handle_completions({"prompt": prompt, **settings}) for prompt in asked]
-        lengths = [each["usage"]["prompt_tokens"] for each in done]
-        assert lengths[0] == lengths[1]
-        first, second = (each["choices"][0]["logprobs"]["content"][0] for each in done)
+        (length, (first,)) = answer(theirs, text, 1, 1)
+        (as_long, (second,)) = answer(theirs, ours.tokenizer.encode(text), 1, 1)
+        assert length == as_long
         assert first["id"] == second["id"]
         assert first["logprob"] == pytest.approx(second["logprob"], abs=0.01)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from llama_cpp_server import server_of, their_logprobs
 from tiny_models import (
     GPT_NEOX,
     LLAMA,
@@ -33,10 +33,7 @@ from crumb.run.sampling import log_softmax
 
 pytestmark = pytest.mark.oracle
 
-xllamacpp = pytest.importorskip("xllamacpp")
-
-FLASH = xllamacpp.llama_flash_attn_type
-"""Flash attention rounds queries to f16."""
+pytest.importorskip("xllamacpp")
 
 LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
 NO_WINDOW = {"use_sliding_window": False}
@@ -78,28 +75,6 @@ def made_up_tokenizer(_files: object, configuration: dict[str, Any]) -> dict[str
     }
 
 
-def server_of(path: Path) -> Any:
-    """llama.cpp in this process, with exact keys and values."""
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(path)
-    settings.n_ctx, settings.n_parallel, settings.warmup = 256, 1, False
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    settings.flash_attn_type = FLASH.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    settings.verbosity = -1
-    return xllamacpp.Server(settings)
-
-
-def their_logprobs(server: Any, tokens: NDArray[np.int64], vocabulary: int) -> NDArray[np.float64]:
-    """What llama.cpp gives every token after these."""
-    settings = {"n_predict": 1, "n_probs": vocabulary, "temperature": 0.0, "ignore_eos": True}
-    done = server.handle_completions({"prompt": tokens.tolist(), **settings})
-    found = np.full(vocabulary, np.nan)
-    for each in done["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
-        found[each["id"]] = each["logprob"]
-    return found
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_computes_our_logits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -112,10 +87,10 @@ def test_llama_cpp_computes_our_logits(
     write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
     (tokens, _) = make_tokens(configuration)
     ours = Model(checkpoint).logits(tokens[None])[0]
-    server = server_of(out)
+    server = server_of(out, exact=True)
     places = [*range(0, len(tokens), STEP), len(tokens) - 1]
     theirs = np.stack(
-        [their_logprobs(server, tokens[: place + 1], ours.shape[1]) for place in places]
+        [their_logprobs(server, tokens[: place + 1].tolist(), ours.shape[1]) for place in places]
     )
     allowed = tolerance(checkpoint.plan, ours)
     if name.startswith("gpt_neox"):

@@ -20,6 +20,7 @@ from crumb.checkpoints.grouped_codes import (
     SETTINGS,
     Codes,
     GroupedMatrix,
+    group_shape,
     needed,
     settings_of,
     unpack_words,
@@ -72,8 +73,7 @@ def _matrix(directory: QuantizedDirectory, module: str, group_size: int) -> Grou
     packed = needed(arrays, f"{module}.qweight", (None, None), ("int32",))
     in_features, columns = packed.shape
     out_features = columns * CODES_IN_WORD
-    width = in_features if group_size < 0 else min(group_size, in_features)
-    groups = -(-in_features // width)
+    width, groups = group_shape(group_size, in_features)
     scales = needed(arrays, f"{module}.scales", (groups, out_features), SCALES)
     zeros = needed(arrays, f"{module}.qzeros", (groups, columns), ("int32",))
     parts = AwqArrays(packed, zeros, scales)

@@ -23,6 +23,7 @@ from crumb.checkpoints.grouped_codes import (
     Codes,
     GroupedMatrix,
     group_indices,
+    group_shape,
     needed,
     settings_of,
     unpack_words,
@@ -169,8 +170,7 @@ def _matrix(directory: QuantizedDirectory, module: str, scheme: Scheme) -> Group
     packed = needed(
         arrays, f"{module}.weight_packed", (out_features, words(in_features, bits)), ("int32",)
     )
-    width = in_features if scheme.group_size < 0 else min(scheme.group_size, in_features)
-    groups = -(-in_features // width)
+    width, groups = group_shape(scheme.group_size, in_features)
     scales = needed(arrays, f"{module}.weight_scale", (out_features, groups), SCALES)
     zeros = None if scheme.symmetric else _zeros(arrays, module, (out_features, groups), bits)
     index = arrays.get(f"{module}.weight_g_idx")

@@ -23,6 +23,7 @@ from crumb.checkpoints.grouped_codes import (
     Codes,
     GroupedMatrix,
     group_indices,
+    group_shape,
     needed,
     settings_of,
     unpack_words,
@@ -137,8 +138,7 @@ def _matrix(
         index = needed(arrays, f"{module}.g_idx", (None,), ("int32", "int64"))
         in_features = index.shape[0]
     packed = needed(arrays, f"{module}.qweight", (words(in_features, bits), None), ("int32",))
-    width = in_features if settings.group_size < 0 else min(settings.group_size, in_features)
-    groups = -(-in_features // width)
+    width, groups = group_shape(settings.group_size, in_features)
     scales = needed(arrays, f"{module}.scales", (groups, out_features), SCALES)
     zeros = needed(arrays, f"{module}.qzeros", (groups, words(out_features, bits)), ("int32",))
     where = f"{directory.path}: {module}"

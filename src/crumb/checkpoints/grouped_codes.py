@@ -46,6 +46,12 @@ WIDTHS = (128, 64, 32)
 """Widths of groups that a format may have: a wider group is cut into the widest that divides it."""
 
 
+def group_shape(group_size: int, in_features: int) -> tuple[int, int]:
+    """Width and number of a row's groups; a group_size below 0 is the whole input."""
+    width = in_features if group_size < 0 else min(group_size, in_features)
+    return width, -(-in_features // width)
+
+
 @dataclass(frozen=True)
 class GroupedMatrix:
     """weight = scale * (code - zero_point), one scale and zero point for each row and group."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +21,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.checkpoints.atomic_file import atomic_file
 from crumb.errors import CheckpointError
 
 LARGEST_HEADER_BYTES = 100_000_000
@@ -264,15 +264,7 @@ def write_file(path: Path, arrays: Mapping[str, ArrayToWrite], metadata: Mapping
         position = end
     raw = msgspec.json.encode(header)
     raw += b" " * (-(8 + len(raw)) % DATA_ALIGNMENT_BYTES)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
-            for array in arrays.values():
-                file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it would keep the space
-        raise
+    with atomic_file(path) as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for array in arrays.values():
+            file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8).data)

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from crumb.checkpoints.atomic_file import atomic_file
 from crumb.checkpoints.crumb_directory import MANIFEST, TILES, matrix_metadata, packed_entry
 from crumb.checkpoints.model_files import read_json
 from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
@@ -241,12 +242,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write a small file: to a temporary name, synced, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with atomic_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 KEPT = "Free some space and run the same command again: finished tensors are kept"

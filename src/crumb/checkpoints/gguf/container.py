@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.configuration import shown
+from crumb.checkpoints.atomic_file import atomic_file
 from crumb.checkpoints.gguf.header import TYPES, HeaderBytes, Value, encode_string, encode_value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.errors import CheckpointError, OutputConflict, UsageError
+from crumb.errors import CheckpointError, UsageError
 from crumb.formats.layouts.gguf_types import GgufType, find_type, type_of_id
 
 MAGIC = b"GGUF"
@@ -280,27 +281,11 @@ def write_container(
     where another run writes this file.
     """
     header = _encode_header(metadata, tensors)
-    temporary = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        claimed = temporary.open("xb")
-    except FileExistsError as error:
-        raise OutputConflict(
-            "another run is at work here, or was killed",
-            where=temporary,
-            do="Wait for it, or remove this file, or choose another --out",
-        ) from error
-    try:
-        with claimed as file:
-            file.write(header)
-            for tensor in tensors:
-                _write_parts(file, tensor)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it would keep the space
-        raise
+    with atomic_file(path, alone=True) as file:
+        file.write(header)
+        for tensor in tensors:
+            _write_parts(file, tensor)
 
 
 def _encode_header(metadata: Mapping[str, Value], tensors: Sequence[TensorToWrite]) -> bytes:
