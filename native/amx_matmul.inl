@@ -94,30 +94,41 @@ CRUMB_INLINE const int8_t* tokens_at(const int8_t* x, int64_t input) {
   return x + input / 64 * (kTokensTogether * kTokenBytes) + input % 64;
 }
 
-// Sums of one block from input `first`, stored as (tile, token block, 16 tokens, 16 rows).
-template <bool is_signed, bool two_tokens, bool two_tiles>
-CRUMB_INLINE void multiply_block(const int8_t* x, int64_t stride, int64_t first,
-                                 const uint8_t* codes, int64_t strip_bytes, int64_t steps,
-                                 int64_t step, int32_t* sums) {
-  _tile_zero(0);
-  if constexpr (two_tokens) _tile_zero(1);
-  if constexpr (two_tiles) _tile_zero(2);
-  if constexpr (two_tokens && two_tiles) _tile_zero(3);
-  for (int64_t k = 0; k < steps; ++k) {
-    const int8_t* from = tokens_at(x, first + k * step);
-    _tile_loadd(4, from, kTokenBytes);
-    _tile_loadd(6, codes + k * step * 16, 64);
-    MULTIPLY_TILES(0, 4, 6);
+// One step of a block joins the sums in registers 0..3, or begins them. Sums of the block before,
+// which are still there, are stored just before their register is needed: storing then overlaps
+// with multiplying.
+template <bool is_signed, bool two_tokens, bool two_tiles, bool begins>
+CRUMB_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t* codes,
+                                int64_t strip_bytes, int32_t* before) {
+#define BEGIN_SUM(sum)                                    \
+  do {                                                    \
+    if (begins && before) _tile_stored(sum, before + 256 * sum, 64); \
+    if (begins) _tile_zero(sum);                          \
+  } while (0)
+  _tile_loadd(4, x, kTokenBytes);
+  _tile_loadd(6, codes, 64);
+  BEGIN_SUM(0);
+  MULTIPLY_TILES(0, 4, 6);
+  if constexpr (two_tokens) {
+    _tile_loadd(5, x + kTokensTogether * stride, kTokenBytes);
+    BEGIN_SUM(1);
+    MULTIPLY_TILES(1, 5, 6);
+  }
+  if constexpr (two_tiles) {
+    _tile_loadd(7, codes + strip_bytes, 64);
+    BEGIN_SUM(2);
+    MULTIPLY_TILES(2, 4, 7);
     if constexpr (two_tokens) {
-      _tile_loadd(5, from + kTokensTogether * stride, kTokenBytes);
-      MULTIPLY_TILES(1, 5, 6);
-    }
-    if constexpr (two_tiles) {
-      _tile_loadd(7, codes + strip_bytes + k * step * 16, 64);
-      MULTIPLY_TILES(2, 4, 7);
-      if constexpr (two_tokens) MULTIPLY_TILES(3, 5, 7);
+      BEGIN_SUM(3);
+      MULTIPLY_TILES(3, 5, 7);
     }
   }
+#undef BEGIN_SUM
+}
+
+// The sums of a block as (tile, token block, 16 tokens, 16 rows).
+template <bool two_tokens, bool two_tiles>
+CRUMB_INLINE void store_sums(int32_t* sums) {
   _tile_stored(0, sums, 64);
   if constexpr (two_tokens) _tile_stored(1, sums + 256, 64);
   if constexpr (two_tiles) _tile_stored(2, sums + 512, 64);
@@ -201,12 +212,14 @@ class TokenBlocks {
         codes_(strips.codes) {}
 
   void run() {
-    __builtin_memset(out_, 0, kSumsOfGroup * 4);
+    for (int64_t k = 0; k < kSumsOfGroup; k += kTileRows) store_floats(out_ + k, all_floats(0.0f));
     for (int64_t group = 0; group < job_.x.blocks; group += kGroupsAtOnce) {
       if (strips_.unpack) codes_ = strips_.codes;
       const int64_t left = job_.x.blocks - group;
       const int64_t count = left < kGroupsAtOnce ? left : kGroupsAtOnce;
       for (int64_t g = 0; g < count; ++g) multiply(group + g, g);
+      if (waiting_) store_sums<two_tokens, two_tiles>(waiting_);
+      waiting_ = nullptr;
       if (strips_.totals) gather_totals(group, count);
       if (count == kGroupsAtOnce) {
         scale(group, 0, kGroupsAtOnce / strips_.of_block, strips_.of_block);
@@ -231,9 +244,17 @@ class TokenBlocks {
         expand_header(k, group, g);
         strips_.unpack(job_, tile_ + k, group, step_, codes_ + k * strips_.bytes);
       }
-    multiply_block<is_signed, two_tokens, two_tiles>(
-        job_.x.codes + token_ * job_.x.stride, job_.x.stride, group * job_.x.block_inputs, codes_,
-        strips_.bytes, (inputs + step_ - 1) / step_, step_, sums_ + g * kSumsOfGroup);
+    const int8_t* x = job_.x.codes + token_ * job_.x.stride;
+    const int64_t first = group * job_.x.block_inputs, stride = job_.x.stride;
+    int32_t* sums = sums_ + g * kSumsOfGroup;
+    multiply_step<is_signed, two_tokens, two_tiles, true>(
+        tokens_at(x, first), stride, codes_, strips_.bytes, waiting_);
+    for (int64_t k = step_; k < inputs; k += step_)
+      multiply_step<is_signed, two_tokens, two_tiles, false>(
+          tokens_at(x, first + k), stride, codes_ + 16 * k, strips_.bytes, nullptr);
+    // Where a block is more than one step, its sums are better stored at once.
+    waiting_ = inputs <= step_ ? sums : nullptr;
+    if (!waiting_) store_sums<two_tokens, two_tiles>(sums);
     codes_ += bytes;
   }
 
@@ -280,6 +301,7 @@ class TokenBlocks {
   int32_t* sums_;  // (4 groups, tile, 32 tokens, 16 rows)
   float* totals_;  // (32 tokens, 4 groups)
   uint8_t* codes_;
+  int32_t* waiting_ = nullptr;  // where the sums in registers are to be stored
 };
 
 template <bool is_signed, bool two_tokens, bool two_tiles>

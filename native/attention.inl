@@ -119,29 +119,51 @@ struct Queries {
   }
 };
 
-// Scores of the queries with all positions of their pages, (queries, stride).
+// Scores of the queries with all positions of some pages, (queries, stride). A query's feature is
+// broadcast once for all these pages: loads, not products, would be the limit otherwise.
+template <int kind, int count, int pages>
+CRUMB_INLINE void score_some(const Queries& of, const float* query, int64_t query_stride,
+                             int64_t first_page, float* scores, int64_t stride) {
+  const HeadPlaces places(of.job.head_dim, kind);
+  const uint8_t* page[pages];
+  Floats score[pages][count];
+#pragma GCC unroll 2
+  for (int p = 0; p < pages; ++p) {
+    page[p] = of.page(first_page + p);
+#pragma GCC unroll 8
+    for (int q = 0; q < count; ++q) score[p][q] = all_floats(0.0f);
+  }
+  for (int64_t d = 0; d < of.job.head_dim; ++d) {
+    Floats key[pages];
+#pragma GCC unroll 2
+    for (int p = 0; p < pages; ++p) key[p] = load_cached<kind>(page[p], d * kPageTokens);
+#pragma GCC unroll 8
+    for (int q = 0; q < count; ++q) {
+      const Floats feature = all_floats(query[q * query_stride + d]);
+#pragma GCC unroll 2
+      for (int p = 0; p < pages; ++p) score[p][q] = fma(key[p], feature, score[p][q]);
+    }
+  }
+#pragma GCC unroll 2
+  for (int p = 0; p < pages; ++p)
+#pragma GCC unroll 8
+    for (int q = 0; q < count; ++q) {
+      if constexpr (kind == kInt8)
+        score[p][q] =
+            score[p][q] * load_floats(reinterpret_cast<const float*>(page[p] + places.scales));
+      store_floats(scores + q * stride + p * kPageTokens, score[p][q]);
+    }
+}
+
 template <int kind, int count>
 CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t query_stride,
                               int64_t first_page, int64_t last_page, float* scores,
                               int64_t stride) {
-  const HeadPlaces places(of.job.head_dim, kind);
-  for (int64_t p = first_page; p < last_page; ++p) {
-    const uint8_t* page = of.page(p);
-    Floats score[count];
-#pragma GCC unroll 8
-    for (int q = 0; q < count; ++q) score[q] = all_floats(0.0f);
-    for (int64_t d = 0; d < of.job.head_dim; ++d) {
-      const Floats key = load_cached<kind>(page, d * kPageTokens);
-#pragma GCC unroll 8
-      for (int q = 0; q < count; ++q) score[q] = fma(key, query[q * query_stride + d], score[q]);
-    }
-#pragma GCC unroll 8
-    for (int q = 0; q < count; ++q) {
-      if constexpr (kind == kInt8)
-        score[q] = score[q] * load_floats(reinterpret_cast<const float*>(page + places.scales));
-      store_floats(scores + q * stride + (p - first_page) * kPageTokens, score[q]);
-    }
-  }
+  int64_t page = first_page;
+  for (; page + kScoredPages <= last_page; page += kScoredPages, scores += kScoredPages * kPageTokens)
+    score_some<kind, count, kScoredPages>(of, query, query_stride, page, scores, stride);
+  for (; page < last_page; ++page, scores += kPageTokens)
+    score_some<kind, count, 1>(of, query, query_stride, page, scores, stride);
 }
 
 // Scores become weights, 0 where a position is not seen; returns one over their sum.
@@ -248,12 +270,13 @@ void attend(const Queries& of) {
                         padded_to(positions, kPageTokens), job.soft_cap);
   const int64_t padded = padded_to(job.head_dim, 16);
   constexpr int kMixed = count < kMixedQueries ? count : kMixedQueries;
+  constexpr int kVectors = kMixed > 4 ? 2 : 4;  // at most 16 sums
   for (int q = 0; q < count; q += kMixed) {
     const Queries some{job, of.segment, of.head, of.first + q};
     int64_t feature = 0;
-    for (; feature + 64 <= padded; feature += 64)
-      mix_pages<kind, kMixed, 4>(some, feature, first_page, positions, scores + q * stride, stride,
-                                 inverse + q);
+    for (; feature + 16 * kVectors <= padded; feature += 16 * kVectors)
+      mix_pages<kind, kMixed, kVectors>(some, feature, first_page, positions, scores + q * stride,
+                                        stride, inverse + q);
     for (; feature < padded; feature += 16)
       mix_pages<kind, kMixed, 1>(some, feature, first_page, positions, scores + q * stride, stride,
                                  inverse + q);

@@ -69,7 +69,7 @@ struct Attention {
   Cache cache;
 };
 struct Elementwise {
-  int left, right, out, kind;  // right -1: an activation
+  int left, right, out, kind;  // right -1: an activation alone
 };
 // Keeps the rows whose outputs are wanted; operations after it run on these alone.
 struct Select {

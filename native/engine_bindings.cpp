@@ -204,7 +204,8 @@ class NativeEngine {
   void elementwise(int left, int right, int out, int kind) {
     const Buffer &a = from(left), &to_buffer = to(out);
     require(a.width == to_buffer.width && a.stride == to_buffer.stride, "elementwise: widths");
-    require(right < 0 ? kind >= kSilu && kind <= kRelu : kind == kMultiply || kind == kAdd,
+    const bool is_function = kind >= kSilu && kind <= kRelu;
+    require(is_function || (right >= 0 && (kind == kMultiply || kind == kAdd)),
             "elementwise: unknown function");
     if (right >= 0)
       require(from(right).width == a.width && from(right).stride == a.stride, "elementwise: widths");

@@ -5,7 +5,7 @@
 constexpr int kUnsignedByteZero = 0;
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = true;  // odd slices are multiplied where they lie
-constexpr int kMixedQueries = 4;
+constexpr int kScoredPages = 2, kMixedQueries = 8;
 constexpr int kFusedTokens = 8, kMostFusedTokens = 32, kStripTiles = 2, kStripTokens = 6;
 
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {

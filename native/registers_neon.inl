@@ -9,7 +9,7 @@ constexpr int kUnsignedByteZero = 128;  // 8-bit codes are multiplied as signed:
 #endif
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = false;  // odd slices are multiplied where they lie
-constexpr int kMixedQueries = 1;
+constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
 
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {

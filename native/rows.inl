@@ -38,13 +38,19 @@ CRUMB_INLINE void each_vector(const ElementwiseJob& job, F function) {
     store_floats(job.out + at, function(load_floats(job.left + at), at));
 }
 
+// function(left), times right if there is one.
+template <class F>
+CRUMB_INLINE void activate(const ElementwiseJob& job, F function) {
+  if (!job.right) return each_vector(job, [&](Floats x, int64_t) { return function(x); });
+  each_vector(job, [&](Floats x, int64_t at) { return function(x) * load_floats(job.right + at); });
+}
+
 void elementwise(const ElementwiseJob& job) {
   switch (job.kind) {
-    case kSilu: return each_vector(job, [](Floats x, int64_t) { return silu(x); });
-    case kGelu: return each_vector(job, [](Floats x, int64_t) { return gelu(x); });
-    case kGeluTanh: return each_vector(job, [](Floats x, int64_t) { return gelu_tanh(x); });
-    case kRelu:
-      return each_vector(job, [](Floats x, int64_t) { return max(x, all_floats(0.0f)); });
+    case kSilu: return activate(job, [](Floats x) { return silu(x); });
+    case kGelu: return activate(job, [](Floats x) { return gelu(x); });
+    case kGeluTanh: return activate(job, [](Floats x) { return gelu_tanh(x); });
+    case kRelu: return activate(job, [](Floats x) { return max(x, all_floats(0.0f)); });
     case kMultiply:
       return each_vector(job, [&](Floats x, int64_t at) { return x * load_floats(job.right + at); });
     default:

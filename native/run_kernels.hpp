@@ -104,7 +104,7 @@ enum Function : int { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
 
 struct ElementwiseJob {
   const float* left;
-  const float* right;  // null for an activation
+  const float* right;  // null for an activation that nothing is multiplied with
   float* out;
   int64_t begin, end;  // vectors of 16 floats
   int kind;            // Function, kMultiply or kAdd

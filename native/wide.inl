@@ -196,18 +196,31 @@ CRUMB_INLINE Floats nearest_whole(Floats x) {
   const Floats magic = all_floats(12582912.0f);
   return (x + magic) - magic;
 }
-// The 16 lanes added in one fixed order.
+// All lanes made one in one fixed order: lane k with lane k + 8, these with those 4 on, 2 on, 1 on.
+template <class Lanes, class Join>
+CRUMB_INLINE float join_lanes(Lanes x, Join join) {
+  if constexpr (sizeof x == 64)
+    return join_lanes(join(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7),
+                           __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15)), join);
+  else if constexpr (sizeof x == 32)
+    return join_lanes(join(__builtin_shufflevector(x, x, 0, 1, 2, 3),
+                           __builtin_shufflevector(x, x, 4, 5, 6, 7)), join);
+  else {
+    x = join(x, __builtin_shufflevector(x, x, 2, 3, 2, 3));
+    return join(x, __builtin_shufflevector(x, x, 1, 1, 1, 1))[0];
+  }
+}
+template <class Join>
+CRUMB_INLINE float join_all(Floats floats, Join join) {
+#pragma GCC unroll 2
+  for (int half = kParts / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+    for (int i = 0; i < half; ++i) floats.part[i] = join(floats.part[i], floats.part[i + half]);
+  return join_lanes(floats.part[0], join);
+}
 CRUMB_INLINE float sum(Floats floats) {
-  float lane[16];
-  store_floats(lane, floats);
-  for (int width = 8; width; width /= 2)
-    for (int k = 0; k < width; ++k) lane[k] += lane[k + width];
-  return lane[0];
+  return join_all(floats, [](auto a, auto b) { return a + b; });
 }
 CRUMB_INLINE float largest(Floats floats) {
-  float lane[16];
-  store_floats(lane, floats);
-  for (int width = 8; width; width /= 2)
-    for (int k = 0; k < width; ++k) lane[k] = lane[k] > lane[k + width] ? lane[k] : lane[k + width];
-  return lane[0];
+  return join_all(floats, [](auto a, auto b) { return a > b ? a : b; });
 }

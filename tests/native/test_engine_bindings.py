@@ -265,7 +265,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"kind": F16}, "wrong size"),
     ("attention", {"pages": pages()[:, :-64].copy()}, "wrong size"),
     ("attention", {"window": -1}, "negative window"),
-    ("elementwise", {"kind": 0}, "unknown function"),
+    ("elementwise", {"kind": 4}, "unknown function"),
     ("elementwise", {"kind": 18}, "unknown function"),
     ("elementwise", {"right": -1}, "unknown function"),
     ("elementwise", {"right": -1, "kind": 4}, "unknown function"),

@@ -35,6 +35,7 @@ from crumb.kernels.dispatch import ZERO_CODE, selected_set, sub_code
 from crumb.kernels.engine import NativeEngine
 from crumb.kernels.rows import FUNCTION_CODE
 from crumb.run.buffers import Place
+from crumb.run.gates import Gate, with_gates
 from crumb.run.memory_plan import (
     BLOCK_INPUTS,
     CACHE_CODE,
@@ -133,7 +134,7 @@ class _Builder:
                 kept = self.memory.places[index - 1]
                 for name in (name for name in stage.inputs if name in kept):
                     self.native.select(self.buffer_at(kept[name]), self.buffer(name))
-            for operation in stage.operations:
+            for operation in with_gates(stage, self.names):
                 before_last = self.native.operation_count()
                 self.add(operation)
         last = self.plan.stages[-1].operations[-1]
@@ -311,6 +312,14 @@ class _Builder:
             self.buffer(op.input), NO_BUFFER, self.buffer(op.output), FUNCTION_CODE[op.function]
         )
 
+    def gate(self, op: Gate) -> None:
+        self.native.elementwise(
+            self.buffer(op.input),
+            self.buffer(op.right),
+            self.buffer(op.output),
+            FUNCTION_CODE[op.function],
+        )
+
     def multiply(self, op: Multiply) -> None:
         self.native.elementwise(
             self.buffer(op.left), self.buffer(op.right), self.buffer(op.output), MULTIPLY
@@ -330,6 +339,7 @@ ADD_OPERATION: dict[type[Operation], Callable[[_Builder, Any], None]] = {
     Rotary: _Builder.rotary,
     Attention: _Builder.attention,
     Activation: _Builder.activation,
+    Gate: _Builder.gate,
     Multiply: _Builder.multiply,
     Add: _Builder.sum,
 }

@@ -198,23 +198,31 @@ Value expected_function(int kind, double x, double y) {
   return {value, std::fabs(value) * kUnit};
 }
 
-void check_elementwise(const Sets& sets, int kind, Random& random) {
+Value expected_product(int kind, double x, double y) {
+  const Value function = expected_function(kind, x, y);
+  return {function.value * y,
+          std::fabs(y) * (function.bound + (std::fabs(function.value) + function.bound) * kUnit)};
+}
+
+// `paired`: with two arrays, as products and sums always are, and activations may be.
+void check_elementwise(const Sets& sets, int kind, bool paired, Random& random) {
   constexpr int64_t kVectors = 2001;
   Memory<float> left(16 * kVectors), right(16 * kVectors);
   std::vector<double> value, bound;
   for (int64_t k = 0; k < left.count(); ++k) {
     left[k] = k == 0 ? 0.0f : k % 2 ? random.within(-100, 100) : random.within(-6, 6);
     right[k] = random.spread();
-    const Value expected = expected_function(kind, left[k], right[k]);
+    const bool product = paired && kind < kMultiply;
+    const Value expected = (product ? expected_product : expected_function)(kind, left[k], right[k]);
     value.push_back(expected.value), bound.push_back(expected.bound);
   }
   FusedBits fused;
   for (const KernelTable* set : sets.tables) {
     Memory<float> out(16 * kVectors);
     for (int thread = 0; thread < 3; ++thread)
-      set->run.elementwise({left.data(), kind >= kMultiply ? right.data() : nullptr, out.data(),
+      set->run.elementwise({left.data(), paired ? right.data() : nullptr, out.data(),
                             share(kVectors, thread, 3), share(kVectors, thread + 1, 3), kind});
-    const auto where = [&] { return text("elementwise %s: kind %d", set->name, kind); };
+    const auto where = [&] { return text("elementwise %s: kind %d, paired %d", set->name, kind, paired); };
     expect_near(out.data(), value.data(), bound.data(), out.count(), where);
     fused.expect(*set, out.data(), out.count(), where);
   }
@@ -271,8 +279,9 @@ void check_rows(const Sets& sets) {
     if (columns < 128) check_quantize(sets, columns, columns, random);
     for (int kind = 0; kind < 4; ++kind) check_norm(sets, columns, kind & 1, kind & 2, random);
   }
-  for (int kind : {int(kSilu), int(kGelu), int(kGeluTanh), int(kRelu), kMultiply, kAdd})
-    check_elementwise(sets, kind, random);
+  for (int kind : {int(kSilu), int(kGelu), int(kGeluTanh), int(kRelu)})
+    for (bool paired : {false, true}) check_elementwise(sets, kind, paired, random);
+  for (int kind : {kMultiply, kAdd}) check_elementwise(sets, kind, true, random);
   for (int head_dim : {8, 40, 64})
     for (int dimensions : {2, 6, 8, 20, 64})
       for (int way = 0; way < 4; ++way)

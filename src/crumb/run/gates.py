@@ -1,0 +1,53 @@
+"""An activation and the product behind it as one operation: one pass over memory instead of two.
+
+In: a stage of a Plan and where its buffers lie. Out: its operations, some pairs of them Gates.
+Each element is computed as before, so the bits are the same. Pairs whose arrays overlap stay two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from crumb.architectures.plan import Activation, Multiply, Operation, Stage
+from crumb.run.buffers import Place
+
+
+@dataclass(frozen=True)
+class Gate(Operation):
+    """output = function(input) * right, in one pass over them."""
+
+    READS = ("input", "right")
+
+    input: str
+    right: str
+    output: str
+    function: str
+
+
+def with_gates(stage: Stage, places: Mapping[str, Place]) -> Iterator[Operation]:
+    """A stage's operations; an activation and the product that alone reads it become a Gate."""
+    waiting: Activation | None = None
+    for index, operation in enumerate(stage.operations):
+        if waiting is not None:
+            yield from _gate(waiting, operation, stage.live_after(index), places)
+            waiting = None
+        elif isinstance(operation, Activation):
+            waiting = operation
+        else:
+            yield operation
+    if waiting is not None:
+        yield waiting
+
+
+def _gate(
+    first: Activation, second: Operation, live: Collection[str], places: Mapping[str, Place]
+) -> tuple[Operation, ...]:
+    if not isinstance(second, Multiply) or first.output in live:
+        return first, second
+    others = [name for name in second.reads if name != first.output]
+    source, out = places[first.input], places[second.output]
+    apart = out.end <= source.offset or source.end <= out.offset
+    if len(others) != 1 or not (apart or out == source):
+        return first, second
+    return (Gate(first.input, others[0], second.output, first.function),)
