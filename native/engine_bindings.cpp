@@ -1,6 +1,7 @@
 // The engine's Python face: checks every size once, keeps the arrays alive, releases the GIL.
-// In: NumPy arrays and numbers from run/program.py. Out: class NativeEngine of crumb._native.
-// Raises TypeError for another dtype or order, ValueError where sizes disagree; run/ checks meaning.
+// In: NumPy arrays and numbers from run/program.py, lists of tokens and pages from run/engine.py.
+// Out: class NativeEngine of crumb._native. Raises TypeError for another type, dtype or order,
+// ValueError where sizes disagree; run/ checks meaning.
 #include "engine_bindings.hpp"
 
 #include <nanobind/nanobind.h>
@@ -242,45 +243,45 @@ class NativeEngine {
     return all;
   }
 
-  // segments: rows of (first_row, rows, past, first of its page numbers in `pages`).
-  void step(Array<const int32_t, 1> tokens, Array<const int32_t, 1> positions,
-            Array<const int64_t, 2> segments, Array<const int32_t, 1> pages,
-            Array<const int32_t, 1> selected, int operations) {
-    const int64_t rows = tokens.shape(0), count = segments.shape(0);
-    require(rows > 0 && rows <= capacity_ && int64_t(positions.shape(0)) == rows, "step: rows");
+  // What a step takes of one sequence: its next tokens, how many came before them, the pages of
+  // all of these, and how many of the last of its rows Select keeps.
+  using Part = std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>, int64_t>;
+
+  void step(const std::vector<Part>& parts, int operations) {
     require(operations >= 0 && operations <= operation_count(), "step: operations");
-    for (int64_t k = 0; k < rows; ++k) {
-      require(tokens.data()[k] >= 0 && tokens.data()[k] < vocabulary_, "step: token out of range");
-      require(positions.data()[k] >= 0 && positions.data()[k] < positions_, "step: position");
+    std::vector<int32_t> tokens, positions, selected;
+    std::vector<Segment> segments;
+    for (const auto& [next, past, pages, kept] : parts) {
+      const int64_t first_row = int64_t(tokens.size()), rows = int64_t(next.size());
+      require(rows > 0 && first_row + rows <= capacity_, "step: rows");
+      require(kept >= 0 && kept <= rows && int64_t(selected.size()) + kept <= selected_rows_,
+              "step: rows selected");
+      check_place(past, rows, pages);
+      for (int64_t k = 0; k < rows; ++k) {
+        require(next[k] >= 0 && next[k] < vocabulary_, "step: token out of range");
+        tokens.push_back(next[k]);
+        positions.push_back(int32_t(past + k));
+        if (k >= rows - kept) selected.push_back(int32_t(first_row + k));
+      }
+      segments.push_back({first_row, rows, past, pages.data()});
     }
-    require(int64_t(selected.shape(0)) <= selected_rows_, "step: too many rows selected");
-    for (size_t k = 0; k < selected.shape(0); ++k)
-      require(selected.data()[k] >= 0 && selected.data()[k] < rows, "step: selected row");
-    require(count == 0 || segments.shape(1) == 4, "step: segments have four numbers");
-    std::vector<Segment> parts;
-    int64_t covered = 0;
-    for (int64_t k = 0; k < count; ++k) parts.push_back(segment(segments.data() + 4 * k, pages, covered));
-    require(covered == rows, "step: segments do not cover the rows");
-    const Step step{tokens.data(), positions.data(), rows, parts.data(), count, selected.data(),
-                    int64_t(selected.shape(0)), operations};
+    require(!tokens.empty(), "step: rows");
+    const Step step{tokens.data(), positions.data(), int64_t(tokens.size()), segments.data(),
+                    int64_t(segments.size()), selected.data(), int64_t(selected.size()),
+                    operations};
     nb::gil_scoped_release release;
     engine_.run(step);
   }
 
  private:
-  Segment segment(const int64_t* given, Array<const int32_t, 1> pages, int64_t& covered) const {
-    const int64_t first_row = given[0], rows = given[1], past = given[2], first_page = given[3];
-    require(first_row == covered && rows > 0 && past >= 0 && first_page >= 0, "step: segment");
-    require(rows <= capacity_ && past < (int64_t(1) << 40) &&
-                first_page <= int64_t(pages.shape(0)), "step: segment");
-    covered += rows;
+  void check_place(int64_t past, int64_t rows, const std::vector<int32_t>& pages) const {
+    require(past >= 0 && past <= positions_ - rows, "step: position");
     const int64_t needed = (past + rows + kPageTokens - 1) / kPageTokens;
-    require(first_page + needed <= int64_t(pages.shape(0)), "step: pages missing");
-    for (int64_t k = first_page; k < first_page + needed; ++k)
-      require(pages.data()[k] >= 0 && pages.data()[k] < page_count_, "step: page out of range");
+    require(needed <= int64_t(pages.size()), "step: pages missing");
+    for (int64_t k = 0; k < needed; ++k)
+      require(pages[k] >= 0 && pages[k] < page_count_, "step: page out of range");
     require(head_dim_ == 0 || attention_scratch_floats(past + rows, head_dim_) * 4 <=
                                   engine_.scratch_bytes(), "step: scratch too small");
-    return {first_row, rows, past, pages.data() + first_page};
   }
 
   template <class A>
@@ -352,8 +353,7 @@ void bind_engine(nb::module_& m) {
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)
-      .def("step", &E::step, array("tokens"), array("positions"), array("segments"),
-           array("pages"), array("selected"), nb::arg("operations"));
+      .def("step", &E::step, nb::arg("parts"), nb::arg("operations"));
 }
 
 }  // namespace crumb

@@ -1,4 +1,6 @@
 # Types of the native module; native/bindings.cpp is its source, tests/native pins the names.
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -159,11 +161,5 @@ class NativeEngine:
     def set_timed(self, timed: bool) -> None: ...
     def seconds(self) -> list[tuple[str, float]]: ...
     def step(
-        self,
-        tokens: NDArray[np.int32],
-        positions: NDArray[np.int32],
-        segments: NDArray[np.int64],
-        pages: NDArray[np.int32],
-        selected: NDArray[np.int32],
-        operations: int,
+        self, parts: Sequence[tuple[Sequence[int], int, Sequence[int], int]], operations: int
     ) -> None: ...

@@ -22,7 +22,7 @@ from crumb.run.generation import Piece, TextState, Timings
 Floats = NDArray[np.float32]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Running:
     """One request at work."""
 
@@ -37,6 +37,7 @@ class Running:
     prompt_done: float = 0.0
     ended: float = 0.0
     cached_tokens: int = 0
+    index: int = 0  # among the requests of its batch
     cancelled: threading.Event = field(default_factory=threading.Event)  # any thread may set it
 
     @property
@@ -62,31 +63,31 @@ def run_batch(engine: Engine, requests: Sequence[Running]) -> Iterator[tuple[int
     As many run at once as the engine has seats free; the others wait for their turn, in order,
     and all of them while other threads hold every seat. A reader who stops early ends all of them.
     """
-    waiting = list(range(len(requests)))[::-1]
-    active: list[int] = []
+    for index, request in enumerate(requests):
+        request.index = index
+    waiting = list(requests)[::-1]
+    active: list[Running] = []
     try:
         while waiting or active:
-            while waiting and _seated(engine, requests[waiting[-1]], wait=not active):
+            while waiting and _seated(engine, waiting[-1], wait=not active):
                 active.append(waiting.pop())
-                _begin(engine, requests[active[-1]])
-            for index in list(active):
-                request = requests[index]
+                _begin(engine, active[-1])
+            for request in active.copy():
                 cancelled = request.cancelled.is_set()
-                if cancelled and not request.state.finished:
-                    yield index, request.state.cancel()
+                if cancelled and request.state.finish_reason is None:
+                    yield request.index, request.state.cancel()
                 wanted = request.keep_logits and request.reading and not cancelled
-                if request.state.finished and not wanted:
+                if request.state.finish_reason is not None and not wanted:
                     _end(engine, request)
-                    active.remove(index)
-            if not active:
-                continue
-            chosen, parts = _next_parts(engine, [requests[index] for index in active], active)
-            with engine.stepped(parts) as logits:
-                pieces = _advance(requests, chosen, parts, logits)
-            yield from pieces
+                    active.remove(request)
+            if active:
+                chosen, parts = _next_parts(engine, active)
+                with engine.turn:
+                    pieces = _advance(chosen, parts, engine.run(parts))
+                yield from pieces
     finally:
-        for index in active:
-            _end(engine, requests[index])
+        for request in active:
+            _end(engine, request)
 
 
 def _seated(engine: Engine, request: Running, wait: bool) -> bool:
@@ -111,62 +112,54 @@ def _end(engine: Engine, request: Running) -> None:
         request.seat = None
 
 
-def _next_parts(
-    engine: Engine, requests: Sequence[Running], indices: Sequence[int]
-) -> tuple[list[int], list[Part]]:
+def _next_parts(engine: Engine, active: Sequence[Running]) -> tuple[list[Running], list[Part]]:
     """What the next step runs: a token of each decoding sequence, then chunks of prompts."""
-    chosen: list[int] = []
+    chosen: list[Running] = []
     parts: list[Part] = []
+    reading: list[Running] = []
     rows, logits_rows = engine.settings.step_tokens, engine.logits_rows
-    for index, request in zip(indices, requests, strict=True):
-        if request.reading or rows == 0 or logits_rows == 0:
-            continue
-        assert request.sequence is not None, "it has begun"
-        parts.append(Part(request.sequence, (request.state.next_token,)))
-        chosen.append(index)
-        rows, logits_rows = rows - 1, logits_rows - 1
-    for index, request in zip(indices, requests, strict=True):
-        if not request.reading or rows == 0:
-            continue
+    for request in active:
+        if request.reading:
+            reading.append(request)
+        elif rows and logits_rows:
+            assert request.sequence is not None, "it has begun"
+            parts.append(Part(request.sequence, (request.state.next_token,)))
+            chosen.append(request)
+            rows, logits_rows = rows - 1, logits_rows - 1
+    for request in reading:
         assert request.sequence is not None, "it has begun"
         count = min(rows, len(request.prompt) - request.read_tokens)
         if request.keep_logits:
             count = min(count, logits_rows)
         ends = request.read_tokens + count == len(request.prompt)
         wanted = Wanted.ALL if request.keep_logits else Wanted.LAST if ends else Wanted.NONE
-        needed = count if request.keep_logits else int(ends)
+        needed = min(count, wanted)
         if count == 0 or needed > logits_rows:
             continue
         tokens = request.prompt[request.read_tokens : request.read_tokens + count]
         parts.append(Part(request.sequence, tokens, wanted))
-        chosen.append(index)
+        chosen.append(request)
         rows, logits_rows = rows - count, logits_rows - needed
     return chosen, parts
 
 
 def _advance(
-    requests: Sequence[Running], chosen: Sequence[int], parts: Sequence[Part], logits: Floats
+    chosen: Sequence[Running], parts: Sequence[Part], logits: Floats
 ) -> list[tuple[int, Piece]]:
     """Hand each part's logits to its request. The views are of no use after."""
     now = time.perf_counter()
     row = 0
     pieces: list[tuple[int, Piece]] = []
-    for index, part in zip(chosen, parts, strict=True):
-        request = requests[index]
-        last: Floats | None = None
-        if part.wanted is Wanted.ALL:
-            request.prompt_logits.append(logits[row : row + len(part.tokens)].copy())
-            last = request.prompt_logits[-1][-1]
-            row += len(part.tokens)
-        elif part.wanted is Wanted.LAST:
-            last = logits[row]
-            row += 1
+    for request, (_, tokens, wanted) in zip(chosen, parts, strict=True):
+        begin, row = row, row + min(len(tokens), wanted)
         if request.reading:
-            request.read_tokens += len(part.tokens)
+            request.read_tokens += len(tokens)
+            if request.keep_logits:
+                request.prompt_logits.append(logits[begin:row].copy())
             if request.reading:
                 continue
             request.prompt_done = now
-        if last is not None and not request.state.finished:
-            pieces.append((index, request.state.advance(last)))
+        if request.state.finish_reason is None:
+            pieces.append((request.index, request.state.advance(logits[row - 1])))
         request.ended = time.perf_counter()
     return pieces

@@ -8,55 +8,38 @@ Each step decodes a few last tokens: what comes before them only decides whether
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from enum import Enum
 from itertools import takewhile
 
-from crumb.run.tokenizer import Tokenizer
+from crumb.run.tokenizer import Kind, Tokenizer
 
-CONTEXT_TOKENS = 8
+CONTEXT_TOKENS = 4
 """Shown tokens kept before the next: each has a byte or more, and a character at most four."""
 
 REPLACEMENT = "\ufffd"
 """How a decoder writes bytes that are no character, or not yet."""
 
-BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
-"""A piece that is one byte. A run of them is decoded as a whole: if one byte of it is wrong,
-the tokenizers library replaces them all, so no part of a run is certain before it ends."""
-
-
-class Kind(Enum):
-    """What a visible token is."""
-
-    TEXT = "text"
-    BYTE = "byte"
-
 
 class Detokenizer:
-    """One sequence's text as it grows. A token costs one decoding of at most 16 tokens."""
+    """One sequence's text as it grows. A token costs one decoding of at most 9 tokens."""
 
     def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._kinds: dict[int, Kind | None] = {}  # of the tokens met so far
+        self._tokenizer, self._kinds = tokenizer, tokenizer.kinds
         self._window = self._last_visible(prompt_tokens)
         self._shown = tokenizer.decode(self._window)  # of the window; the prompt's, to begin with
 
     def push(self, token: int) -> str:
         """The text that is certain now and was not before; often empty."""
-        kind = self._kind(token)
-        if kind is None:
+        kind = self._kinds[token]
+        if kind is Kind.HIDDEN:
             return ""
         self._window.append(token)
         if kind is Kind.BYTE:
             return ""
-        text = self._tokenizer.decode(self._window)
         # only the last of several replacements can still become a character
-        new = self._advance(text.removesuffix(REPLACEMENT))
-        if new and len(self._window) > 2 * CONTEXT_TOKENS:
-            self._window = self._window[-CONTEXT_TOKENS:]
-            text = self._tokenizer.decode(self._window)
-            self._shown = text.removesuffix(REPLACEMENT)
+        new = self._advance(self._tokenizer.decode(self._window).removesuffix(REPLACEMENT))
+        if new and len(self._window) > CONTEXT_TOKENS + 1:
+            self._cut()
         return new
 
     def finish(self) -> str:
@@ -65,37 +48,34 @@ class Detokenizer:
 
     def _advance(self, text: str) -> str:
         """What a longer certain text adds to what was shown."""
-        if self._shown.startswith(text):
-            return ""
         if text.startswith(self._shown):
             new = text[len(self._shown) :]
             self._shown = text
             return new
+        if self._shown.startswith(text):
+            return ""
         # the prompt may end within a character that the first tokens complete
         pairs = zip(self._shown, text, strict=False)
         common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._shown = text
         return text[common:]
 
-    def _kind(self, token: int) -> Kind | None:
-        """What a token is; None when decoding passes it over."""
-        kinds = self._kinds
-        if token not in kinds:
-            special = token in self._tokenizer.special_tokens
-            piece = None if special else self._tokenizer.piece(token)
-            if piece is None:
-                kinds[token] = None
-            else:
-                kinds[token] = Kind.BYTE if BYTE_TOKEN.fullmatch(piece) else Kind.TEXT
-        return kinds[token]
+    def _cut(self) -> None:
+        """Forget all but a few last tokens: but one, if it ends a character and shows a text."""
+        for count in (1, CONTEXT_TOKENS):
+            text = self._tokenizer.decode(self._window[-count:])
+            if text and not text.endswith(REPLACEMENT):
+                break
+        self._window = self._window[-count:]
+        self._shown = text.removesuffix(REPLACEMENT)
 
     def _last_visible(self, tokens: Sequence[int]) -> list[int]:
         """The last tokens that have text, back to one before the run of bytes at the end."""
         found: list[int] = []
         is_open = True  # no token but bytes was met
         for token in reversed(tokens):
-            kind = self._kind(token)
-            if kind is not None:
+            kind = self._kinds[token]
+            if kind is not Kind.HIDDEN:
                 found.append(token)
                 is_open = is_open and kind is Kind.BYTE
                 if len(found) >= CONTEXT_TOKENS and not is_open:

@@ -9,11 +9,12 @@ Refuses sequences longer than the context and tokens outside the vocabulary.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Listed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,23 +30,15 @@ from crumb.run.seats import Seats
 Floats = NDArray[np.float32]
 
 
-class Wanted(Enum):
-    """Which rows of some tokens leave the step."""
+class Wanted(IntEnum):
+    """How many of a part's last rows leave the step, at most."""
 
-    NONE = "none"
-    LAST = "last"
-    ALL = "all"
-
-
-WANTED_ROWS: dict[Wanted, Callable[[int], int]] = {
-    Wanted.NONE: lambda _: 0,
-    Wanted.LAST: lambda _: 1,
-    Wanted.ALL: lambda count: count,
-}
-"""How many of a part's rows leave the step."""
+    NONE = 0
+    LAST = 1
+    ALL = 1 << 31
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Sequence:
     """One sequence: its tokens so far and the pages that hold their keys and values."""
 
@@ -58,8 +51,7 @@ class Sequence:
         return len(self.tokens)
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """The next tokens of one sequence."""
 
     sequence: Sequence
@@ -75,23 +67,14 @@ class Engine:
         self.plan = checkpoint.plan
         self.context_tokens = self.settings.context(self.plan)
         self._program = build_program(checkpoint, self.settings)
+        self.logits_rows = len(self._program.logits)
         self._pages = PagePool(self.settings.pages(self.plan))
         self.seats = Seats(self.settings.sequences)
-        self._lock = threading.Lock()
-        rows, per_sequence = self.settings.step_tokens, -(-self.context_tokens // PAGE_TOKENS)
-        self._tokens = np.zeros(rows, np.int32)
-        self._positions = np.zeros(rows, np.int32)
-        self._segments = np.zeros((rows, 4), np.int64)
-        self._page_list = np.zeros(rows * per_sequence, np.int32)
-        self._chosen = np.zeros(rows, np.int32)
+        self.turn = threading.Lock()  # steps and the cache's pages are one thread's at a time
 
     @property
     def memory(self) -> MemoryPlan:
         return self._program.memory
-
-    @property
-    def logits_rows(self) -> int:
-        return len(self._program.logits)
 
     def begin(self, tokens: Listed[int], reuse: bool = True) -> Sequence:
         """A sequence for this prompt; what of its beginning lies in the cache is taken from there.
@@ -102,16 +85,21 @@ class Engine:
         self._check_vocabulary(tokens)
         if not reuse:
             return Sequence()
-        with self._lock:
+        with self.turn:
             pages = self._pages.match(tokens)
         cached = len(pages) * PAGE_TOKENS
         return Sequence(list(tokens[:cached]), pages, cached)
 
     def end(self, sequence: Sequence) -> None:
         """Let a sequence's pages go; what they hold may serve later prompts."""
-        with self._lock:
+        with self.turn:
             self._pages.release(sequence.pages)
         sequence.pages, sequence.tokens = [], []
+
+    def run(self, parts: Listed[Part]) -> Floats:
+        """As stepped, by who holds `turn` and keeps it while he reads the logits."""
+        assert self.turn.locked(), "steps take turns"
+        return self._program.logits[: self._run(parts, self._program.operations)]
 
     @contextmanager
     def stepped(self, parts: Listed[Part]) -> Iterator[Floats]:
@@ -120,8 +108,8 @@ class Engine:
         Shapes: (wanted rows, vocabulary), valid inside the `with`, where no other step runs.
         Raises: UsageError, DoesNotFit when the cache is full; then nothing has changed.
         """
-        with self._lock:
-            yield self._program.logits[: self._run(parts, self._program.operations)]
+        with self.turn:
+            yield self.run(parts)
 
     def step(self, parts: Listed[Part]) -> Floats:
         """As stepped, copied."""
@@ -130,7 +118,7 @@ class Engine:
 
     def features(self, parts: Listed[Part]) -> Floats:
         """As step, but what the last linear layer would read, copied: (wanted rows, hidden)."""
-        with self._lock:
+        with self.turn:
             count = self._run(parts, self._program.operations_to_features)
             return self._program.features[:count].copy()
 
@@ -161,70 +149,42 @@ class Engine:
                 found=low if low < 0 else high,
             )
 
-    def _take_pages(self, parts: Listed[Part]) -> None:
-        """Pages for all tokens to come, or none at all."""
-        taken: list[tuple[Sequence, int]] = []
-        try:
-            for part in parts:
-                total = part.sequence.length_tokens + len(part.tokens)
-                self._check_length(total)
-                while len(part.sequence.pages) * PAGE_TOKENS < total:
-                    part.sequence.pages.append(self._pages.take())
-                    taken.append((part.sequence, part.sequence.pages[-1]))
-        except BaseException:
-            for sequence, page in reversed(taken):
-                sequence.pages.pop()
-                self._pages.release([page])
-            raise
-
     def _run(self, parts: Listed[Part], operations: int) -> int:
-        rows = sum(len(part.tokens) for part in parts)
-        if not 0 < rows <= len(self._tokens) or not all(part.tokens for part in parts):
+        """Step all parts, or change nothing; how many rows are wanted."""
+        steps: dict[Sequence, tuple[Listed[int], int, list[int], int]] = {}
+        rows = wanted = lacking = 0
+        has_empty = False
+        for sequence, tokens, most in parts:
+            count, past, pages = len(tokens), len(sequence.tokens), sequence.pages
+            self._check_vocabulary(tokens)
+            self._check_length(past + count)
+            kept = min(count, most)
+            steps[sequence] = tokens, past, pages, kept
+            rows, wanted, has_empty = rows + count, wanted + kept, has_empty or count == 0
+            lacking += max(-(-(past + count) // PAGE_TOKENS) - len(pages), 0)
+        if not 0 < rows <= self.settings.step_tokens or has_empty:
             raise UsageError(
                 "a step takes at least one token of each part and not more than it has rows for",
-                expected=f"1 to {len(self._tokens)} tokens",
+                expected=f"1 to {self.settings.step_tokens} tokens",
                 found=rows,
             )
-        if len({id(part.sequence) for part in parts}) < len(parts):
+        if len(steps) < len(parts):
             raise UsageError("a step takes the tokens of one sequence in one part")
-        for part in parts:
-            self._check_vocabulary(part.tokens)
-        wanted = sum(WANTED_ROWS[part.wanted](len(part.tokens)) for part in parts)
         if wanted > self.logits_rows:
             raise UsageError(
                 "a step gives the logits of fewer tokens than are wanted",
                 expected=f"at most {self.logits_rows}",
                 found=wanted,
             )
-        self._take_pages(parts)
-        row = page = chosen = 0
-        for index, part in enumerate(parts):
-            count, past = len(part.tokens), part.sequence.length_tokens
-            pages = part.sequence.pages
-            self._tokens[row : row + count] = part.tokens
-            self._positions[row : row + count] = range(past, past + count)
-            self._segments[index] = (row, count, past, page)
-            self._page_list[page : page + len(pages)] = pages
-            kept = WANTED_ROWS[part.wanted](count)
-            self._chosen[chosen : chosen + kept] = range(row + count - kept, row + count)
-            row, page, chosen = row + count, page + len(pages), chosen + kept
-        self._program.native.step(
-            self._tokens[:row],
-            self._positions[:row],
-            self._segments[: len(parts)],
-            self._page_list[:page],
-            self._chosen[:chosen],
-            operations,
-        )
-        for part in parts:
-            self._append(part)
-        return chosen
-
-    def _append(self, part: Part) -> None:
-        """The step is done: the sequence has its tokens, and full pages become known."""
-        sequence = part.sequence
-        full = sequence.length_tokens // PAGE_TOKENS
-        sequence.tokens.extend(part.tokens)
-        for index in range(full, sequence.length_tokens // PAGE_TOKENS):
-            content = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
-            self._pages.learn(sequence.pages, index, content)
+        if lacking:
+            self._pages.check_available(lacking)
+            for tokens, past, pages, _ in steps.values():
+                while len(pages) * PAGE_TOKENS < past + len(tokens):
+                    pages.append(self._pages.take())
+        self._program.native.step(list(steps.values()), operations)
+        for sequence, (tokens, past, pages, _) in steps.items():
+            sequence.tokens += tokens
+            for index in range(past // PAGE_TOKENS, (past + len(tokens)) // PAGE_TOKENS):
+                content = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
+                self._pages.learn(pages, index, content)
+        return wanted

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from crumb.errors import UsageError
 from crumb.run.detokenizer import Detokenizer
-from crumb.run.sampling import Choice, Sampler, Sampling, measure
+from crumb.run.sampling import Measured, Sampler, Sampling, measure
 from crumb.run.stop_strings import StopStrings, check_stops
 from crumb.run.tokenizer import Tokenizer
 
@@ -108,12 +108,12 @@ class Generation:
     peak_memory_bytes: int
 
 
-def token_logprob(tokenizer: Tokenizer, choice: Choice) -> TokenLogprob:
+def token_logprob(tokenizer: Tokenizer, found: Measured) -> TokenLogprob:
     """A measured token with its texts."""
     top = tuple(
-        TokenLogprob(token, tokenizer.token_text(token), logprob) for token, logprob in choice.top
+        TokenLogprob(token, tokenizer.token_text(token), logprob) for token, logprob in found.top
     )
-    return TokenLogprob(choice.token, tokenizer.token_text(choice.token), choice.logprob, top)
+    return TokenLogprob(found.token, tokenizer.token_text(found.token), found.logprob, top)
 
 
 def prompt_logprobs(
@@ -146,7 +146,7 @@ class TextState:
         """`room_tokens`: how many the context has left, if that is a limit. Raises: UsageError."""
         self._request, self._tokenizer = request, tokenizer
         self._prompt_tokens = len(prompt_tokens)
-        self._sampler = Sampler(request.sampling, vocabulary, prompt_tokens, request.logprobs)
+        self._sampler = Sampler(request.sampling, vocabulary, prompt_tokens)
         self._detokenizer = Detokenizer(tokenizer, prompt_tokens)
         self._stops = StopStrings(request.stop)
         self._ends = frozenset() if request.ignore_end else tokenizer.end_tokens
@@ -155,17 +155,13 @@ class TextState:
         self._tokens: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
-        self._reason = FinishReason.LENGTH if self._limit_tokens == 0 else None
+        self.finish_reason = FinishReason.LENGTH if self._limit_tokens == 0 else None
         self._stop_string: str | None = None
 
     @property
     def finished(self) -> bool:
         """Whether no token follows; so from the start when none is wanted."""
-        return self._reason is not None
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        return self._reason
+        return self.finish_reason is not None
 
     @property
     def generated_tokens(self) -> int:
@@ -175,7 +171,7 @@ class TextState:
     @property
     def next_token(self) -> int:
         """The token to run next; only while unfinished and after a first `advance`."""
-        assert not self.finished, "nothing follows"
+        assert self.finish_reason is None, "nothing follows"
         return self._tokens[-1]
 
     def advance(self, logits: NDArray[np.float32]) -> Piece:
@@ -183,20 +179,25 @@ class TextState:
 
         Raises: CheckpointError for logits that are not numbers.
         """
-        assert not self.finished, "nothing follows"
-        choice = self._sampler.choose(logits)
-        if choice.token in self._ends:
+        assert self.finish_reason is None, "nothing follows"
+        token = self._sampler.choose(logits)
+        if token in self._ends:
             return self._finish(FinishReason.STOP, (), ())
-        self._tokens.append(choice.token)
-        measured = () if choice.logprob is None else (token_logprob(self._tokenizer, choice),)
-        self._logprobs += measured
-        text = self._watch(self._detokenizer.push(choice.token))
+        self._tokens.append(token)
+        measured: tuple[TokenLogprob, ...] = ()
+        if self._request.logprobs is not None:
+            found = measure(logits, token, self._request.logprobs)
+            measured = (token_logprob(self._tokenizer, found),)
+            self._logprobs += measured
+        text = self._detokenizer.push(token)
+        if self._request.stop:
+            text = self._watch(text)
         if self._stop_string is not None:
-            self._reason = FinishReason.STOP
+            self.finish_reason = FinishReason.STOP
         elif len(self._tokens) == self._limit_tokens:
-            return self._finish(FinishReason.LENGTH, (choice.token,), measured, text)
+            return self._finish(FinishReason.LENGTH, (token,), measured, text)
         self._texts.append(text)
-        return Piece(text, (choice.token,), self._reason, measured)
+        return Piece(text, (token,), self.finish_reason, measured)
 
     def cancel(self) -> Piece:
         """End here; the text that was held back is given out."""
@@ -212,11 +213,11 @@ class TextState:
         prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
     ) -> Generation:
         """The whole generation, once it is finished."""
-        assert self._reason is not None, "not finished"
+        assert self.finish_reason is not None, "not finished"
         return Generation(
             text="".join(self._texts),
             tokens=tuple(self._tokens),
-            finish_reason=self._reason,
+            finish_reason=self.finish_reason,
             stop_string=self._stop_string,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=len(self._tokens),
@@ -240,7 +241,7 @@ class TextState:
             text += self._stops.finish()
         elif reason is FinishReason.LENGTH:
             reason = FinishReason.STOP
-        self._reason = reason
+        self.finish_reason = reason
         self._texts.append(text)
         return Piece(text, tokens, reason, measured)
 

@@ -43,20 +43,24 @@ class PagePool:
         """Pages that can be taken."""
         return len(self._free) + len(self._unused)
 
-    def take(self) -> int:
-        """A page whose content is nobody's. Raises: DoesNotFit."""
-        if self._free:
-            page = self._free.pop()
-        elif self._unused:
-            page, _ = self._unused.popitem(last=False)
-            self._forget(page)
-        else:
+    def check_available(self, count: int) -> None:
+        """Raises: DoesNotFit where so many pages cannot be taken."""
+        if count > self.available:
             raise DoesNotFit(
                 "the cache is full",
                 expected="a free page",
                 found=f"{self.count} pages of {PAGE_TOKENS} tokens, all held",
                 do="Finish or drop a sequence, or load the model with a larger context",
             )
+
+    def take(self) -> int:
+        """A page whose content is nobody's. Raises: DoesNotFit."""
+        self.check_available(1)
+        if self._free:
+            page = self._free.pop()
+        else:
+            page, _ = self._unused.popitem(last=False)
+            self._forget(page)
         self._holders[page] = 1
         return page
 

@@ -1,6 +1,6 @@
 """Choose the next token from logits: greedy, or drawn from what the settings leave of them.
 
-In: logits (vocabulary,) f32, a Sampling, the tokens so far. Out: a token, if asked with logprobs.
+In: logits (vocabulary,) f32, a Sampling, the tokens so far. Out: a token; `measure` gives logprobs.
 The order: logit_bias, repetition_penalty, frequency and presence penalty; then, unless greedy,
 temperature, top_k, top_p of what top_k left, min_p, one draw. Equal logits: the lowest token first.
 Refuses settings outside their range, and logits that are not numbers.
@@ -80,12 +80,12 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A token and, if asked, what the model itself gave it: before biases, penalties, filters."""
+class Measured:
+    """A token and what the model itself gave it: before biases, penalties, filters."""
 
     token: int
-    logprob: float | None = None  # in nats
-    top: tuple[tuple[int, float], ...] = ()  # the most likely tokens, best first
+    logprob: float  # in nats
+    top: tuple[tuple[int, float], ...]  # the most likely tokens, best first
 
 
 class Sampler:
@@ -96,17 +96,10 @@ class Sampler:
     """
 
     def __init__(
-        self,
-        sampling: Sampling,
-        vocabulary: int,
-        prompt_tokens: Sequence[int] = (),
-        logprobs: int | None = None,
+        self, sampling: Sampling, vocabulary: int, prompt_tokens: Sequence[int] = ()
     ) -> None:
-        """`logprobs`: None for none, or how many most likely tokens beside the chosen one.
-
-        Raises: UsageError when logit_bias or the prompt name a token outside the vocabulary.
-        """
-        self._sampling, self._vocabulary, self._logprobs = sampling, vocabulary, logprobs
+        """Raises: UsageError when logit_bias or the prompt name a token outside the vocabulary."""
+        self._sampling, self._vocabulary = sampling, vocabulary
         biases = dict(sampling.logit_bias)
         _check_tokens("logit_bias", biases, vocabulary)
         self._biased = np.fromiter(biases.keys(), np.intp, len(biases))
@@ -118,9 +111,9 @@ class Sampler:
             self._random = np.random.PCG64(sampling.seed)
             self._random.advance(len(prompt_tokens))
 
-    def choose(self, logits: NDArray[np.float32]) -> Choice:
+    def choose(self, logits: NDArray[np.float32]) -> int:
         """The next token. Shapes: logits (vocabulary,). Raises: CheckpointError, UsageError."""
-        assert logits.shape == (self._vocabulary,), logits.shape
+        assert len(logits) == self._vocabulary, logits.shape
         scores = self._adjusted(logits) if self._adjusts else logits
         token = int(scores.argmax())  # the first NaN, if there is one
         if not math.isfinite(scores[token]):
@@ -129,7 +122,7 @@ class Sampler:
             token = self._draw(scores, float(scores[token]), self._random)
         if self._seen is not None:
             self._seen.add(token)
-        return Choice(token) if self._logprobs is None else measure(logits, token, self._logprobs)
+        return token
 
     def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         scores = logits.astype(np.float64)
@@ -203,12 +196,12 @@ class _Seen:
         scores[generated] -= sampling.frequency_penalty * self._generated[generated]
 
 
-def measure(logits: NDArray[np.float32], token: int, top: int = 0) -> Choice:
+def measure(logits: NDArray[np.float32], token: int, top: int = 0) -> Measured:
     """What the model gives a token, and its `top` most likely tokens. Shapes: (vocabulary,)."""
     logprobs = log_softmax(logits)
     best = most_likely(logits, min(top, len(logits))) if top else np.empty(0, np.intp)
     pairs = zip(best.tolist(), logprobs[best].tolist(), strict=True)
-    return Choice(token, float(logprobs[token]), tuple(pairs))
+    return Measured(token, float(logprobs[token]), tuple(pairs))
 
 
 def log_softmax(logits: Logits) -> NDArray[np.float64]:

@@ -7,9 +7,11 @@ model's vocabulary, and text that is not Unicode.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,18 @@ from crumb.checkpoints.model_files import CONFIGURATION, ModelFiles, optional_js
 from crumb.checkpoints.scored_pieces import SPACE
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
 from crumb.run.sentencepiece_model import convert_sentencepiece
+
+BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+"""A piece that is one byte. A run of them is decoded as a whole: if one byte of it is wrong,
+the tokenizers library replaces them all, so no part of a run is certain before it ends."""
+
+
+class Kind(Enum):
+    """What a token is to `decode`."""
+
+    TEXT = "text"
+    BYTE = "byte"
+    HIDDEN = "hidden"  # passed over: special, or a number that is no token
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,11 @@ class Tokenizer:
         """Tokens that `decode` passes over."""
         added = self.backend.get_added_tokens_decoder()
         return frozenset(token for token, entry in added.items() if entry.special)
+
+    @cached_property
+    def kinds(self) -> Mapping[int, Kind]:
+        """What each token is; any number may be asked for."""
+        return _Kinds(self)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Tokens of a text, with the special tokens that the tokenizer itself adds.
@@ -67,7 +86,7 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without special tokens."""
-        text: str = self.backend.decode(list(tokens))
+        text: str = self.backend.decode(tokens)
         return text
 
     def piece(self, token: int) -> str | None:
@@ -83,6 +102,21 @@ class Tokenizer:
         text = self.decode([token])
         drops_space = piece.startswith(SPACE) and not text.startswith(" ")
         return f" {text}" if drops_space else text
+
+
+class _Kinds(dict[int, Kind]):
+    """Those that were asked for and have text, so that each is looked up once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, token: int) -> Kind:
+        special = token in self._tokenizer.special_tokens
+        piece = None if special else self._tokenizer.piece(token)
+        if piece is None:
+            return Kind.HIDDEN
+        self[token] = Kind.BYTE if BYTE_TOKEN.fullmatch(piece) else Kind.TEXT
+        return self[token]
 
 
 def load_tokenizer(files: ModelFiles) -> Tokenizer:

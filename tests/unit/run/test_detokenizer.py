@@ -136,6 +136,21 @@ def test_a_character_begun_by_the_prompt_is_completed() -> None:
     assert pieces_of(tokenizer, euro[:1], euro[1:2]) == ["", ""]
 
 
+@pytest.mark.parametrize("text", ["🙂" * 9, "a🙂" * 9, "€b" * 9])
+def test_characters_of_several_tokens_survive_the_moving_window(text: str) -> None:
+    tokenizer = tokenizer_named("byte-level")
+    tokens = [byte_token(tokenizer, value) for value in text.encode()]
+    assert "".join(pieces_of(tokenizer, [], tokens)) == text
+
+
+def test_a_window_cut_to_a_lone_space_does_not_begin_the_text_anew() -> None:
+    backend = tokenizers.Tokenizer(models.WordLevel({"▁a": 0, "▁": 1, "?": 2}, unk_token="?"))
+    steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 2, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    pieces = pieces_of(Tokenizer(backend, frozenset(), None), [], [0, 0, 0, 0, 0, 1] * 5)
+    assert "".join(pieces) == " ".join(["a a a a a "] * 5)
+
+
 def byte_token(tokenizer: Tokenizer, value: int) -> int:
     """The byte-level token of one byte."""
     for token in range(tokenizer.backend.get_vocab_size()):
@@ -186,7 +201,8 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text(name: str, kind: str) -
         tokens = (original.encode("the end of a word ", special=False) * 3000)[:3000]
     prompt = original.encode("A prompt of some length. " * 300)
     pieces_of(counting, prompt, tokens)
-    # a window of up to 17 tokens and the 8 it is cut to; a run of bytes once, when it ends
+    # a window of up to 9 tokens, and at every second token the 1 and the 4 that it may be cut to;
+    # a run of bytes once, when it ends
     most = (2 * CONTEXT_TOKENS + 1 + CONTEXT_TOKENS) * len(tokens)
     assert sum(counting.decoded) <= most
     assert len(counting.decoded) <= 2 * len(tokens) + 2

@@ -110,7 +110,7 @@ def test_every_choice_is_what_full_sorts_would_choose(
         sampler._random = Uniforms(*(uniform for _, uniform in steps))
     generated: list[int] = []
     for logits, uniform in steps:
-        token = sampler.choose(np.asarray(logits, np.float32)).token
+        token = sampler.choose(np.asarray(logits, np.float32))
         scores = adjusted_reference(logits, sampling, prompt, generated)
         allowed = {chosen_reference(scores, sampling, uniform, nudges) for nudges in NUDGES}
         assert token in allowed
@@ -131,14 +131,14 @@ def test_a_flat_distribution_of_a_large_vocabulary_keeps_exactly_its_share(top_p
     logits = np.zeros(vocabulary, np.float32)
     sampler = Sampler(Sampling(temperature=1.0, top_p=top_p), vocabulary)
     sampler._random = Uniforms(0.0, 1.0 - 2.0**-53)
-    assert sampler.choose(logits).token == 0
-    assert sampler.choose(logits).token == math.ceil(top_p * vocabulary) - 1
+    assert sampler.choose(logits) == 0
+    assert sampler.choose(logits) == math.ceil(top_p * vocabulary) - 1
 
 
 def test_a_draw_of_zero_takes_the_first_token_that_may_be() -> None:
     sampler = Sampler(Sampling(temperature=1.0, logit_bias={0: -math.inf}), 3)
     sampler._random = Uniforms(0.0)
-    assert sampler.choose(np.zeros(3, np.float32)).token == 1
+    assert sampler.choose(np.zeros(3, np.float32)) == 1
 
 
 def test_tokens_come_as_often_as_their_probability_says() -> None:
@@ -147,7 +147,7 @@ def test_tokens_come_as_often_as_their_probability_says() -> None:
     logits = np.asarray([1.0, 0.0, 2.0, -1.0, 0.5], np.float32)
     bound = math.sqrt(math.log(2 * len(logits) / failure) / (2 * draws))
     sampler = Sampler(Sampling(temperature=0.8, seed=11), len(logits))
-    found = np.bincount([sampler.choose(logits).token for _ in range(draws)], minlength=5) / draws
+    found = np.bincount([sampler.choose(logits) for _ in range(draws)], minlength=5) / draws
     expected = np.exp(logits / 0.8) / np.exp(logits / 0.8).sum()
     assert bound < 0.04
     assert np.abs(found - expected).max() < bound
@@ -158,7 +158,7 @@ def random_logits(places: int, vocabulary: int = 50) -> NDArray[np.float32]:
 
 
 def run_sampler(sampler: Sampler, rows: NDArray[np.float32]) -> list[int]:
-    return [sampler.choose(row).token for row in rows]
+    return [sampler.choose(row) for row in rows]
 
 
 def test_a_draw_depends_on_the_seed_and_the_place_in_the_sequence_alone() -> None:
@@ -178,7 +178,7 @@ def test_the_drawn_numbers_of_a_seed_never_change() -> None:
     sampler = Sampler(Sampling(temperature=1.0, seed=7), 1000)
     generator = np.random.Generator(np.random.PCG64(7))
     expected = [int(generator.random() * 1000) for _ in range(5)]
-    assert [sampler.choose(logits).token for _ in range(5)] == expected == [625, 897, 775, 225, 300]
+    assert [sampler.choose(logits) for _ in range(5)] == expected == [625, 897, 775, 225, 300]
 
 
 def test_penalties_follow_their_definitions() -> None:
@@ -189,7 +189,7 @@ def test_penalties_follow_their_definitions() -> None:
     np.testing.assert_array_equal(
         sampler._adjusted(logits), [1.0, -4.0, np.float32(1.9), -1.0, 0.25]
     )
-    assert [sampler.choose(logits).token for _ in range(2)] == [2, 0]
+    assert [sampler.choose(logits) for _ in range(2)] == [2, 0]
     third = np.float32(1.9) / 2.0 - 0.75
     np.testing.assert_array_equal(sampler._adjusted(logits), [0.25, -4.0, third, -1.0, 0.25])
 
@@ -197,33 +197,29 @@ def test_penalties_follow_their_definitions() -> None:
 def test_logprobs_are_the_models_own_whatever_was_done_to_choose() -> None:
     rows = random_logits(4)
     sampling = Sampling(temperature=0.5, top_k=3, repetition_penalty=1.5, logit_bias={7: 50.0})
-    sampler = Sampler(sampling, 50, [4, 5], logprobs=2)
+    sampler = Sampler(sampling, 50, [4, 5])
     for row in rows:
-        choice = sampler.choose(row)
         own = row.astype(np.float64) - math.log(math.fsum(math.exp(value) for value in row))
-        assert choice.token == 7
+        measured = measure(row, sampler.choose(row), 2)
+        assert measured.token == 7
         # a sum of 50 terms and two logs, in f64: some tens of roundings of 1e-16
-        assert choice.logprob == pytest.approx(own[7], abs=1e-14)
+        assert measured.logprob == pytest.approx(own[7], abs=1e-14)
         best = sorted(range(50), key=lambda token: -row[token])[:2]
-        assert [token for token, _ in choice.top] == best
-        assert [logprob for _, logprob in choice.top] == pytest.approx(own[best], abs=1e-14)
+        assert [token for token, _ in measured.top] == best
+        assert [logprob for _, logprob in measured.top] == pytest.approx(own[best], abs=1e-14)
 
 
 def test_the_greedy_token_has_exactly_the_largest_logprob() -> None:
     """Clients compare the two floats to see whether a text is what greedy decoding gives."""
     for row in random_logits(50):
-        choice = Sampler(Sampling(), 50, logprobs=1).choose(row)
-        assert choice.top == ((choice.token, choice.logprob),)
-        assert choice.logprob == log_softmax(row).max()
+        measured = measure(row, Sampler(Sampling(), 50).choose(row), 1)
+        assert measured.top == ((measured.token, measured.logprob),)
+        assert measured.logprob == log_softmax(row).max()
 
 
-def test_logprobs_are_computed_only_when_asked() -> None:
+def test_as_many_likely_tokens_are_told_as_are_asked_and_there() -> None:
     row = random_logits(1)[0]
-    assert Sampler(Sampling(), 50).choose(row).logprob is None
-    choice = Sampler(Sampling(), 50, logprobs=0).choose(row)
-    assert choice.logprob is not None
-    assert choice.top == ()
-    assert len(measure(row, 3, 80).top) == 50
+    assert [len(measure(row, 3, top).top) for top in (0, 1, 50, 80)] == [0, 1, 50, 50]
 
 
 @given(st.lists(st.floats(-(2.0**126), 2.0**126, width=32), min_size=1, max_size=20))
@@ -239,7 +235,7 @@ def test_logprobs_of_any_logits_sum_to_one(logits: list[float]) -> None:
 def test_equal_logits_give_the_lowest_token_first(temperature: float) -> None:
     logits = np.asarray([1.0, 3.0, 3.0, 3.0], np.float32)
     sampling = Sampling(temperature=temperature, top_k=1)
-    assert Sampler(sampling, 4, logprobs=3).choose(logits).token == 1
+    assert Sampler(sampling, 4).choose(logits) == 1
     assert [token for token, _ in measure(logits, 0, 3).top] == [1, 2, 3]
 
 
@@ -256,7 +252,7 @@ def test_logits_that_are_not_numbers_are_refused(bad: float, sampling: Sampling)
 
 def test_a_bias_may_forbid_tokens_but_not_all_of_them() -> None:
     logits = np.asarray([5.0, 1.0], np.float32)
-    assert Sampler(Sampling(logit_bias={0: -math.inf}), 2).choose(logits).token == 1
+    assert Sampler(Sampling(logit_bias={0: -math.inf}), 2).choose(logits) == 1
     with pytest.raises(UsageError, match=r"logit_bias: no token may be chosen"):
         Sampler(Sampling(logit_bias={0: -math.inf, 1: -math.inf}), 2).choose(logits)
 
