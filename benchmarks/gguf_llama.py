@@ -40,6 +40,8 @@ class BlockFields:
 TYPES = {
     "Q8_0": BlockFields(scale=0),
     "Q4_0": BlockFields(scale=0),
+    "Q6_K": BlockFields(scale=208),
+    "Q5_K": BlockFields(scale=0, minimum=2, minimum_ratio=15.5),
     "Q4_K": BlockFields(scale=0, minimum=2, minimum_ratio=7.5),
     "Q3_K": BlockFields(scale=108),
     "Q2_K": BlockFields(scale=80, minimum=82, minimum_ratio=1.5),

@@ -36,6 +36,8 @@ PAIRS = {
     "int3-g128-fixed": "Q3_K",
     "int4-g32-fixed": "Q4_0",
     "int4-g128-fixed": "Q4_K",
+    "int5-g128-fixed": "Q5_K",
+    "int6-g128-fixed": "Q6_K",
     "int8-g32-fixed": "Q8_0",
     "int8-g128-fixed": "Q8_0",
     "q2_k": "Q2_K",
