@@ -155,13 +155,28 @@ CRUMB_INLINE void score_some(const Queries& of, const float* query, int64_t quer
     }
 }
 
+// Decoding reads each page once, and pages lie far from each other: the part of a later page that
+// comes to be read is asked for ahead. Many rows would find it in the cache.
+constexpr int64_t kPagesAhead = 4, kFewRows = 4;
+CRUMB_INLINE void prefetch_page(const Queries& of, int64_t page, int64_t last_page, int64_t first_byte,
+                                int64_t end_byte) {
+  if (of.segment.rows > kFewRows || page >= last_page) return;
+  const uint8_t* at = of.page(page);
+  for (int64_t byte = first_byte; byte < end_byte; byte += 64) __builtin_prefetch(at + byte);
+}
+
 template <int kind, int count>
 CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t query_stride,
                               int64_t first_page, int64_t last_page, float* scores,
                               int64_t stride) {
+  const int64_t keys = HeadPlaces(of.job.head_dim, kind).values;
   int64_t page = first_page;
-  for (; page + kScoredPages <= last_page; page += kScoredPages, scores += kScoredPages * kPageTokens)
+  for (; page + kScoredPages <= last_page; page += kScoredPages) {
+    for (int p = 0; p < kScoredPages; ++p)
+      prefetch_page(of, page + kPagesAhead + p, last_page, 0, keys);
     score_some<kind, count, kScoredPages>(of, query, query_stride, page, scores, stride);
+    scores += kScoredPages * kPageTokens;
+  }
   for (; page < last_page; ++page, scores += kPageTokens)
     score_some<kind, count, 1>(of, query, query_stride, page, scores, stride);
 }
@@ -208,6 +223,7 @@ CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_pa
                             const float* inverse) {
   const HeadPlaces places(of.job.head_dim, kind);
   const int64_t padded = padded_to(of.job.head_dim, 16);
+  const int64_t last_page = first_page + (positions + kPageTokens - 1) / kPageTokens;
   Floats mixed[count][vectors];
 #pragma GCC unroll 8
   for (int q = 0; q < count; ++q)
@@ -216,6 +232,8 @@ CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_pa
   for (int64_t begin = 0; begin < positions; begin += kPageTokens) {
     const uint8_t* page = of.page(first_page + begin / kPageTokens);
     const float* scales = reinterpret_cast<const float*>(page + places.scales) + kPageTokens;
+    prefetch_page(of, first_page + begin / kPageTokens + kPagesAhead, last_page, places.values,
+                  of.job.cache.head_bytes);
     const int64_t left = positions - begin, slots = left < kPageTokens ? left : kPageTokens;
     for (int64_t slot = 0; slot < slots; ++slot) {
       [[maybe_unused]] float scaled[count];
