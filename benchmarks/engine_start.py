@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from alone import measure_alone
 from machine import describe_machine
 from report import RESULTS, print_table, write_record
 
@@ -102,11 +101,10 @@ def main() -> None:
         return
     rows = []
     for model in arguments.models:
-        command = [sys.executable, __file__, model, "--alone", "--rounds", str(arguments.rounds)]
-        command += [] if arguments.threads is None else ["--threads", str(arguments.threads)]
-        for _ in range(2):  # the first reads the file
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-        rows.append(json.loads(done.stdout))
+        words = [model, "--rounds", arguments.rounds]
+        words += [] if arguments.threads is None else ["--threads", arguments.threads]
+        measure_alone(__file__, *words)  # reads the file
+        rows.append(measure_alone(__file__, *words))
     write_record(arguments.out, {"machine": describe_machine(), "rows": rows})
     print_table(
         ["model", "weights, MB", "load, s", "first token after, s", "over, MiB", "outside, us"],

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from alone import measure_alone
 from machine import describe_machine
 from report import RESULTS, print_table, write_record
 
@@ -96,17 +94,10 @@ def main() -> None:
             model = Path(folder) / name
             write_quantized(model, replace(BILLION, blocks=BLOCKS), parse_format(name))
             for isa in asked.sets:
-                command = [sys.executable, __file__, "--alone", str(model)]
+                words: list[object] = [model]
                 for option in ("threads", "tokens", "rounds"):
-                    command += [f"--{option}", str(getattr(asked, option))]
-                done = subprocess.run(
-                    command,
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    env=os.environ | {"CRUMB_ISA": isa},
-                )
-                rows.append({"format": name, **json.loads(done.stdout)})
+                    words += [f"--{option}", getattr(asked, option)]
+                rows.append({"format": name, **measure_alone(__file__, *words, CRUMB_ISA=isa)})
     record = {"machine": describe_machine(), "threads": asked.threads, "tokens": asked.tokens}
     write_record(asked.out, {**record, "rows": rows})
     print_table(

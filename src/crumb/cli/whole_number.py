@@ -1,6 +1,6 @@
 """Whole numbers on the command line, where cyclopts would round 3.5 to 4.
 
-In: the word behind an option. Out: an integer. Refuses everything but digits and a sign.
+In: the word behind an option. Out: an integer. Refuses everything but a sign and 18 digits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def parse_whole(_: Any, tokens: Sequence[Token]) -> int:
     """The integer that one word spells. Raises: ValueError."""
     word = tokens[0].value
     if not WHOLE.fullmatch(word):
-        raise ValueError(f"{word[:40]!r} is not a whole number")
+        raise ValueError(f"{word[:40]!r} is not a whole number of at most 18 digits")
     return int(word)
 
 

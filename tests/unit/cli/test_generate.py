@@ -133,6 +133,7 @@ def test_logprobs_come_with_json_and_are_refused_without(capsys: Capsys) -> None
         (["--logit-bias", "5=much"], "--logit-bias"),
         (["--temperature", "-1"], "temperature"),
         (["--max-tokens", "-1"], "max_tokens"),
+        (["--max-tokens", "9" * 19], "at most 18 digits"),
         (["--context", "0"], "context_tokens"),
         (["--context", "9999"], "positions"),
         (["--threads", "0"], "threads"),
