@@ -19,8 +19,8 @@ from machine import describe_machine
 from numpy.typing import NDArray
 from report import RESULTS, print_table, write_record
 
-from crumb.evaluate.execution import Execution
-from crumb.evaluate.scores import score
+from crumb.evaluation.execution import Execution
+from crumb.evaluation.scores import score
 from crumb.run.model import open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from crumb.calibrate.walk import StageWalk
 from crumb.checkpoints.gguf.architecture import names_of
 from crumb.checkpoints.gguf.configuration import target_of
-from crumb.evaluate.comparison import evaluate_models
-from crumb.evaluate.report import Evaluation
+from crumb.evaluation.comparison import evaluate_models
+from crumb.evaluation.report import Evaluation
 from crumb.exporting import Container, ExportRequest, export
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model, start_buffers

@@ -16,8 +16,8 @@ from typing import Any
 
 from machine import describe_machine
 
-from crumb.evaluate.comparison import evaluate_models
-from crumb.evaluate.report import Evaluation
+from crumb.evaluation.comparison import evaluate_models
+from crumb.evaluation.report import Evaluation
 from crumb.formats.catalog import ROW, ZeroKind, group_name
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from crumb.checkpoints.gguf.tokenizer_metadata import tokenizer_metadata
-from crumb.checkpoints.model_files import DirectoryFiles, MadeFiles
+from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
+from crumb.files.model_files import DirectoryFiles, MadeFiles
 
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 """Types of tokens."""
@@ -26,7 +26,7 @@ GGML = "tokenizer.ggml."
 HERE = Path("model.gguf")
 EMBEDDED = resources.files("crumb") / "embedded"
 NOVELLA = Path(str(EMBEDDED / "novella-7m"))
-SENTENCEPIECE = Path(__file__).parent / "unit" / "run" / "tokenizer-400.model"
+SENTENCEPIECE = Path(__file__).parent / "unit" / "tokenizer" / "tokenizer-400.model"
 
 
 def novella_metadata(**configuration: Any) -> dict[str, Any]:

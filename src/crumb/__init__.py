@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crumb.evaluate.comparison import evaluate
+    from crumb.evaluation.comparison import evaluate
     from crumb.exporting import ExportResult
     from crumb.pipeline import QuantizeResult
     from crumb.run.language_model import LanguageModel, load
@@ -19,7 +19,7 @@ __all__ = ["LanguageModel", "evaluate", "export", "load", "quantize"]
 
 _HOMES = {
     "LanguageModel": "crumb.run.language_model",
-    "evaluate": "crumb.evaluate.comparison",
+    "evaluate": "crumb.evaluation.comparison",
     "load": "crumb.run.language_model",
 }
 """Where each public name lives; `import crumb` itself loads none of them."""
@@ -71,5 +71,4 @@ def _check_known(settings: dict[str, Any], request: type[Any], of: str) -> None:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'crumb' has no attribute {name!r}")
-    found = getattr(import_module(_HOMES[name]), name)
-    return globals().get(name, found)  # importing a room puts the room itself here
+    return getattr(import_module(_HOMES[name]), name)

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.compressed_tensors_writer import write_compressed_tensors
-from crumb.checkpoints.crumb_directory import (
+from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
+from crumb.checkpoints.crumb.reader import (
     MANIFEST,
     METHOD,
     ORDER,
@@ -40,14 +40,14 @@ from crumb.checkpoints.float_parts import Told, decoded_part, plain_part, source
 from crumb.checkpoints.gguf.reader import SUFFIX
 from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.writer import VECTORS, write_gguf
-from crumb.checkpoints.gptq_writer import write_gptq
-from crumb.checkpoints.hub import locate
-from crumb.checkpoints.model_files import optional_json
+from crumb.checkpoints.gptq.writer import write_gptq
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import ArrayToWrite
 from crumb.checkpoints.tensor_map import Quantized
-from crumb.checkpoints.workspace import disk_errors, write_json
 from crumb.errors import UsageError
+from crumb.files.atomic_file import disk_errors, write_json
+from crumb.files.model_files import optional_json
 from crumb.formats.packed_tensor import stored_shape
 
 

@@ -21,13 +21,13 @@ from crumb.architectures.plan import Embed, Linear, Plan, Stage, TensorSpec
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.walk import LinearGroup, StageWalk
-from crumb.checkpoints.assemble import assemble_directory
-from crumb.checkpoints.crumb_directory import MANIFEST
-from crumb.checkpoints.model_files import read_json
+from crumb.checkpoints.crumb.reader import MANIFEST
+from crumb.checkpoints.crumb.workspace import Workspace, open_workspace
+from crumb.checkpoints.crumb.writer import assemble_directory
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import lies_as_floats
-from crumb.checkpoints.workspace import Workspace, open_workspace
 from crumb.errors import UsageError, placed
+from crumb.files.model_files import read_json
 from crumb.fit.quantize_cost import (
     ROWS_AT_ONCE,
     Cost,
@@ -40,17 +40,17 @@ from crumb.fit.quantize_cost import (
     total_work,
     working_bytes,
 )
-from crumb.fit.quantize_request import (
+from crumb.formats.catalog import Format
+from crumb.formats.packed_tensor import PackedTensor, stack_rows
+from crumb.kernels.decode import decode
+from crumb.kernels.tile import pack_tensor
+from crumb.requests.quantize_request import (
     Calibration,
     Choice,
     QuantizeRequest,
     choose,
     needs_calibration,
 )
-from crumb.formats.catalog import Format
-from crumb.formats.packed_tensor import PackedTensor, stack_rows
-from crumb.kernels.decode import decode
-from crumb.kernels.tile import pack_tensor
 from crumb.run.array_executor import Array
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.solve.factored import Factored, factor

@@ -33,8 +33,8 @@ from crumb.architectures.plan import (
 )
 from crumb.architectures.rope import Rope
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.model_files import MadeFiles
 from crumb.errors import CheckpointError, UsageError
+from crumb.files.model_files import MadeFiles
 from crumb.run import array_executor
 from crumb.run.array_executor import Context
 from crumb.run.model import Model, open_model

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import crumb
 from crumb.embedded import MODELS
-from crumb.evaluate.comparison import evaluate
+from crumb.evaluation.comparison import evaluate
 from crumb.run.model import open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text

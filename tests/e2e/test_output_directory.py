@@ -103,7 +103,7 @@ def test_a_command_that_had_finished_nothing_leaves_nothing(
 
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interrupt the next run in this process when it has stored so many tensors."""
-    from crumb.checkpoints.workspace import Workspace
+    from crumb.checkpoints.crumb.workspace import Workspace
 
     left, store = [count], Workspace.store
 

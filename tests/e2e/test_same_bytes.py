@@ -18,11 +18,11 @@ from tiny_checkpoint import (
     write_checkpoint,
 )
 
-from crumb.checkpoints.model_files import read_json
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.cli.main import main
 from crumb.embedded import MODELS
+from crumb.files.model_files import read_json
 
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

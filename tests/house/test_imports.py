@@ -15,23 +15,26 @@ from pathlib import Path
 
 FORMATS = ("errors", "formats")
 KERNELS = (*FORMATS, "kernels")
-CHECKPOINTS = (*KERNELS, "architectures", "checkpoints", "embedded")
+CHECKPOINTS = (*KERNELS, "architectures", "files", "tokenizer", "checkpoints", "embedded")
 RUN = (*CHECKPOINTS, "run")
-STAGES = (*RUN, "texts", "calibrate", "solve", "evaluate", "fit")
+STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "embedded": (),
+    "files": ("errors",),
+    "tokenizer": ("errors", "files"),
     "formats": ("errors",),
     "texts": ("errors",),
     "architectures": ("errors",),
     "kernels": (*FORMATS, "_native"),
     "solve": KERNELS,
-    "checkpoints": (*KERNELS, "architectures", "embedded"),
+    "checkpoints": (*KERNELS, "architectures", "files", "tokenizer", "embedded"),
+    "requests": (*FORMATS, "architectures", "solve"),
     "run": CHECKPOINTS,
     "calibrate": RUN,
-    "evaluate": (*RUN, "texts"),
-    "fit": (*RUN, "solve", "evaluate", "texts"),
+    "evaluation": (*RUN, "texts"),
+    "fit": (*RUN, "requests", "solve", "evaluation", "texts"),
     "pipeline": STAGES,
     "exporting": STAGES,
     "study": (*STAGES, "pipeline"),

@@ -28,7 +28,7 @@ from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import CrumbError
-from crumb.run.tokenizer import load_tokenizer
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 SECONDS_FOR_ONE = 10
 """An honest file of this size takes a hundredth of a second."""

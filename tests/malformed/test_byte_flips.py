@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_checkpoint import make_tensors, write_checkpoint
 
-from crumb.checkpoints.manifest import read_manifest
-from crumb.checkpoints.model_files import DirectoryFiles
+from crumb.checkpoints.crumb.manifest import read_manifest
 from crumb.cli.main import main
-from crumb.run.tokenizer import load_tokenizer
+from crumb.files.model_files import DirectoryFiles
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.run.tokenizer import load_tokenizer
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 FILES: dict[str, File] = {
     "plain": tiny_model(),

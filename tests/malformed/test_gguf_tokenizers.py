@@ -13,8 +13,8 @@ from gguf_vocabularies import GGML, HERE, NORMAL, library, over_bytes, scored
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crumb.checkpoints.gguf import tokenizer
-from crumb.checkpoints.gguf.tokenizer import MOST_TOKENS, tokenizer_files
+from crumb.checkpoints.gguf.tokenizer import reader as tokenizer
+from crumb.checkpoints.gguf.tokenizer.reader import MOST_TOKENS, tokenizer_files
 from crumb.errors import CheckpointError, CrumbError
 
 

@@ -25,7 +25,7 @@ from quantized_files import (
     write_model,
 )
 
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.errors import CheckpointError, CrumbError
 
 ROWS, COLUMNS, GROUP = 64, 96, 32

@@ -14,7 +14,7 @@ import pytest
 from command_line import crumb, digest, finished_tensors, quantize_line, refusal, succeed
 from tiny_checkpoint import write_checkpoint, write_raw, write_safetensors
 
-from crumb.checkpoints.workspace import Workspace
+from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.cli.main import main
 
 Capsys = pytest.CaptureFixture[str]

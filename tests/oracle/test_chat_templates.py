@@ -9,7 +9,7 @@ import pytest
 from chat_templates import CHATS, TEMPLATES, TOOLS
 
 from crumb.errors import CheckpointError, UsageError
-from crumb.run.chat_template import ChatTemplate
+from crumb.tokenizer.chat_template import ChatTemplate
 
 pytestmark = pytest.mark.oracle
 transformers = pytest.importorskip("transformers")

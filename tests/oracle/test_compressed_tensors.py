@@ -16,11 +16,11 @@ from quantized_files import compressed_arrays, random_grid
 from tiny_checkpoint import make_tensors, write_checkpoint
 from tiny_models import tolerance
 
-from crumb.checkpoints.compressed_tensors import METHOD
-from crumb.checkpoints.compressed_tensors_writer import write_compressed_tensors
-from crumb.checkpoints.gptq_writer import pack_words
+from crumb.checkpoints.compressed_tensors.reader import METHOD
+from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
+from crumb.checkpoints.gptq.writer import pack_words
 from crumb.checkpoints.grouped_codes import unpack_words
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.run.model import Model
 from crumb.solve.problem import Method, SolveSettings

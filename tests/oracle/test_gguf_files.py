@@ -22,7 +22,7 @@ from crumb.checkpoints.gguf.writer import encode_plain, write_gguf
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.embedded import MODELS
 from crumb.formats.layouts.gguf_types import GGUF_TYPES
-from crumb.run.tokenizer import load_tokenizer
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.oracle
 

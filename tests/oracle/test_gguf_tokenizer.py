@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from gguf_vocabularies import EMBEDDED, GGML, NOVELLA, novella_metadata
 
-from crumb.checkpoints.gguf.pre_tokenizers import ROWS, pre_tokenizer_json
-from crumb.checkpoints.gguf.tokenizer import tokenizer_files
-from crumb.checkpoints.gguf.tokenizer_metadata import tokenizer_metadata
-from crumb.checkpoints.model_files import DirectoryFiles, MadeFiles
-from crumb.run.tokenizer import load_tokenizer
+from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import ROWS, pre_tokenizer_json
+from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
+from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
+from crumb.files.model_files import DirectoryFiles, MadeFiles
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.oracle
 sentencepiece = pytest.importorskip("sentencepiece")

@@ -16,8 +16,8 @@ from quantized_files import MODULE, gptq_arrays, random_grid, write_model
 from tiny_checkpoint import make_tensors, write_checkpoint
 from tiny_models import tolerance
 
-from crumb.checkpoints.gptq_writer import write_gptq
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.gptq.writer import write_gptq
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.safetensors import read_header
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.run.model import Model

@@ -16,7 +16,7 @@ import pytest
 from tiny_checkpoint import write_safetensors
 
 from crumb.embedded import MODELS
-from crumb.evaluate.comparison import evaluate_models
+from crumb.evaluation.comparison import evaluate_models
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model
 from crumb.texts.hub_texts import Use

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from crumb.errors import CheckpointError
-from crumb.run.sentencepiece_model import convert_sentencepiece
+from crumb.tokenizer.sentencepiece_model import convert_sentencepiece
 
 pytestmark = pytest.mark.oracle
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -146,7 +146,7 @@ def test_models_of_other_kinds_are_refused(
 
 
 def test_the_record_of_the_unit_tests_is_what_sentencepiece_says() -> None:
-    path = Path(__file__).parents[1] / "unit" / "run" / "tokenizer-400.model"
+    path = Path(__file__).parents[1] / "unit" / "tokenizer" / "tokenizer-400.model"
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
     record = json.loads(path.with_suffix(".json").read_text())
     assert len(record) > 50

@@ -59,7 +59,7 @@ def test_an_export_to_nowhere_is_refused_with_the_names_there_are(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("room", ["evaluate", "exporting", "pipeline", "cli.main"])
+@pytest.mark.parametrize("room", ["evaluation", "exporting", "pipeline", "cli.main"])
 def test_every_name_of_the_front_door_can_be_called_whatever_was_imported(room: str) -> None:
     code = f"import crumb.{room}\nfor name in crumb.__all__: assert callable(getattr(crumb, name))"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from crumb.architectures.plan import Plan
-from crumb.checkpoints.model_files import CONFIGURATION, ModelFiles
 from crumb.checkpoints.tensor_map import TensorMap
+from crumb.files.model_files import CONFIGURATION, ModelFiles
 
 
 @dataclass(frozen=True)

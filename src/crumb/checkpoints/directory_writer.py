@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crumb.checkpoints.huggingface import INDEX, SINGLE
-from crumb.checkpoints.model_files import CONFIGURATION, TOKENIZER_FILES, ModelFiles
+from crumb.checkpoints.huggingface.reader import INDEX, SINGLE
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
-from crumb.checkpoints.workspace import disk_errors, sync_directory, write_json, write_synced
 from crumb.errors import OutputConflict, UsageError
+from crumb.files.atomic_file import disk_errors, sync_directory, write_json, write_synced
+from crumb.files.model_files import CONFIGURATION, TOKENIZER_FILES, ModelFiles
 
 SHARD_BYTES = 4 << 30
 

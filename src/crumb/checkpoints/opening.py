@@ -10,9 +10,9 @@ from pathlib import Path
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.gguf.reader import PART, SUFFIX, open_gguf
-from crumb.checkpoints.huggingface import open_directory
-from crumb.checkpoints.model_files import CONFIGURATION
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.errors import ModelNotFound
+from crumb.files.model_files import CONFIGURATION
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

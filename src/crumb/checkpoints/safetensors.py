@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.checkpoints.atomic_file import atomic_file
 from crumb.errors import CheckpointError
+from crumb.files.atomic_file import atomic_file
 
 LARGEST_HEADER_BYTES = 100_000_000
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from crumb import __version__
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.generation_options import memory_line
 from crumb.cli.output import bytes_text, log, print_json, progress_bar

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.conversation import Answer, Conversation
 from crumb.cli.generate import Stream
@@ -30,8 +30,8 @@ from crumb.cli.interruption import interruption
 from crumb.cli.output import bytes_text, log
 from crumb.cli.turn_reader import TurnReader, line_history, stdin_line
 from crumb.errors import CrumbError, UsageError
-from crumb.run.chat_template import load_chat_template
 from crumb.run.language_model import LanguageModel, peak_memory_bytes
+from crumb.tokenizer.chat_template import load_chat_template
 
 
 def chat(

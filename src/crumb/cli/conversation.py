@@ -16,9 +16,9 @@ import msgspec
 
 from crumb.cli.generation_options import TextOptions
 from crumb.errors import UsageError
-from crumb.run.chat_template import Message
 from crumb.run.generation import FinishReason, Generation, Piece
 from crumb.run.language_model import LanguageModel
+from crumb.tokenizer.chat_template import Message
 
 LEAST_ANSWER_TOKENS = 64
 """Room for an answer without which the oldest turns go."""

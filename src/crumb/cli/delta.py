@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from crumb.checkpoints.delta.apply import apply_delta
 from crumb.checkpoints.delta.make import DeltaReport, make_delta
 from crumb.checkpoints.delta.record import read_delta
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
 

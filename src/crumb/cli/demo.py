@@ -24,8 +24,8 @@ from crumb.cli.output import (
     print_table,
     progress_bar,
 )
-from crumb.evaluate.comparison import evaluate_models
-from crumb.evaluate.report import Evaluation
+from crumb.evaluation.comparison import evaluate_models
+from crumb.evaluation.report import Evaluation
 from crumb.formats.catalog import ZeroKind, group_name
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.language_model import LanguageModel

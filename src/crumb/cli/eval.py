@@ -12,9 +12,9 @@ from cyclopts import Parameter
 
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
 from crumb.cli.whole_number import OptionalWhole
-from crumb.evaluate.comparison import evaluate as run_evaluate
-from crumb.evaluate.execution import Execution, ExecutorKind
-from crumb.evaluate.report import Evaluation, Figure, Gate
+from crumb.evaluation.comparison import evaluate as run_evaluate
+from crumb.evaluation.execution import Execution, ExecutorKind
+from crumb.evaluation.report import Evaluation, Figure, Gate
 from crumb.fit.evaluation_cost import estimate_evaluation
 from crumb.run.memory_plan import ActivationKind
 from crumb.run.model import Model

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.generation_options import (
     ENGINE_DEFAULTS,

@@ -11,8 +11,8 @@ from cyclopts import Parameter
 
 from crumb.architectures.plan import TensorSpec
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.hub import locate
-from crumb.checkpoints.manifest import TensorRecord, read_manifest
+from crumb.checkpoints.crumb.manifest import TensorRecord, read_manifest
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import (
     Entry,

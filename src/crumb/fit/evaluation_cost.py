@@ -1,7 +1,7 @@
 """What an evaluation will cost: memory and time, before it starts.
 
 In: opened models, the windows they will score, the executor. Out: an EvaluationCost.
-Counts what evaluate/walks.py holds. Native: mapped weights, engines by their own plans, blocks of
+Counts what evaluation/walks.py holds. Native: mapped weights, engines by their own plans, blocks of
 logits. Array: decoded weights, hidden states of a chunk of windows, logits of a window a processor.
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import prod
 
 from crumb.architectures.plan import Plan
-from crumb.evaluate.execution import Execution, ExecutorKind, block_tokens
-from crumb.evaluate.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
+from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
+from crumb.evaluation.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
 from crumb.fit.quantize_cost import FIXED_BYTES, measured_rate, stage_work
 from crumb.kernels.threads import processors
 from crumb.run.model import KEPT_BYTES, Model

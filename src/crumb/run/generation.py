@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import UsageError
-from crumb.run.detokenizer import Detokenizer
 from crumb.run.sampling import Measured, Sampler, Sampling, measure
 from crumb.run.stop_strings import StopStrings, check_stops
-from crumb.run.tokenizer import Tokenizer
+from crumb.tokenizer.detokenizer import Detokenizer
+from crumb.tokenizer.tokenizer import Tokenizer
 
 
 class FinishReason(StrEnum):

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
 from crumb.run.batch import Running, run_batch
-from crumb.run.chat_template import ChatTemplate, Message, load_chat_template
 from crumb.run.engine import Engine, Part, Wanted
 from crumb.run.generation import (
     GenerateRequest,
@@ -45,7 +44,8 @@ from crumb.run.memory_plan import (
     chosen_kind,
 )
 from crumb.run.sampling import Sampling
-from crumb.run.tokenizer import Tokenizer, load_tokenizer
+from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
+from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 Floats = NDArray[np.float32]
 Prompt = str | Sequence[int]

@@ -17,11 +17,11 @@ from array_api_compat import array_namespace
 
 from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
 from crumb.run.array_executor import Array, Context, run_stage
-from crumb.run.tokenizer import Tokenizer, load_tokenizer
+from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 KEPT_BYTES = 1 << 30
 """A model whose f32 weights are at most this stays decoded in memory."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from quantized_files import MODULE, awq_arrays, change_config, random_grid, write_model
 
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 

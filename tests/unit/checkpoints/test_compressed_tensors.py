@@ -23,9 +23,9 @@ from quantized_files import (
     write_model,
 )
 
-from crumb.checkpoints.compressed_tensors_writer import write_compressed_tensors
+from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
 from crumb.checkpoints.export_report import TensorReport
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.safetensors import read_header
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tiny_checkpoint import EMBEDDING, QUERY, make_tensors, write_checkpoint
 
 from crumb.checkpoints import directory_writer
-from crumb.checkpoints.assemble import assemble_directory
+from crumb.checkpoints.crumb.workspace import open_workspace
+from crumb.checkpoints.crumb.writer import assemble_directory
 from crumb.checkpoints.delta import record as delta_record
 from crumb.checkpoints.delta.apply import apply_delta
 from crumb.checkpoints.delta.make import DeltaReport, make_delta
@@ -27,8 +28,8 @@ from crumb.checkpoints.delta.parameters import field_types
 from crumb.checkpoints.delta.record import parts_of, read_delta
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
-from crumb.checkpoints.workspace import open_workspace, write_json
 from crumb.errors import CheckpointError, DoesNotFit, OutputConflict, UsageError
+from crumb.files.atomic_file import write_json
 from crumb.formats.catalog import CATALOG, Format, ScaleKind, ZeroKind, format_of_row, make_format
 from crumb.formats.grid import GroupParameters, encode_reference, make_parameters
 from crumb.kernels.tile import pack_tensor

@@ -40,12 +40,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crumb.checkpoints.gguf.container import read_gguf, write_container
-from crumb.checkpoints.gguf.pre_tokenizers import ROWS, pre_tokenizer_json
-from crumb.checkpoints.gguf.tokenizer import TOKEN_KEYS, tokenizer_files
-from crumb.checkpoints.gguf.tokenizer_metadata import tokenizer_metadata
-from crumb.checkpoints.model_files import MadeFiles
-from crumb.run.sentencepiece_model import convert_sentencepiece
-from crumb.run.tokenizer import load_tokenizer
+from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import ROWS, pre_tokenizer_json
+from crumb.checkpoints.gguf.tokenizer.reader import TOKEN_KEYS, tokenizer_files
+from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
+from crumb.files.model_files import MadeFiles
+from crumb.tokenizer.sentencepiece_model import convert_sentencepiece
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 RECORD = json.loads(SENTENCEPIECE.with_suffix(".json").read_text())
 

@@ -28,7 +28,7 @@ from gguf_vocabularies import (
     small,
 )
 
-from crumb.checkpoints.gguf.pre_tokenizers import (
+from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import (
     GPT2,
     LLAMA3,
     NAMED,
@@ -37,10 +37,10 @@ from crumb.checkpoints.gguf.pre_tokenizers import (
     name_of_pre_tokenizer,
     pre_tokenizer_json,
 )
-from crumb.checkpoints.gguf.tokenizer import tokenizer_files
-from crumb.checkpoints.gguf.tokenizer_metadata import tokenizer_metadata
-from crumb.checkpoints.model_files import MadeFiles
+from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
+from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
+from crumb.files.model_files import MadeFiles
 
 
 @pytest.mark.parametrize("name", ROWS)

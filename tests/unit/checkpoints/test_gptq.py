@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from quantized_files import MODULE, Grid, change_config, gptq_arrays, random_grid, write_model
 
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.formats.grid import group_of_column

@@ -18,10 +18,10 @@ from random_matrices import Matrix, assert_same_matrix, random_matrix
 from tiny_checkpoint import EMBEDDING, NORM, make_tensors, write_checkpoint
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.compressed_tensors_writer import write_compressed_tensors
+from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
 from crumb.checkpoints.export_report import TensorReport
-from crumb.checkpoints.gptq_writer import write_gptq
-from crumb.checkpoints.huggingface import open_directory
+from crumb.checkpoints.gptq.writer import write_gptq
+from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.safetensors import read_header
 from crumb.checkpoints.tensor_map import StoredCodes, TensorMap
 from crumb.errors import OutputConflict, SolveError, UsageError

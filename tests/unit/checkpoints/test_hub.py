@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from crumb.checkpoints.hub import locate
+from crumb.checkpoints.huggingface.hub import locate
 from crumb.errors import CrumbError, DoesNotFit, ModelNotFound
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"{}"}
@@ -58,7 +58,7 @@ def test_the_environment_of_the_hub_is_honoured(
     snapshot = hub_cache("org/name", MODEL)
     environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_HUB_CACHE", None)
-    program = "from crumb.checkpoints.hub import locate; print(locate('org/name'))"
+    program = "from crumb.checkpoints.huggingface.hub import locate; print(locate('org/name'))"
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crumb.checkpoints.module_patterns import Rules, literal_name
+from crumb.checkpoints.gptq.module_patterns import Rules, literal_name
 from crumb.errors import CheckpointError
 
 NAMES = [

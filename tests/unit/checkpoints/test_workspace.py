@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crumb.checkpoints.workspace import open_workspace, published_key, write_json
+from crumb.checkpoints.crumb.workspace import open_workspace, published_key
 from crumb.errors import OutputConflict
+from crumb.files.atomic_file import write_json
 from crumb.formats.catalog import ZeroKind, make_format
 from crumb.formats.grid import GroupParameters
 from crumb.formats.packed_tensor import PackedTensor

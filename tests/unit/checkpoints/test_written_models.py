@@ -19,11 +19,11 @@ from tiny_checkpoint import EMBEDDING, HEAD, make_tensors, write_checkpoint
 from tiny_models import tolerance
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.compressed_tensors_writer import write_compressed_tensors
-from crumb.checkpoints.gptq_writer import write_gptq
-from crumb.checkpoints.model_files import TOKENIZER_FILES
+from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
+from crumb.checkpoints.gptq.writer import write_gptq
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats, TensorMap
+from crumb.files.model_files import TOKENIZER_FILES
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.run.language_model import LanguageModel, engine_settings, load
 from crumb.run.model import Model

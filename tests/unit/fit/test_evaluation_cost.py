@@ -3,8 +3,8 @@
 import pytest
 
 from crumb.embedded import MODELS
-from crumb.evaluate import walks
-from crumb.evaluate.execution import Execution, ExecutorKind
+from crumb.evaluation import walks
+from crumb.evaluation.execution import Execution, ExecutorKind
 from crumb.fit import evaluation_cost
 from crumb.fit.evaluation_cost import estimate_evaluation
 from crumb.run import model as model_module

@@ -16,9 +16,9 @@ from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import read_header
-from crumb.checkpoints.workspace import Workspace
 from crumb.embedded import MODELS
 from crumb.errors import DoesNotFit
 from crumb.fit import quantize_cost

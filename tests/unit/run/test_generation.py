@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from crumb.checkpoints.model_files import DirectoryFiles
 from crumb.embedded import MODELS
 from crumb.errors import CheckpointError, UsageError
+from crumb.files.model_files import DirectoryFiles
 from crumb.run.generation import (
     FinishReason,
     GenerateRequest,
@@ -25,7 +25,7 @@ from crumb.run.generation import (
     prompt_logprobs,
 )
 from crumb.run.sampling import Sampling
-from crumb.run.tokenizer import load_tokenizer
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(DirectoryFiles(Path(str(MODELS["novella-7m"]))))
 VOCABULARY, END = 4096, 1

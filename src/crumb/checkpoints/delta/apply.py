@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.crumb_directory import ORDER, TILES, packed_entry, read_order
+from crumb.checkpoints.crumb.reader import ORDER, TILES, packed_entry, read_order
 from crumb.checkpoints.delta.make import Progress, in_stored_order, is_order
 from crumb.checkpoints.delta.matrix import decode_part
 from crumb.checkpoints.delta.piece import PIECE_BYTES

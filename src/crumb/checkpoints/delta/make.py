@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.crumb_directory import METHOD, ORDER, TILES
+from crumb.checkpoints.crumb.reader import METHOD, ORDER, TILES
 from crumb.checkpoints.delta.matrix import decode_part, encode_part
 from crumb.checkpoints.delta.piece import PIECE_BYTES, PieceReader, compressed
 from crumb.checkpoints.delta.record import (
@@ -41,8 +41,8 @@ from crumb.checkpoints.delta.record import (
 from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
 from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, read_header, write_file
 from crumb.checkpoints.tensor_map import Entry, StoredPacked
-from crumb.checkpoints.workspace import disk_errors
 from crumb.errors import CheckpointError, UsageError
+from crumb.files.atomic_file import disk_errors
 from crumb.formats.catalog import Format
 from crumb.formats.layouts.tile import tiles_of_rows
 from crumb.formats.packed_tensor import assemble

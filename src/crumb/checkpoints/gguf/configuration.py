@@ -24,7 +24,7 @@ from crumb.checkpoints.gguf.architecture import (
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import Factors, read_scaling, scaling_keys
-from crumb.checkpoints.gguf.tokenizer import NO_TOKEN, TOKEN_KEYS, TOKENS
+from crumb.checkpoints.gguf.tokenizer.reader import NO_TOKEN, TOKEN_KEYS, TOKENS
 from crumb.errors import UsageError
 
 KEYS: dict[str, str] = {

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.configuration import shown
-from crumb.checkpoints.atomic_file import atomic_file
 from crumb.checkpoints.gguf.header import TYPES, HeaderBytes, Value, encode_string, encode_value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.errors import CheckpointError, UsageError
+from crumb.files.atomic_file import atomic_file
 from crumb.formats.layouts.gguf_types import GgufType, find_type, type_of_id
 
 MAGIC = b"GGUF"

@@ -32,11 +32,11 @@ from crumb.checkpoints.gguf.architecture import (
 from crumb.checkpoints.gguf.configuration import read_configuration
 from crumb.checkpoints.gguf.container import GgufFile, StoredTensor, read_gguf
 from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors
-from crumb.checkpoints.gguf.tokenizer import tokenizer_files
-from crumb.checkpoints.model_files import CONFIGURATION, MadeFiles
+from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, Matrix, StoredCodes, StoredFloats, TensorMap
 from crumb.errors import CheckpointError, CrumbError
+from crumb.files.model_files import CONFIGURATION, MadeFiles
 from crumb.formats.layouts.gguf_blocks import decode_blocks, decode_floats, fits
 
 SUFFIX = ".gguf"

@@ -23,7 +23,7 @@ from crumb.checkpoints.gguf.configuration import Target, target_of
 from crumb.checkpoints.gguf.container import TensorToWrite, write_container
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors, frequency_factors
-from crumb.checkpoints.gguf.tokenizer_metadata import tokenizer_metadata
+from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
 from crumb.errors import placed
 from crumb.formats.layouts.gguf_blocks import encode_floats
 from crumb.formats.layouts.gguf_types import QUANTIZATION_VERSION, find_type

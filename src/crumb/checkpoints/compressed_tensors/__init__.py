@@ -1,0 +1,1 @@
+"""compressed-tensors directories, read and written."""

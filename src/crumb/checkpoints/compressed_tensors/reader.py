@@ -1,0 +1,230 @@
+"""compressed-tensors files, quant_method "compressed-tensors", format "pack-quantized".
+
+In: a directory's arrays and its quantization_config. Out: entries. A module has weight_packed,
+codes packed along its inputs, weight_scale for each row and group, weight_shape; zero points
+packed along the rows where it is not symmetric. Groups of modules have settings of their own.
+Refuses other formats, floats, transforms, and arrays that do not follow from the settings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.configuration import LIMIT, as_integer, read_flag, refuse
+from crumb.checkpoints.gptq.module_patterns import Rules
+from crumb.checkpoints.grouped_codes import (
+    SCALES,
+    SETTINGS,
+    Codes,
+    GroupedMatrix,
+    group_indices,
+    group_shape,
+    needed,
+    settings_of,
+    unpack_words,
+    with_matrices,
+    words,
+)
+from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory
+from crumb.errors import CheckpointError
+
+METHOD = "compressed-tensors"
+FORMAT = "pack-quantized"
+MIXED = "mixed-precision"
+"""What the format of the whole is called where groups name theirs."""
+
+CHANGES: tuple[tuple[str, str, object], ...] = (
+    ("transform_config", "config_groups", {}),
+    ("sparsity_config", "format", "dense"),
+)
+"""Settings that would change the weights: unless they have this key with this value."""
+
+LINEAR = "Linear"
+"""The class that a target may name: every packed module is of it."""
+
+PATTERN = "re:"
+ARRAYS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+STRATEGIES = ("group", "channel")
+WHOLE_INPUT = -1
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What decides the shapes of a module's arrays."""
+
+    bits: int
+    group_size: int  # -1: the whole input
+    symmetric: bool
+
+
+def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
+    """Entries of a compressed-tensors directory. Raises: CheckpointError."""
+    given = settings_of(directory)
+    if given.get("format") not in (FORMAT, MIXED):
+        raise refuse(f"{SETTINGS}.format", FORMAT, given.get("format"))
+    for key, inside, harmless in CHANGES:
+        setting = given.get(key)
+        if setting and (not isinstance(setting, dict) or setting.get(inside, {}) != harmless):
+            raise refuse(f"{SETTINGS}.{key}", "none", setting)
+    targets = Targets.of(given)
+
+    def matrix(module: str) -> GroupedMatrix:
+        scheme = targets.find(module)
+        if scheme is None:
+            raise CheckpointError(
+                "a quantized layer is no target of the settings, or one that they ignore",
+                where=f"{directory.path}: {module}",
+            )
+        return _matrix(directory, module, scheme)
+
+    return with_matrices(directory.arrays, ARRAYS, matrix)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which modules have which scheme. A name goes before a pattern, a pattern before a class."""
+
+    ignored: Rules[bool]
+    named: Mapping[str, Scheme]
+    patterns: Rules[Scheme]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Targets:
+        """Raises: CheckpointError."""
+        groups = given.get("config_groups")
+        if not isinstance(groups, dict):
+            raise refuse(f"{SETTINGS}.config_groups", "an object", groups)
+        found: dict[str, Scheme] = {}
+        for name, group in groups.items():
+            key = f"{SETTINGS}.config_groups.{name[:40]}"
+            scheme = _scheme(group, key, given.get("format"))
+            found |= dict.fromkeys(_names(group.get("targets"), f"{key}.targets"), scheme)
+        ignored = _names(given.get("ignore") or [], f"{SETTINGS}.ignore")
+        return cls(
+            Rules.of(((_as_pattern(name), True) for name in ignored), "config.json: ignore"),
+            {name: scheme for name, scheme in found.items() if not name.startswith(PATTERN)},
+            Rules.of(
+                (
+                    (name.removeprefix(PATTERN), scheme)
+                    for name, scheme in sorted(found.items())
+                    if name.startswith(PATTERN)
+                ),
+                "config.json: targets",
+            ),
+        )
+
+    def find(self, module: str) -> Scheme | None:
+        """Raises: CheckpointError."""
+        if self.ignored.find(module):
+            return None
+        return self.named.get(module) or self.patterns.find(module) or self.named.get(LINEAR)
+
+
+def _as_pattern(name: str) -> str:
+    return name.removeprefix(PATTERN) if name.startswith(PATTERN) else f"{re.escape(name)}$"
+
+
+def _names(value: object, key: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise refuse(key, "a list of names", value)
+    return value
+
+
+def _scheme(group: object, key: str, format: object) -> Scheme:
+    """The scheme of one group of modules; `format` is the whole's. Raises: CheckpointError."""
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(group, dict) or not isinstance(weights, dict):
+        raise refuse(key, "an object with targets and weights", group)
+    if (group.get("format") or format) != FORMAT:
+        raise refuse(f"{key}.format", FORMAT, group.get("format"))
+    if weights.get("type", "int") != "int":
+        raise refuse(f"{key}.weights.type", "int", weights["type"])
+    strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "channel")
+    if strategy not in STRATEGIES:
+        raise refuse(f"{key}.weights.strategy", " or ".join(STRATEGIES), strategy)
+    size = WHOLE_INPUT
+    if strategy == "group":
+        size = as_integer(weights.get("group_size"), f"{key}.weights.group_size", LIMIT)
+    return Scheme(
+        as_integer(weights.get("num_bits"), f"{key}.weights.num_bits", 8),
+        size,
+        read_flag(weights, "symmetric", True),
+    )
+
+
+def _matrix(directory: QuantizedDirectory, module: str, scheme: Scheme) -> GroupedMatrix:
+    """One module's matrix, its arrays checked. Raises: CheckpointError."""
+    arrays, bits = directory.arrays, scheme.bits
+    where = f"{directory.path}: {module}"
+    shape = needed(arrays, f"{module}.weight_shape", (2,), ("int64", "int32")).read()
+    out_features, in_features = int(shape[0]), int(shape[1])
+    if not (0 < out_features <= LIMIT and 0 < in_features <= LIMIT):
+        raise CheckpointError("impossible shape", where=where, found=shape.tolist())
+    packed = needed(
+        arrays, f"{module}.weight_packed", (out_features, words(in_features, bits)), ("int32",)
+    )
+    width, groups = group_shape(scheme.group_size, in_features)
+    scales = needed(arrays, f"{module}.weight_scale", (out_features, groups), SCALES)
+    zeros = None if scheme.symmetric else _zeros(arrays, module, (out_features, groups), bits)
+    index = arrays.get(f"{module}.weight_g_idx")
+    if index is not None:
+        index = needed(arrays, f"{module}.weight_g_idx", (in_features,), ("int32", "int64"))
+    parts = PackedArrays(packed, zeros, scales, bits, in_features)
+    return GroupedMatrix(
+        where,
+        source=f"compressed-tensors of {bits} bits",
+        shape=(out_features, in_features),
+        bits=bits,
+        group_width=width,
+        size_bytes=sum(each.size_bytes for each in (packed, zeros, scales, index) if each),
+        codes=parts.codes,
+        scales=parts.scale,
+        zero_points=None if zeros is None else parts.zero_points,
+        group_of_column=None if index is None else group_indices(index, groups, width, where),
+    )
+
+
+def _zeros(
+    arrays: Mapping[str, StoredArray], module: str, groups: tuple[int, int], bits: int
+) -> StoredArray:
+    """Zero points, packed along the rows; earlier versions wrote them as they are, in int8."""
+    name = f"{module}.weight_zero_point"
+    found = arrays.get(name)
+    if found is not None and found.dtype == np.int8:
+        return needed(arrays, name, groups, ("int8",))
+    return needed(arrays, name, (words(groups[0], bits), groups[1]), ("int32",))
+
+
+@dataclass(frozen=True)
+class PackedArrays:
+    """The arrays of one module: outputs are their rows, packed or not."""
+
+    packed: StoredArray
+    zeros: StoredArray | None
+    scales: StoredArray
+    bits: int
+    in_features: int
+
+    def codes(self, rows: slice) -> Codes:
+        """Shapes: -> (rows, in_features)."""
+        return unpack_words(self.packed.read(rows), self.bits, self.in_features)
+
+    def scale(self, rows: slice) -> NDArray[Any]:
+        """Shapes: -> (rows, groups)."""
+        return self.scales.read(rows)
+
+    def zero_points(self, rows: slice) -> Codes:
+        """Shapes: -> (rows, groups)."""
+        assert self.zeros is not None, "asked of asymmetric matrices only"
+        if self.zeros.dtype == np.int8:
+            signed = self.zeros.read(rows).astype(np.int16) + (1 << (self.bits - 1))
+            return signed.astype(np.uint8)
+        stored = unpack_words(self.zeros.read().T, self.bits, self.scales.shape[0])
+        return stored.T[rows]

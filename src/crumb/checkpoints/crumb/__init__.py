@@ -1,0 +1,1 @@
+"""Crumb's own directories: read, made piece by piece, put together."""

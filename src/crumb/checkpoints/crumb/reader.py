@@ -1,0 +1,137 @@
+"""The `crumb` container: a Hugging Face directory whose matrices are packed, plus manifest.json.
+
+In: stored arrays and the files' metadata, or packed tensors to write. Out: entries, or files.
+A matrix "x.weight" is stored as one array, "x.weight.tiles"; each file's metadata describes its
+matrices ("x.weight": format name, out_features and in_features). One whose columns stand in another
+order than its input has a second array, "x.weight.order". Refuses other layouts and versions, and
+matrices whose metadata is missing or does not fit their bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory, StoredPacked
+from crumb.errors import CheckpointError, CrumbError
+from crumb.files.model_files import CONFIGURATION
+from crumb.formats.catalog import Format, parse_format
+from crumb.formats.layouts.tile import LAYOUT, LAYOUT_VERSION
+from crumb.formats.packed_tensor import check_stored
+
+METHOD = "crumb"
+MANIFEST = "manifest.json"
+
+TILES = "tiles"
+"""Behind the name of a matrix: the array that stores it."""
+
+ORDER = "order"
+"""The array beside it where the matrix's columns stand in another order than its input."""
+
+OLD_LAYOUTS = ("row-stream",)
+"""Layouts that earlier versions wrote; a stored name is never used again."""
+
+
+def quantization_config() -> dict[str, Any]:
+    """What config.json says of the container."""
+    return {"quant_method": METHOD, "layout": LAYOUT, "layout_version": LAYOUT_VERSION}
+
+
+def matrix_metadata(format: Format, shape: tuple[int, int]) -> str:
+    """What a file's metadata says of one matrix: format name, out_features, in_features."""
+    return f"{format.name} {shape[0]} {shape[1]}"
+
+
+def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
+    """Entries of a directory: packed matrices gathered from their arrays, the rest as they are.
+
+    Raises: CheckpointError for another layout or version, and for a broken matrix.
+    """
+    path, arrays = directory.path, directory.arrays
+    _check_version(directory.configuration["quantization_config"], path / CONFIGURATION)
+    entries: dict[str, Entry] = {}
+    for name, array in arrays.items():
+        matrix, _, suffix = name.rpartition(".")
+        if suffix == ORDER and f"{matrix}.{TILES}" in arrays:
+            continue
+        if not matrix or suffix != TILES:
+            entries[name] = array
+            continue
+        where = f"{path}: {matrix}"
+        if matrix in arrays:
+            raise CheckpointError("a matrix is stored both packed and plain", where=where)
+        entry = packed_entry(directory.metadata.get(matrix, ""), array, where)
+        stored = arrays.get(f"{matrix}.{ORDER}")
+        if stored is not None:
+            entry = replace(entry, order=read_order(stored, entry.shape[1], where))
+        entries[matrix] = entry
+    return entries
+
+
+def read_order(stored: StoredArray, in_features: int, where: str) -> NDArray[np.intp]:
+    """The input that each column belongs to. Raises: CheckpointError where it is no permutation."""
+    if (stored.dtype, stored.shape) == (np.dtype("<i4"), (in_features,)):
+        order = stored.read().astype(np.intp)
+        if np.array_equal(np.sort(order), np.arange(in_features)):
+            return order
+    raise CheckpointError(
+        "the order of a matrix's columns names each input once",
+        where=f"{where}.{ORDER}",
+        expected=f"int32 [{in_features}], a permutation",
+        found=f"{stored.dtype.name} {list(stored.shape)}",
+    )
+
+
+def _check_version(given: Any, where: Path) -> None:
+    """Refuse another method, layout or version. Raises: CheckpointError."""
+    expected = quantization_config()
+    found = {key: given.get(key) for key in expected} if isinstance(given, dict) else given
+    if found == expected:
+        return
+    layout = found.get("layout") if isinstance(found, dict) else None
+    what = "this quantization container cannot be read by this version"
+    if layout in OLD_LAYOUTS:
+        what = f"the layout {layout} of earlier versions cannot be read by this version"
+    raise CheckpointError(
+        what,
+        where=where,
+        expected=", ".join(f"{key} {value}" for key, value in expected.items()),
+        found=str(found)[:200],
+        do="Quantize the float checkpoint again with `crumb quantize`",
+    )
+
+
+def packed_entry(metadata: str, tiles: StoredArray, where: str) -> StoredPacked:
+    """One matrix from what its file's metadata says of it and the array that stores it.
+
+    Raises: CheckpointError where metadata cannot be read or the array does not follow from it.
+    """
+    name, *sizes = metadata.split(" ")
+    try:
+        format = parse_format(name)
+    except CrumbError as error:
+        raise CheckpointError(
+            "a packed matrix without a readable format",
+            where=where,
+            expected="such as int3-g128-variable 4096 11008",
+            found=repr(metadata[:80]),
+        ) from error
+    if len(sizes) != 2 or not all(_is_size(size) for size in sizes):
+        raise CheckpointError(
+            "a packed matrix without out_features and in_features",
+            where=where,
+            expected="two numbers behind the format's name",
+            found=repr(metadata[:80]),
+        )
+    shape = int(sizes[0]), int(sizes[1])
+    check_stored(format, shape, (tiles.shape, tiles.dtype), f"{where}.{TILES}")
+    return StoredPacked(format, shape, tiles)
+
+
+def _is_size(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10

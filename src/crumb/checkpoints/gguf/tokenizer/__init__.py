@@ -1,0 +1,1 @@
+"""A GGUF file's tokenizer, from its metadata and back."""

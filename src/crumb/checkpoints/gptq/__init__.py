@@ -1,0 +1,1 @@
+"""GPTQ directories, read and written."""

@@ -1,0 +1,1 @@
+"""Hugging Face directories and the hub they come from."""

@@ -1,0 +1,1 @@
+"""Perplexity, divergence, gates: models and token windows to figures."""

@@ -1,0 +1,115 @@
+"""Evaluate models on one text in one pass, against a reference where there is one.
+
+In: opened models, a text's name, a protocol. Out: an Evaluation for each model.
+Refuses texts shorter than a window and models whose vocabularies differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from crumb.evaluation.execution import Execution, make_execution
+from crumb.evaluation.report import Evaluation, divergence, perplexity
+from crumb.evaluation.scores import TokenScores, check_windows, score
+from crumb.run.model import Model, open_model
+from crumb.texts.hub_texts import Use
+from crumb.texts.sources import read_text
+from crumb.texts.windows import Windows, cut_windows
+
+Begin = Callable[[Sequence[Model], Windows, Execution], None]
+"""Told what an evaluation is about to score."""
+
+
+def evaluate_models(
+    candidates: Sequence[Model],
+    reference: Model | None,
+    windows: Windows,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    execution: Execution | None = None,
+) -> list[Evaluation]:
+    """Evaluations in the order reference (if any), candidates.
+
+    The reference is always run exactly. progress(done, total) counts windows.
+    Raises: UsageError, CheckpointError, DoesNotFit.
+    """
+    execution = execution or Execution()
+    models = [*([] if reference is None else [reference]), *candidates]
+    with_reference = reference is not None
+    scores = score(
+        models, windows.tokens, windows.first_scored, with_reference, progress, execution
+    )
+    against = scores[0] if with_reference else None
+    evaluations = []
+    for model, each in zip(models, scores, strict=True):
+        is_reference = each is against
+        ran = execution.of_reference() if is_reference else execution
+        compared = None if is_reference else against
+        evaluations.append(make_evaluation(model, each, windows, ran, reference, compared))
+    return evaluations
+
+
+def make_evaluation(
+    model: Model,
+    scores: TokenScores,
+    windows: Windows,
+    execution: Execution,
+    reference: Model | None,
+    reference_scores: TokenScores | None,
+) -> Evaluation:
+    """The figures of one model."""
+    size = model.checkpoint.weight_bytes()
+    compared = reference is not None and reference_scores is not None
+    return Evaluation(
+        model=str(model.checkpoint.path),
+        reference=str(reference.checkpoint.path) if compared and reference else None,
+        text=windows.text,
+        text_sha256=windows.text_sha256,
+        protocol=windows.protocol,
+        window_tokens=windows.length,
+        windows=len(windows.tokens),
+        scored_tokens=windows.scored_tokens,
+        file_bytes=size,
+        bits_per_weight=8 * size / model.plan.parameters(),
+        executor=execution.executor.value,
+        activations=execution.activations.value,
+        cache=execution.cache.value,
+        perplexity=perplexity(scores),
+        divergence=divergence(scores, reference_scores) if reference_scores else None,
+    )
+
+
+def evaluate(
+    model: str,
+    reference: str | None = None,
+    text: str = "wikitext2",
+    protocol: str = "gptq",
+    window_tokens: int | None = None,
+    limit_windows: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    begin: Begin = lambda models, windows, execution: None,
+    *,
+    activations: str = "f32",
+    executor: str = "native",
+) -> Evaluation:
+    """Evaluate one model by name, against a reference if given.
+
+    activations: f32 measures the weights, int8 what running them costs, with its f16 cache; the
+    reference is run in f32. executor: native, or array, the oracle.
+    begin(models, windows, execution) is told what will be scored.
+    Raises: ModelNotFound, CheckpointError, TextError, UsageError, DoesNotFit.
+    """
+    execution = make_execution(activations, executor)
+    candidate = open_model(model)
+    against = None if reference is None else open_model(reference)
+    windows = cut_windows(
+        read_text(text, Use.EVALUATION),
+        candidate.tokenizer.encode,
+        protocol=protocol,
+        length=window_tokens,
+        limit=limit_windows,
+        begin_token=candidate.tokenizer.begin_token,
+    )
+    models = [against, candidate] if against else [candidate]
+    check_windows(models, windows.tokens)
+    begin(models, windows, execution)
+    return evaluate_models([candidate], against, windows, progress, execution)[-1]

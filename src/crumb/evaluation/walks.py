@@ -1,0 +1,192 @@
+"""Two ways over the windows of a text, one for each executor.
+
+In: models, windows of tokens. Out: what a function makes of each window's logits, in order; it gets
+them in blocks of rows, the same for every model, and may overwrite them.
+The native walk has lanes, each with an engine for every model, and gives a window to a free lane.
+The array walk runs chunks of windows stage by stage. Refuses what the executors refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.plan import Stage
+from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
+from crumb.kernels.threads import parallel_map, processors
+from crumb.run.array_executor import Array, Context, as_numpy, run_stage
+from crumb.run.engine import Engine, Part, Wanted
+from crumb.run.memory_plan import EngineSettings
+from crumb.run.model import Model, start_buffers
+from crumb.run.program import plan_engine
+
+Floats = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+
+Blocks = Generator[Floats]
+"""Logits that predict a window's scored tokens, (rows, vocabulary) at a time."""
+
+Visit = Callable[[int, Sequence[Blocks]], Result]
+"""Told a window's number and its blocks by model."""
+
+CHUNK_TOKENS = 16_384
+"""Tokens whose hidden states the array walk holds at once."""
+
+LANES_BYTES = 1 << 30
+"""Most bytes that engines' buffers, beyond those of one lane, may take together."""
+
+
+def walk(
+    models: Sequence[Model],
+    executions: Sequence[Execution],
+    windows: Tokens,
+    first_scored: int,
+    visit: Visit[Result],
+    progress: Progress,
+) -> list[Result]:
+    """visit(index, blocks by model) for every window; progress(done, total) counts them.
+
+    Shapes: windows (count, length). All executions are of one executor.
+    """
+    if executions[0].executor is ExecutorKind.ARRAY:
+        return _walk_array(models, windows, first_scored, visit, progress)
+    return _walk_native(models, executions, windows, first_scored, visit, progress)
+
+
+def engine_settings(execution: Execution, vocabulary: int, length: int) -> EngineSettings:
+    """An engine for one window at a time."""
+    rows = block_tokens(vocabulary, length)
+    return EngineSettings(
+        context_tokens=length,
+        step_tokens=rows,
+        logits_rows=rows,
+        cache=execution.cache,
+        activations=execution.activations,
+        threads=1,
+    )
+
+
+def lane_bytes(model: Model, settings: EngineSettings) -> int:
+    """What one more engine of a model takes; all share the mapped weights. Raises: UsageError."""
+    memory = plan_engine(model.checkpoint, settings)
+    return memory.total_bytes - memory.weights_bytes
+
+
+def lane_count(bytes_of_lane: int, windows: int) -> int:
+    """How many windows are at work at once: one a processor, if memory allows."""
+    return max(1, min(processors(), windows, LANES_BYTES // bytes_of_lane))
+
+
+def _walk_native(
+    models: Sequence[Model],
+    executions: Sequence[Execution],
+    windows: Tokens,
+    first_scored: int,
+    visit: Visit[Result],
+    progress: Progress,
+) -> list[Result]:
+    count, length = windows.shape
+    settings = [
+        engine_settings(execution, model.plan.vocabulary, length)
+        for model, execution in zip(models, executions, strict=True)
+    ]
+    lanes = lane_count(sum(map(lane_bytes, models, settings)), count)
+    # Engines of one thread never wait for each other; few lanes of a large machine share its rest.
+    threads = processors() // lanes
+    free: SimpleQueue[list[Engine]] = SimpleQueue()
+    for _ in range(lanes):
+        free.put(
+            [
+                Engine(model.checkpoint, replace(each, threads=threads))
+                for model, each in zip(models, settings, strict=True)
+            ]
+        )
+
+    def one(index: int) -> Result:
+        engines = free.get()
+        blocks = [_blocks(each, windows[index], first_scored) for each in engines]
+        try:
+            return visit(index, blocks)
+        finally:
+            for each in blocks:  # one that an error left inside a step holds its engine
+                each.close()
+            free.put(engines)
+
+    return parallel_map(one, range(count), lambda done: progress(done, count))
+
+
+def _blocks(engine: Engine, window: Tokens, first_scored: int) -> Blocks:
+    """The window in steps: up to the first scored token without logits, then with."""
+    tokens = window.tolist()
+    last = len(tokens) - 1  # it predicts nothing that is scored
+    sequence = engine.begin(tokens, reuse=False)
+    begin = 0
+    try:
+        while begin < last:
+            scored = begin >= first_scored - 1
+            stop = last if scored else first_scored - 1
+            end = min(begin + engine.settings.step_tokens, stop)
+            wanted = Wanted.ALL if scored else Wanted.NONE
+            with engine.stepped([Part(sequence, tokens[begin:end], wanted)]) as logits:
+                if scored:
+                    yield logits
+            begin = end
+    finally:
+        engine.end(sequence)
+
+
+def _walk_array(
+    models: Sequence[Model],
+    windows: Tokens,
+    first_scored: int,
+    visit: Visit[Result],
+    progress: Progress,
+) -> list[Result]:
+    count, length = windows.shape
+    per_chunk = max(1, CHUNK_TOKENS // length)
+    results: list[Result] = []
+    for begin in range(0, count, per_chunk):
+        chunk = windows[begin : begin + per_chunk]
+        hidden = [_hidden(model, chunk) for model in models]
+
+        def one(
+            index: int, begin: int = begin, hidden: list[list[dict[str, Array]]] = hidden
+        ) -> Result:
+            states = [each[index] for each in hidden]
+            blocks = [_head(*pair, first_scored) for pair in zip(models, states, strict=True)]
+            return visit(begin + index, blocks)
+
+        results.extend(parallel_map(one, range(len(chunk))))
+        progress(begin + len(chunk), count)
+    return results
+
+
+def _hidden(model: Model, windows: Tokens) -> list[dict[str, Array]]:
+    """What the head reads, for each window: all stages but the last, one stage at a time."""
+    flowing = [start_buffers(model.as_array(window[None, :])) for window in windows]
+    for stage in model.plan.stages[:-1]:
+        context = Context(model.stage_weights(stage))
+
+        def one(
+            buffers: dict[str, Array], stage: Stage = stage, context: Context = context
+        ) -> dict[str, Array]:
+            with np.errstate(over="ignore", invalid="ignore"):  # refused where the logits are
+                return buffers | run_stage(stage, dict(buffers), context)
+
+        flowing = parallel_map(one, flowing)
+    return flowing
+
+
+def _head(model: Model, hidden: dict[str, Array], first_scored: int) -> Blocks:
+    stage = model.plan.stages[-1]
+    context = Context(model.stage_weights(stage))
+    with np.errstate(over="ignore", invalid="ignore"):
+        logits: Floats = as_numpy(run_stage(stage, dict(hidden), context)["logits"][0])
+    yield logits[first_scored - 1 : len(logits) - 1]

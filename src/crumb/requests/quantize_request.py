@@ -1,0 +1,201 @@
+"""What is asked of a quantization, and the format that each matrix gets by it.
+
+In: bits or a target (gguf:TYPE, gptq), formats by tensor name, solver settings. Out: a Choice.
+Refuses formats that the target cannot hold, patterns that name nothing, settings that contradict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from crumb.architectures.plan import Plan, TensorSpec
+from crumb.errors import UsageError, placed
+from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.requests.target import Asked, Target, format_named, parse_target
+from crumb.solve.problem import Method, SolveSettings, check_super_blocks
+
+STAGES = ("blocks", "embedding", "head")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which text the statistics come from."""
+
+    spec: str = "wikitext2"
+    sequences: int = 64
+    length_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """Everything that decides the bytes of a quantized model."""
+
+    model: str
+    out: Path
+    bits: int | None = None  # None: as the target says
+    group_size: int = 128
+    zero: ZeroKind = ZeroKind.FIXED
+    embedding_bits: int = 8
+    head_bits: int = 8
+    solve: SolveSettings = field(default_factory=SolveSettings)
+    calibration: Calibration = field(default_factory=Calibration)
+    restart: bool = False
+    target: str | None = None  # gguf:TYPE or gptq
+    embedding_type: str | None = None  # a format, a GGUF type or float, instead of the bits
+    head_type: str | None = None
+    tensors: tuple[tuple[str, str], ...] = ()  # (pattern, format): the last that matches counts
+
+    def __post_init__(self) -> None:
+        for stage in STAGES:  # also a head that turns out to be tied
+            with placed(stage):
+                self.format_of(stage)
+        for pattern, name in self.tensors:
+            with placed(pattern):
+                self._named("blocks", name)
+
+    @property
+    def container(self) -> Target | None:
+        """What the result is to be exported to. Raises: UsageError."""
+        return None if self.target is None else parse_target(self.target)
+
+    @property
+    def settings(self) -> SolveSettings:
+        """The solver's settings, with what the target asks of them."""
+        if self.container is None:
+            return self.solve
+        return replace(self.solve, lowest_zero_point=self.container.lowest_zero_point)
+
+    def format_of(self, stage: str) -> Format | None:
+        """The format of a stage's matrices; None leaves them float. Raises: UsageError."""
+        stage = stage if stage in STAGES else "blocks"
+        named = {"embedding": self.embedding_type, "head": self.head_type}.get(stage)
+        bits = {"embedding": self.embedding_bits, "head": self.head_bits}.get(stage, self.bits)
+        if named is not None:
+            return self._named(stage, named)
+        if self.container is not None:
+            return self.container.format_of(stage, Asked(bits, self.group_size, self.zero))
+        if bits is None:
+            raise UsageError(
+                "nothing says how many bits", do="Give --bits, or a target such as --for gguf:q3_k"
+            )
+        return make_format(bits, self.group_size, self.zero)
+
+    def wanted(self, stage: str, tensor: str) -> Format | None:
+        """The format asked for one matrix; None leaves it float. Raises: UsageError."""
+        for pattern, name in reversed(self.tensors):
+            if matches(pattern, tensor):
+                with placed(tensor):
+                    return self._named(stage if stage in STAGES else "blocks", name)
+        return self.format_of(stage)
+
+    def _named(self, stage: str, name: str) -> Format | None:
+        """The format that a name means, checked against the target. Raises: UsageError."""
+        format = format_named(name)
+        if self.container is not None:
+            self.container.check(stage, format)
+        return format
+
+    def blocks(self) -> Format:
+        """The format of the blocks' matrices, unless a pattern says otherwise."""
+        format = self.format_of("blocks")
+        assert format is not None, "no target leaves the blocks float"
+        return format
+
+    def key(self) -> dict[str, Any]:
+        """What decides the bytes, as the manifest has it; what was not asked for is absent."""
+        blocks, solve = self.blocks(), asdict(self.settings)
+        embedding = self.format_of("embedding")
+        if embedding is None or not self.settings.solves_embedding(embedding):
+            del solve["solved_embedding_bits"]
+        if not self.settings.lowest_zero_point:
+            del solve["lowest_zero_point"]
+        later = {
+            "target": self.target,
+            "embedding_type": self.embedding_type,
+            "head_type": self.head_type,
+            "tensors": [list(pair) for pair in self.tensors],
+        }
+        return {
+            "bits": blocks.bits,
+            "group_size": blocks.group_size,
+            "zero": blocks.zero.value,
+            "embedding_bits": self.embedding_bits,
+            "head_bits": self.head_bits,
+            "solve": solve,
+        } | {name: value for name, value in later.items() if value}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The format of every matrix, by tensor name; one that is in neither is left float."""
+
+    formats: Mapping[str, Format]
+    fallbacks: Mapping[str, str]  # why a matrix, quantized or left float, is not what was asked
+
+
+def choose(plan: Plan, request: QuantizeRequest) -> Choice:
+    """The format of every matrix; a tied one is the embedding's.
+
+    Raises: UsageError for a format that a matrix cannot have, a fallback in strict mode, and a
+    pattern that matches no matrix.
+    """
+    formats: dict[str, Format] = {}
+    fallbacks: dict[str, str] = {}
+    matrices = _matrices(plan)
+    for pattern, _ in request.tensors:
+        if not any(matches(pattern, name) for name in matrices):
+            raise UsageError(
+                "no matrix has such a name",
+                where=pattern,
+                do="See the names with `crumb show MODEL --tensors`",
+            )
+    for name, (stage, spec) in matrices.items():
+        format, reason = _that_fits(request.wanted(stage, name), spec, request)
+        if format is not None:
+            format.check_width(spec.shape[1], name)
+            check_super_blocks(request.solve, format, name)
+            formats[name] = format
+        if reason is not None:
+            fallbacks[name] = reason
+    return Choice(formats, fallbacks)
+
+
+def _matrices(plan: Plan) -> dict[str, tuple[str, TensorSpec]]:
+    """Stage and shape of every matrix, in the plan's order, a tied one where it comes first."""
+    found: dict[str, tuple[str, TensorSpec]] = {}
+    for stage in plan.stages:
+        for spec in stage.tensors():
+            if spec.matrix:
+                found.setdefault(spec.name, (stage.name, spec))
+    return found
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern means this tensor: a glob of the whole name, or a part of it."""
+    if any(character in pattern for character in "*?["):
+        return fnmatchcase(name, pattern)
+    return pattern in name
+
+
+def _that_fits(
+    wanted: Format | None, spec: TensorSpec, request: QuantizeRequest
+) -> tuple[Format | None, str | None]:
+    """What the target can hold of this matrix, and why that is not what was asked for."""
+    if wanted is None or request.container is None:
+        return wanted, None
+    format, reason = request.container.fit(wanted, spec.shape)
+    if reason is not None and request.solve.strict:
+        raise UsageError(
+            "a fallback is needed and --strict forbids it", where=spec.name, found=reason
+        )
+    return format, reason
+
+
+def needs_calibration(request: QuantizeRequest) -> bool:
+    """Rounding looks at the weights alone."""
+    return request.solve.method is not Method.ROUND
