@@ -8,8 +8,7 @@ Source: the safetensors format description.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -23,6 +22,8 @@ from numpy.typing import NDArray
 
 from crumb.errors import CheckpointError
 from crumb.files.atomic_file import atomic_file
+from crumb.files.mapped_file import copy_bytes, map_bytes
+from crumb.files.read_errors import read_errors
 
 LARGEST_HEADER_BYTES = 100_000_000
 
@@ -42,10 +43,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-MAP_PAGES_NOW = 22
-"""MADV_POPULATE_READ of Linux, which Python's mmap does not name."""
 
 
 class _HeaderEntry(msgspec.Struct):
@@ -82,7 +79,7 @@ class StoredArray:
 
     def _read_into(self, array: NDArray[Any], offset: int) -> None:
         view: memoryview = array.reshape(-1).view(np.uint8).data
-        with self.path.open("rb", buffering=0) as file:
+        with read_errors(self.path), self.path.open("rb", buffering=0) as file:
             file.seek(offset)
             done = 0
             while done < len(view):
@@ -98,38 +95,17 @@ class StoredArray:
                 done += count
 
     def map(self) -> NDArray[Any]:
-        """The array where it lies in the file, read-only. Raises: CheckpointError.
+        """The array where it lies in the file, read-only. Raises: CheckpointError, DoesNotFit."""
+        raw = map_bytes(self.path, self.offset_bytes, self.size_bytes)
+        return raw.view(self.dtype).reshape(self.shape)
 
-        All of its pages are mapped at once where the system can: one by one they cost ten times
-        the time when first touched.
-        """
-        try:
-            file_bytes = self.path.stat().st_size
-            if file_bytes < self.offset_bytes + self.size_bytes:
-                raise CheckpointError(
-                    "the file ends inside a tensor",
-                    where=self.path,
-                    expected=f"at least {self.offset_bytes + self.size_bytes} bytes",
-                    found=file_bytes,
-                    do="The file is truncated: copy or download it again",
-                )
-            if not self.size_bytes:  # nothing cannot be mapped
-                empty = np.empty(self.shape, self.dtype)
-                empty.flags.writeable = False
-                return empty
-            before = self.offset_bytes % mmap.ALLOCATIONGRANULARITY
-            with self.path.open("rb") as file:
-                pages = mmap.mmap(
-                    file.fileno(),
-                    before + self.size_bytes,
-                    access=mmap.ACCESS_READ,
-                    offset=self.offset_bytes - before,
-                )
-            with contextlib.suppress(OSError, ValueError):  # before Linux 5.14
-                pages.madvise(MAP_PAGES_NOW)
-        except OSError as error:
-            raise CheckpointError(error.strerror or "cannot be mapped", where=self.path) from error
-        return np.frombuffer(pages, self.dtype, prod(self.shape), before).reshape(self.shape)
+    def read_columns(self, columns: slice) -> NDArray[Any]:
+        """Some columns of a matrix, freshly allocated. Raises: CheckpointError, DoesNotFit."""
+        rows, row_bytes = self.shape[0], self.dtype.itemsize * self.shape[1]
+        begin, end, _ = columns.indices(self.shape[1])
+        inside = slice(begin * self.dtype.itemsize, max(begin, end) * self.dtype.itemsize)
+        raw = copy_bytes(self.path, self.offset_bytes, (rows, row_bytes), inside)
+        return raw.view(self.dtype)
 
 
 def read_header(path: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
@@ -137,21 +113,18 @@ def read_header(path: Path) -> tuple[dict[str, StoredArray], dict[str, str]]:
 
     Raises: CheckpointError, naming the file, the tensor and the offset.
     """
-    try:
-        file_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if file_bytes < 8 or length > min(file_bytes - 8, LARGEST_HEADER_BYTES):
-                raise CheckpointError(
-                    "the header reaches past the end of the file",
-                    where=f"{path} at byte 0",
-                    expected=f"a header of at most {max(file_bytes - 8, 0)} bytes",
-                    found=length if file_bytes >= 8 else f"a file of {file_bytes} bytes",
-                    do="The file is truncated or no safetensors file: copy or download it again",
-                )
-            raw = file.read(length)
-    except OSError as error:
-        raise CheckpointError(error.strerror or "cannot be read", where=path) from error
+    with read_errors(path), path.open("rb") as file:
+        file_bytes = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or length > min(file_bytes - 8, LARGEST_HEADER_BYTES):
+            raise CheckpointError(
+                "the header reaches past the end of the file",
+                where=f"{path} at byte 0",
+                expected=f"a header of at most {max(file_bytes - 8, 0)} bytes",
+                found=length if file_bytes >= 8 else f"a file of {file_bytes} bytes",
+                do="The file is truncated or no safetensors file: copy or download it again",
+            )
+        raw = file.read(length)
     entries, metadata = _parse(raw, path)
     arrays = {name: _check(name, entry, path, 8 + length) for name, entry in entries.items()}
     _check_layout(arrays, path, 8 + length, file_bytes)

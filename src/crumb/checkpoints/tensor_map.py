@@ -52,6 +52,12 @@ class StoredPacked:
         """The matrix as it lies in the file. Raises: CheckpointError."""
         return assemble(self.format, *self.shape, self.tiles.map(), where)
 
+    def read_into(self, memory: NDArray[np.uint8], where: str) -> PackedTensor:
+        """The matrix in memory of the caller's, size_bytes of it. Raises: CheckpointError."""
+        tiles = memory.reshape(self.tiles.shape)
+        self.tiles.read_into(tiles)
+        return assemble(self.format, *self.shape, tiles, where)
+
     def read_codes(self, rows: slice) -> Matrix:
         """Codes and parameters of some rows, columns as stored. Raises: CheckpointError."""
         part, inside = self._read_tiles(rows, str(self.tiles.path))

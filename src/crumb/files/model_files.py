@@ -8,6 +8,7 @@ Refuses files that cannot be read and JSON that is no object.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from crumb.errors import CheckpointError, ModelNotFound
+from crumb.files.read_errors import read_errors
 
 CONFIGURATION = "config.json"
 
@@ -50,14 +52,9 @@ class DirectoryFiles:
 
     def read(self, name: str) -> bytes | None:
         """A file's content, None where there is no such file. Raises: CheckpointError."""
-        try:
+        with read_errors(self.path / name), suppress(FileNotFoundError):
             return (self.path / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot be read: {error.strerror}", where=self.path / name
-            ) from error
+        return None
 
 
 @dataclass(frozen=True)

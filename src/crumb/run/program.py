@@ -174,18 +174,18 @@ class _Builder:
             if not isinstance(entry, Quantized):
                 self.matrices[name] = self.add_plain(name, entry.map())
             elif name in self.formats:
-                self.matrices[name] = self.add_packed(name, entry.map(name))
+                self.matrices[name] = self.add_packed(self.placed(name, entry))
             else:
                 self.matrices[name] = self.add_plain(name, self.tensors.read_float(name))
         return self.matrices[name]
 
-    def add_packed(self, name: str, tensor: PackedTensor) -> int:
+    def add_packed(self, tensor: PackedTensor) -> int:
         format = tensor.format
         table = None
         if format.row.table is not None:
             table = (np.asarray(format.row.table, np.int16) + 128).astype(np.uint8)
         return self.native.add_tiles(
-            self.placed(name, tensor.tiles),
+            tensor.tiles,
             tensor.out_features,
             tensor.in_features,
             format.group_width(tensor.in_features),
@@ -195,16 +195,13 @@ class _Builder:
             table,
         )
 
-    def placed(self, name: str, tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Tiles where they are to run from: the file's mapping, or the next place of one block."""
-        entry = self.tensors.entry(name)
+    def placed(self, name: str, entry: Quantized) -> PackedTensor:
+        """A matrix where it is to run from: the file's mapping, or the next place of one block."""
         if self.settings.weights is WeightsKind.MAPPED or not isinstance(entry, StoredPacked):
-            return tiles
-        begin, size = self.copied_bytes, tiles.size
+            return entry.map(name)
+        begin, size = self.copied_bytes, entry.size_bytes
         self.copied_bytes += -(-size // 64) * 64
-        place = self.copies[begin : begin + size].reshape(tiles.shape)
-        entry.tiles.read_into(place)
-        return place
+        return entry.read_into(self.copies[begin : begin + size], name)
 
     def add_plain(self, name: str, array: NDArray[Any]) -> int:
         if array.dtype.name not in FLOAT_CODE:

@@ -108,13 +108,13 @@ class AwqArrays:
 
     def scale(self, rows: slice) -> NDArray[Any]:
         """Shapes: -> (rows, groups)."""
-        return self.scales.map()[:, rows].T
+        return self.scales.read_columns(rows).T
 
 
 def _unpacked(array: StoredArray, rows: slice) -> Codes:
     """Codes of some outputs, (rows, inputs or groups); only their words are unpacked."""
     first = rows.start // CODES_IN_WORD
-    stored = array.map()[:, first : -(-rows.stop // CODES_IN_WORD)]
+    stored = array.read_columns(slice(first, -(-rows.stop // CODES_IN_WORD)))
     digits = unpack_words(stored, BITS, stored.shape[1] * CODES_IN_WORD)
     sorted_digits = digits.reshape(len(stored), -1, CODES_IN_WORD)[..., np.argsort(ORDER)]
     begin = rows.start - first * CODES_IN_WORD

@@ -25,6 +25,7 @@ from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.errors import CheckpointError, UsageError
 from crumb.files.atomic_file import atomic_file
+from crumb.files.read_errors import read_errors
 from crumb.formats.layouts.gguf_types import GgufType, find_type, type_of_id
 
 MAGIC = b"GGUF"
@@ -80,13 +81,10 @@ def read_gguf(path: Path) -> GgufFile:
 
     Raises: CheckpointError, naming the file, the offset and the field.
     """
-    try:
-        with path.open("rb") as file:
-            header = HeaderBytes(path, file, os.fstat(file.fileno()).st_size)
-            _check_start(header)
-            return _read_header(header)
-    except OSError as error:
-        raise CheckpointError(error.strerror or "cannot be read", where=path) from error
+    with read_errors(path), path.open("rb") as file:
+        header = HeaderBytes(path, file, os.fstat(file.fileno()).st_size)
+        _check_start(header)
+        return _read_header(header)
 
 
 def _check_start(header: HeaderBytes) -> None:

@@ -170,11 +170,11 @@ class GptqArrays:
 
     def codes(self, rows: slice) -> Codes:
         """Shapes: -> (rows, in_features)."""
-        return unpack_words(self.qweight.map()[:, rows].T, self.bits, self.in_features)
+        return unpack_words(self.qweight.read_columns(rows).T, self.bits, self.in_features)
 
     def scale(self, rows: slice) -> NDArray[Any]:
         """Shapes: -> (rows, groups)."""
-        return self.scales.map()[:, rows].T
+        return self.scales.read_columns(rows).T
 
     def zero_points(self, rows: slice) -> Codes:
         """Shapes: -> (rows, groups)."""
