@@ -40,14 +40,6 @@ class TimedStep:
         self.seconds += time.perf_counter() - begin
 
 
-def peak_bytes() -> int:
-    """Peak of resident memory of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    raise SystemExit("this system does not tell the peak of memory")
-
-
 def token_overhead(model: Any, rounds: int) -> float:
     """Median seconds of a greedy token outside the native step."""
     from dataclasses import replace
@@ -66,9 +58,10 @@ def token_overhead(model: Any, rounds: int) -> float:
 
 def measure(path: str, threads: int | None, rounds: int) -> dict[str, Any]:
     """One model in this process."""
+    from crumb.machine.memory import peak_memory_bytes
     from crumb.run.language_model import load
 
-    before = peak_bytes()
+    before = peak_memory_bytes()
     begin = time.perf_counter()
     model = load(path, context_tokens=CONTEXT_TOKENS, threads=threads)
     loaded = time.perf_counter()
@@ -76,7 +69,7 @@ def measure(path: str, threads: int | None, rounds: int) -> dict[str, Any]:
     first = time.perf_counter()
     model.generate([5] * LONG_PROMPT_TOKENS, max_tokens=8, ignore_end=True)
     memory = model.memory
-    over = peak_bytes() - memory.weights_bytes - memory.cache_bytes
+    over = peak_memory_bytes() - memory.weights_bytes - memory.cache_bytes
     return {
         "model": Path(path).name,
         "weights_bytes": memory.weights_bytes,

@@ -13,8 +13,8 @@ from typing import Any
 
 from crumb import __version__
 from crumb.kernels.dispatch import selected_set
-from crumb.kernels.processor import processor_name
-from crumb.kernels.threads import processors
+from crumb.machine.memory import memory_bytes
+from crumb.machine.processors import processor_name, processors
 
 PACKAGES = ("numpy", "torch", "transformers")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "CRUMB_ISA")
@@ -25,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": processor_name(),
         "processors": processors(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_bytes": memory_bytes(),
         "load_1_minute": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

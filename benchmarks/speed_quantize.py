@@ -32,7 +32,8 @@ from stopwatch import Elapsed, Stopwatch
 from crumb.embedded import MODELS
 from crumb.formats.catalog import ZeroKind, make_format
 from crumb.formats.grid import GroupParameters, decode_reference
-from crumb.kernels.threads import processors
+from crumb.machine.memory import peak_memory_bytes
+from crumb.machine.processors import processors
 from crumb.pipeline import Calibration, Listener, Progress, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model
 from crumb.solve.problem import AS_PUBLISHED, SolveSettings
@@ -97,7 +98,9 @@ def run_crumb(job: Job, settings: SolveSettings, out: Path) -> Run:
     result = quantize(request, Listener(progress=listen))
     elapsed = watch.stop()
     in_blocks = told[stages[-2].name] - told[stages[0].name]
-    return Run(elapsed, in_blocks, peak_bytes(), result.manifest["job"]["calibration"]["sha256"])
+    return Run(
+        elapsed, in_blocks, peak_memory_bytes(), result.manifest["job"]["calibration"]["sha256"]
+    )
 
 
 def run_published(job: Job, settings: PublishedSettings, out: Path) -> Run:
@@ -120,13 +123,7 @@ def run_published(job: Job, settings: PublishedSettings, out: Path) -> Run:
         for field, array in vars(layer).items()
     }
     np.savez(out / CODES, **arrays)
-    return Run(elapsed, elapsed.seconds, peak_bytes(), drawn.sha256())
-
-
-def peak_bytes() -> int:
-    """Most memory this process has held. VmHWM: ru_maxrss would also count the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    return Run(elapsed, elapsed.seconds, peak_memory_bytes(), drawn.sha256())
 
 
 def crumb_weights(out: Path, _: Job) -> Decoded:

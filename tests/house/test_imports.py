@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FORMATS = ("errors", "formats")
-KERNELS = (*FORMATS, "kernels")
+KERNELS = (*FORMATS, "machine", "kernels")
 CHECKPOINTS = (*KERNELS, "architectures", "files", "tokenizer", "checkpoints", "embedded")
 RUN = (*CHECKPOINTS, "run")
 STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
@@ -25,9 +25,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "files": ("errors",),
     "tokenizer": ("errors", "files"),
     "formats": ("errors",),
+    "machine": (),
     "texts": ("errors",),
     "architectures": ("errors",),
-    "kernels": (*FORMATS, "_native"),
+    "kernels": (*FORMATS, "machine", "_native"),
     "solve": KERNELS,
     "checkpoints": (*KERNELS, "architectures", "files", "tokenizer", "embedded"),
     "requests": (*FORMATS, "architectures", "solve"),

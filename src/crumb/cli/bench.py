@@ -22,8 +22,7 @@ from crumb.cli.output import bytes_text, log, print_json, progress_bar
 from crumb.cli.whole_number import WHOLE, Whole
 from crumb.errors import UsageError
 from crumb.kernels.dispatch import selected_set
-from crumb.kernels.processor import processor_name
-from crumb.kernels.threads import processors
+from crumb.machine.processors import processor_name, processors
 from crumb.run.memory_plan import ActivationKind, CacheKind, WeightsKind
 from crumb.run.program import plan_engine
 from crumb.run.speed import DECODE, Measurement, SpeedReport, Sweep, measure_speed

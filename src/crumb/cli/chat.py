@@ -23,14 +23,15 @@ from crumb.cli.generation_options import (
     TEXT_DEFAULTS,
     EngineOptions,
     TextOptions,
-    log_memory,
+    log_plan,
     memory_line,
 )
 from crumb.cli.interruption import interruption
 from crumb.cli.output import bytes_text, log
 from crumb.cli.turn_reader import TurnReader, line_history, stdin_line
 from crumb.errors import CrumbError, UsageError
-from crumb.run.language_model import LanguageModel, peak_memory_bytes
+from crumb.machine.memory import peak_memory_bytes
+from crumb.run.language_model import LanguageModel
 from crumb.tokenizer.chat_template import load_chat_template
 
 
@@ -59,7 +60,7 @@ def chat(
         ) from error
     text.request("")  # refuses bad settings before the model is loaded
     with LanguageModel(checkpoint, engine.settings(checkpoint)) as loaded, line_history():
-        log_memory(loaded.memory)
+        log_plan(loaded.memory, loaded.engine.settings)
         Chat(Conversation(loaded, text, system), sys.stdin.isatty()).run()
 
 

@@ -21,7 +21,7 @@ from crumb.cli.generation_options import (
     EngineOptions,
     TextOptions,
     check_room,
-    log_memory,
+    log_plan,
     memory_line,
     memory_record,
     read_prompt,
@@ -87,7 +87,7 @@ def generate(
     request = text.request(given, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
     out = Stream(shown=not json)
     with LanguageModel(checkpoint, settings) as loaded, interruption() as interrupted:
-        log_memory(loaded.memory)
+        log_plan(loaded.memory, settings)
         if echo:
             out.write(given)
         (generation,) = loaded.run([request], out.piece, interrupted)

@@ -18,6 +18,8 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.cli.output import bytes_text, log
 from crumb.cli.whole_number import OptionalWhole, Whole
 from crumb.errors import DoesNotFit, UsageError
+from crumb.machine.memory import available_bytes
+from crumb.machine.processors import processors
 from crumb.run.generation import GenerateRequest, Generation
 from crumb.run.language_model import engine_settings
 from crumb.run.memory_plan import (
@@ -26,7 +28,6 @@ from crumb.run.memory_plan import (
     EngineSettings,
     MemoryPlan,
     WeightsKind,
-    available_bytes,
 )
 from crumb.run.sampling import Sampling
 
@@ -199,6 +200,9 @@ def timing_line(generation: Generation) -> str:
     )
 
 
-def log_memory(plan: MemoryPlan) -> None:
-    """The memory line on stderr."""
+def log_plan(plan: MemoryPlan, settings: EngineSettings) -> None:
+    """On stderr: the memory, and whether the threads are too many."""
     log(memory_line(plan))
+    threads, most = settings.thread_count(), processors()
+    if threads > most:
+        log(f"{threads} threads share {most} processors: --threads {most} will be faster")

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from crumb.cli.output import print_json, print_table
 from crumb.kernels.dispatch import selected_set
 from crumb.kernels.kernel_table import instruction_sets, kernels_of
-from crumb.kernels.processor import processor_name
+from crumb.machine.processors import processor_name
 
 
 def kernels(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
-from crumb.kernels.threads import parallel_map, processors
+from crumb.kernels.threads import parallel_map
+from crumb.machine.processors import processors
 from crumb.run.array_executor import Array, Context, as_numpy, run_stage
 from crumb.run.engine import Engine, Part, Wanted
 from crumb.run.memory_plan import EngineSettings

@@ -15,7 +15,7 @@ from crumb.architectures.plan import Plan
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.evaluation.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
 from crumb.fit.quantize_cost import FIXED_BYTES, measured_rate, stage_work
-from crumb.kernels.threads import processors
+from crumb.machine.processors import processors
 from crumb.run.model import KEPT_BYTES, Model
 
 LOGIT_ARRAYS = 6

@@ -21,7 +21,8 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import DoesNotFit
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.packed_tensor import stored_shape
-from crumb.kernels.threads import processors, single_blas
+from crumb.kernels.threads import single_blas
+from crumb.machine.processors import processors
 from crumb.solve.problem import Method, Scales, SolveSettings
 
 SEARCH_WORK = {ZeroKind.FIXED: 1100.0, ZeroKind.VARIABLE: 1700.0, ZeroKind.MINIMUM: 650.0}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from crumb import _native
 from crumb.formats.catalog import CATALOG, ZeroKind
 from crumb.kernels.dispatch import selected_set
-from crumb.kernels.processor import processor_features
+from crumb.machine.processors import processor_features
 
 
 @dataclass(frozen=True)

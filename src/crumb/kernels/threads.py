@@ -8,17 +8,16 @@ how many there are. A call from inside a worker runs where it stands.
 
 from __future__ import annotations
 
-import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 from threadpoolctl import ThreadpoolController
+
+from crumb.machine.processors import processors
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,27 +25,7 @@ Result = TypeVar("Result")
 ROWS_PER_LANE_SET = 16
 """Rows that travel together in a kernel; threads split at multiples of it."""
 
-CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
-"""Microseconds of processor time and the period they are for, or "max"."""
-
 _worker = threading.local()
-
-
-def processors() -> int:
-    """Processors this process may run on, and has time on: its control group may allow fewer."""
-    allowed = len(os.sched_getaffinity(0))
-    quota = _quota(CPU_LIMIT)
-    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
-
-
-@cache
-def _quota(limit: Path) -> float | None:
-    """Processors' worth of time that the control group gives; None: as much as there is."""
-    try:
-        most, period = limit.read_text().split()
-    except (OSError, ValueError):
-        return None
-    return int(most) / int(period) if most.isdecimal() and int(period or 0) else None
 
 
 @cache
@@ -82,23 +61,23 @@ def parallel_map(
 
     progress(done) is told by the calling thread how many of the first items are done.
     """
-    given = list(items)
+    queue = list(items)
     results: list[Result] = []
 
-    def keep(result: Result) -> None:
+    def append(result: Result) -> None:
         results.append(result)
         progress(len(results))
 
-    if getattr(_worker, "inside", False) or len(given) <= 1 or processors() <= 1:
+    if getattr(_worker, "inside", False) or len(queue) <= 1 or processors() <= 1:
         with single_blas():
-            for item in given:
-                keep(function(item))
+            for item in queue:
+                append(function(item))
             return results
     with single_blas():
-        futures = [_pool().submit(function, item) for item in given]
+        futures = [_pool().submit(function, item) for item in queue]
         try:
             for future in futures:
-                keep(future.result())
+                append(future.result())
             return results
         except BaseException:
             for future in futures:

@@ -7,7 +7,6 @@ Refuses what does not fit the memory, the context or the vocabulary.
 
 from __future__ import annotations
 
-import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
+from crumb.machine.memory import peak_memory_bytes
 from crumb.run.batch import Running, run_batch
 from crumb.run.engine import Engine, Part, Wanted
 from crumb.run.generation import (
@@ -73,14 +73,6 @@ class Embedding:
 
     vector: Floats  # (hidden,)
     tokens: int
-
-
-def peak_memory_bytes() -> int:
-    """Most memory that this process has had resident, not what its parent had before it."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return 1024 * int(line.split()[1])
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class LanguageModel:

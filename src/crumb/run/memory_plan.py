@@ -7,11 +7,9 @@ so the dry run is the plan itself. Refuses, with DoesNotFit, what the machine ca
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -26,7 +24,8 @@ from crumb.kernels.engine import (
     cache_head_bytes,
     matmul_scratch_bytes,
 )
-from crumb.kernels.threads import processors
+from crumb.machine.memory import available_bytes
+from crumb.machine.processors import processors
 from crumb.run.buffers import Place, place_buffers
 
 BLOCK_INPUTS = 128
@@ -34,7 +33,12 @@ BLOCK_INPUTS = 128
 
 
 MOST = 1 << 24
-"""The largest number of tokens, sequences or threads that may be asked for."""
+"""The largest number of tokens or sequences that may be asked for."""
+
+
+def most_threads() -> int:
+    """Threads that may be asked for. Those beyond the processors only wait for each other."""
+    return max(64, 4 * processors())
 
 
 class CacheKind(StrEnum):
@@ -96,11 +100,12 @@ class EngineSettings:
             if value is None and name in ("context_tokens", "threads"):
                 continue
             is_count = isinstance(value, int) and not isinstance(value, bool)
-            if not is_count or not 1 <= value <= MOST:
+            most = most_threads() if name == "threads" else MOST
+            if not is_count or not 1 <= value <= most:
                 raise UsageError(
                     "an engine setting is out of range",
                     where=name,
-                    expected=f"a whole number from 1 to {MOST}",
+                    expected=f"a whole number from 1 to {most}",
                     found=repr(value)[:80],
                 )
 
@@ -253,38 +258,6 @@ def scratch_row_bytes(plan: Plan, attentions: Sequence[Attention], context: int)
     dims = max((op.head_dim for op in attentions), default=0)
     row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, dims))
     return -(-row // 4096) * 4096
-
-
-CONTROL_GROUP = Path("/sys/fs/cgroup")
-
-
-def _file_bytes(statistics: str) -> int:
-    """Pages of files in a control group's memory.stat: counted as used, given up when needed."""
-    rows = dict(line.split() for line in statistics.splitlines())
-    names = ("active_file", "inactive_file")
-    return sum(int(rows.get(f"total_{name}", rows.get(name, 0))) for name in names)
-
-
-def available_bytes() -> int:
-    """Memory this process may still take: the machine's, or its control group's if that is less."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    free = os.sysconf("SC_AVPHYS_PAGES") * page
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            free = 1024 * int(line.split()[1])
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = (CONTROL_GROUP / limit).read_text(), (CONTROL_GROUP / used).read_text()
-            statistics = (CONTROL_GROUP / limit).with_name("memory.stat").read_text()
-        except OSError:
-            continue
-        if most.strip().isdecimal() and now.strip().isdecimal():
-            taken = int(now) - _file_bytes(statistics)
-            free = min(free, max(0, int(most) - max(0, taken)))
-    return free
 
 
 def check_fits(memory: MemoryPlan, where: object) -> None:

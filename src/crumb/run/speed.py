@@ -20,16 +20,15 @@ from crumb.architectures.plan import Linear
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
+from crumb.machine.memory import available_bytes, peak_memory_bytes
 from crumb.run.engine import Engine, Part, Wanted
 from crumb.run.engine import Sequence as EngineSequence
-from crumb.run.language_model import peak_memory_bytes
 from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,
     EngineSettings,
     MemoryPlan,
     WeightsKind,
-    available_bytes,
 )
 
 PREFILL, DECODE, MIXED = "prefill", "decode", "mixed"

@@ -16,6 +16,7 @@ import pytest
 from command_line import crumb, start
 
 import crumb as package
+from crumb.machine.processors import processors
 from crumb.run.generation import FinishReason, GenerateRequest
 from crumb.run.language_model import LanguageModel
 from crumb.run.sampling import Sampling
@@ -144,6 +145,22 @@ def test_a_setting_that_cannot_be_is_exit_2(options: list[str], named: str, caps
     finished = crumb(capsys, "generate", MODEL, PROMPT, *options)
     assert finished.code == 2
     assert named in finished.err.splitlines()[-1]
+
+
+def test_more_threads_than_processors_run_and_are_spoken_of(capsys: Capsys) -> None:
+    many = processors() + 1
+    finished = crumb(capsys, "generate", MODEL, PROMPT, "--max-tokens", 1, "--threads", many)
+    assert finished.code == 0
+    told = f"{many} threads share {many - 1} processors: --threads {many - 1} will be faster"
+    assert told in finished.err.splitlines()
+    quiet = crumb(capsys, "generate", MODEL, PROMPT, "--max-tokens", 1)
+    assert "threads" not in quiet.err
+
+
+def test_threads_without_end_are_refused_by_name(capsys: Capsys) -> None:
+    finished = crumb(capsys, "generate", MODEL, PROMPT, "--threads", 5000)
+    assert finished.code == 2
+    assert "threads: an engine setting is out of range" in finished.err
 
 
 def test_a_dry_run_of_what_does_not_fit_is_exit_3(

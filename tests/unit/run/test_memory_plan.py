@@ -43,7 +43,6 @@ from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,
     EngineSettings,
-    available_bytes,
     plan_memory,
 )
 from crumb.run.program import build_program
@@ -216,7 +215,8 @@ def test_codes_of_another_file_count_as_their_tiles_and_inputs_in_order_have_a_p
 
 MEASURED = """
 import json, sys
-from crumb.run.language_model import load, peak_memory_bytes
+from crumb.machine.memory import peak_memory_bytes
+from crumb.run.language_model import load
 with load(sys.argv[1], context_tokens=1024, cache="f32", sequences=4) as model:
     model.generate([" a" * 700, " b" * 700], max_tokens=2)
     print(json.dumps([model.memory.weights_bytes, model.memory.cache_bytes, peak_memory_bytes()]))
@@ -241,6 +241,7 @@ def test_a_process_takes_the_file_the_cache_and_at_most_100_mib() -> None:
         ("logits_rows", "16"),
         ("threads", True),
         ("threads", 0),
+        ("threads", 5000),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(name: str, value: Any) -> None:
@@ -271,27 +272,3 @@ def test_what_does_not_fit_is_refused_with_exit_3_and_its_parts(
     assert caught.value.exit_code == 3
     assert "0.01 of weights" in str(caught.value)
     assert "--cache int8" in str(caught.value)
-
-
-GROUP_FILES = {
-    "memory.max": "4000\n",
-    "memory.current": "3500\n",
-    "memory.stat": "anon 500\nactive_file 1000\ninactive_file 2000\n",
-}
-OLD_GROUP_FILES = {
-    "memory.limit_in_bytes": "4000\n",
-    "memory.usage_in_bytes": "3500\n",
-    "memory.stat": "active_file 1\ntotal_active_file 1000\ntotal_inactive_file 2000\n",
-}
-
-
-@pytest.mark.parametrize(("folder", "files"), [(".", GROUP_FILES), ("memory", OLD_GROUP_FILES)])
-def test_a_control_groups_limit_counts_without_the_files_it_has_read(
-    folder: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memory_plan, "CONTROL_GROUP", tmp_path)
-    assert available_bytes() > 4000
-    (tmp_path / folder).mkdir(exist_ok=True)
-    for name, text in files.items():
-        (tmp_path / folder / name).write_text(text)
-    assert available_bytes() == 4000 - (3500 - 3000)
