@@ -3,15 +3,15 @@
 In: a file, threads; JSON lines such as {"run": "decode", "tokens": 32}. Out: one JSON line when
 ready, then one line for each request: seconds inside llama_decode, on the clock and of processors,
 and the tokens; or the error.
-Needs the llama-cpp-python package and nothing of crumb, so that each build of llama.cpp can have
-an environment of its own; benchmarks/peers.py starts this program. Token ids are drawn at random:
-neither tokenizing nor sampling is timed. Refuses logits that are not finite.
+Needs llama-cpp-python or ik-llama-cpp-python and nothing of crumb, so that each build of llama.cpp
+can have an environment of its own; benchmarks/peers.py starts this program.
+Token ids are drawn at random: neither tokenizing nor sampling is timed.
+Refuses logits that are not finite.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import random
@@ -21,7 +21,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import llama_cpp
+from llama_cpp_library import (
+    LOG_CALLBACK,
+    api,
+    attach_threads,
+    clear_cache,
+    describe_library,
+    make_threads,
+    model_settings,
+    set_log,
+    synchronize,
+)
 
 BATCH_TOKENS = 512
 """n_batch and n_ubatch, unless a prompt is longer."""
@@ -30,32 +40,6 @@ CELLS = 1024
 CELLS_PER_SEQUENCE = 256
 FIRST_WORD = 259
 """Token ids below are special tokens and bytes."""
-CPUMASK_BYTES = 512
-LIBRARY = llama_cpp.llama_cpp._lib
-
-
-class ThreadpoolSettings(ctypes.Structure):
-    """struct ggml_threadpool_params; llama-cpp-python does not bind it."""
-
-    _fields_ = (
-        ("cpumask", ctypes.c_bool * CPUMASK_BYTES),
-        ("n_threads", ctypes.c_int),
-        ("priority", ctypes.c_int),
-        ("poll", ctypes.c_uint32),
-        ("strict_cpu", ctypes.c_bool),
-        ("paused", ctypes.c_bool),
-    )
-
-
-def make_threadpool(threads: int) -> ctypes.c_void_p:
-    """Threads that outlive a decode, as llama.cpp's own programs make them.
-
-    Without it a build that has no OpenMP starts its threads anew for every token.
-    """
-    settings = ThreadpoolSettings()
-    LIBRARY.ggml_threadpool_params_init(ctypes.byref(settings), ctypes.c_int(threads))
-    LIBRARY.ggml_threadpool_new.restype = ctypes.c_void_p
-    return ctypes.c_void_p(LIBRARY.ggml_threadpool_new(ctypes.byref(settings)))
 
 
 @dataclass
@@ -65,8 +49,8 @@ class Log:
     parts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.callback = llama_cpp.llama_log_callback(self._keep)
-        llama_cpp.llama_log_set(self.callback, None)
+        self.callback = LOG_CALLBACK(self._keep)
+        set_log(self.callback)
 
     def _keep(self, _level: int, text: bytes, _data: object) -> None:
         self.parts.append(text.decode(errors="replace"))
@@ -95,7 +79,7 @@ class Batch:
     """A llama_batch that is filled again for every step."""
 
     def __init__(self, tokens: int) -> None:
-        self.struct = llama_cpp.llama_batch_init(tokens, 0, 1)
+        self.struct = api.llama_batch_init(tokens, 0, 1)
 
     def fill(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
         """One row for each token: id, position, sequence, whether its logits are wanted."""
@@ -113,7 +97,7 @@ class Context:
     """One llama_context: some sequences, batches of up to `batch_tokens`."""
 
     def __init__(self, engine: Engine, batch_tokens: int, sequences: int) -> None:
-        settings = llama_cpp.llama_context_default_params()
+        settings = api.llama_context_default_params()
         cells = max(CELLS, batch_tokens, CELLS_PER_SEQUENCE * sequences)
         self.cells_per_sequence = cells // sequences
         settings.n_ctx = cells
@@ -121,17 +105,17 @@ class Context:
         settings.n_seq_max = sequences
         settings.n_threads = engine.threads
         settings.n_threads_batch = engine.batch_threads
-        self.pointer = llama_cpp.llama_init_from_model(engine.model, settings)
+        self.pointer = api.llama_init_from_model(engine.model, settings)
         if not self.pointer:
             raise RuntimeError(f"llama.cpp made no context:\n{engine.log.last_lines()}")
-        LIBRARY.llama_attach_threadpool(ctypes.c_void_p(self.pointer), *engine.pools)
+        attach_threads(self.pointer, engine.pools)
         self.sequences = sequences
         self.vocabulary = engine.vocabulary
         self.random = random.Random(0)
         self.batch = Batch(batch_tokens)
 
     def clear(self) -> None:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.pointer), False)
+        clear_cache(self.pointer)
 
     def prompt(self, tokens: int) -> Timed:
         """Decode one batch of `tokens` for each sequence from position 0."""
@@ -157,8 +141,8 @@ class Context:
     def _decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> Timed:
         self.batch.fill(rows)
         begin, processor_begin = time.perf_counter(), time.process_time()
-        status = llama_cpp.llama_decode(self.pointer, self.batch.struct)
-        llama_cpp.llama_synchronize(self.pointer)
+        status = api.llama_decode(self.pointer, self.batch.struct)
+        synchronize(self.pointer)
         timed = Timed(time.perf_counter() - begin, time.process_time() - processor_begin)
         if status:
             raise RuntimeError(f"llama_decode returned {status} for {len(rows)} tokens")
@@ -166,7 +150,7 @@ class Context:
 
     def check_logits(self) -> None:
         """Raises: ValueError for a last token whose logits are not all finite."""
-        logits = llama_cpp.llama_get_logits_ith(self.pointer, -1)
+        logits = api.llama_get_logits_ith(self.pointer, -1)
         if not all(map(math.isfinite, logits[: self.vocabulary])):
             raise ValueError("llama.cpp's logits are not finite")
 
@@ -174,18 +158,15 @@ class Context:
 class Engine:
     """A loaded model and its contexts, one for each size of batch and number of sequences."""
 
-    def __init__(self, path: str, threads: int, batch_threads: int) -> None:
+    def __init__(self, path: str, threads: int, batch_threads: int, repacked: bool) -> None:
         self.log = Log()
         self.threads, self.batch_threads = threads, batch_threads
-        llama_cpp.llama_backend_init()
-        settings = llama_cpp.llama_model_default_params()
-        self.model = llama_cpp.llama_model_load_from_file(path.encode(), settings)
+        api.llama_backend_init()
+        self.model = api.llama_model_load_from_file(path.encode(), model_settings(repacked))
         if not self.model:
             raise RuntimeError(f"llama.cpp did not load {path}:\n{self.log.last_lines()}")
-        self.vocabulary = llama_cpp.llama_vocab_n_tokens(
-            llama_cpp.llama_model_get_vocab(self.model)
-        )
-        self.pools = (make_threadpool(threads), make_threadpool(batch_threads))
+        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
+        self.pools = make_threads(threads, batch_threads)
         self.contexts: dict[tuple[int, int], Context] = {}
         self.warmed: set[tuple[Context, int]] = set()
 
@@ -193,10 +174,7 @@ class Engine:
         """What was built and loaded; the buffers tell which matrices were repacked for what."""
         return {
             "ready": True,
-            "llama_cpp_python": llama_cpp.__version__,
-            "system_info": llama_cpp.llama_print_system_info().decode(),
-            "bytes": llama_cpp.llama_model_size(self.model),
-            "parameters": llama_cpp.llama_model_n_params(self.model),
+            **describe_library(self.model),
             "threads": self.threads,
             "batch_threads": self.batch_threads,
             "buffers": self.log.lines_with("model buffer size"),
@@ -251,8 +229,10 @@ def main() -> None:
     parser.add_argument("gguf")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-threads", type=int, help="as --threads when not given")
+    parser.add_argument("--repacked", action="store_true", help="at run time; ik_llama.cpp only")
     asked = parser.parse_args()
-    engine = Engine(asked.gguf, asked.threads, asked.batch_threads or asked.threads)
+    batch_threads = asked.batch_threads or asked.threads
+    engine = Engine(asked.gguf, asked.threads, batch_threads, asked.repacked)
     print(json.dumps(engine.describe()), flush=True)
     for answer in answers(engine):
         print(json.dumps(answer), flush=True)

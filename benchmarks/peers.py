@@ -42,8 +42,11 @@ class Burst:
 class Peer:
     """llama.cpp behind a pipe; between two requests it only waits."""
 
-    def __init__(self, python: str | Path, gguf: Path, threads: int) -> None:
+    def __init__(
+        self, python: str | Path, gguf: Path, threads: int, repacked: bool = False
+    ) -> None:
         program = [str(python), str(HERE / "llama_cpp_peer.py"), str(gguf)]
+        program += ["--repacked"] if repacked else []
         self.process = subprocess.Popen(
             [*program, "--threads", str(threads)],
             stdin=subprocess.PIPE,
