@@ -1,5 +1,7 @@
 """The one tree of errors. In: what went wrong. Out: one line that says what, where, and what to do.
 
+What went on all the same, but should be known, is a CrumbWarning; the command line shows it.
+
 CrumbError                    exit 1, HTTP 500
 ├── UsageError                exit 2, HTTP 400   a setting that cannot be
 ├── GateFailed                exit 3, HTTP 422   a --fail-if condition came true
@@ -14,6 +16,7 @@ CrumbError                    exit 1, HTTP 500
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,20 +41,21 @@ class CrumbError(Exception):
         do: str | None = None,
     ) -> None:
         self.what, self.where, self.expected, self.found, self.do = what, where, expected, found, do
-        super().__init__(self._line())
+        super().__init__(_line(what, where, expected, found, do))
 
-    def _line(self) -> str:
-        line = self.what if self.where is None else f"{self.where}: {self.what}"
-        facts = [
-            f"{label} {fact}"
-            for label, fact in (("expected", self.expected), ("found", self.found))
-            if fact is not None
-        ]
-        if facts:
-            line += f" ({', '.join(facts)})"
-        if self.do:
-            line += f". {self.do}"
-        return " ".join(line.split())
+
+def _line(what: str, where: object, expected: object, found: object, do: str | None) -> str:
+    line = what if where is None else f"{where}: {what}"
+    facts = [
+        f"{label} {fact}"
+        for label, fact in (("expected", expected), ("found", found))
+        if fact is not None
+    ]
+    if facts:
+        line += f" ({', '.join(facts)})"
+    if do:
+        line += f". {do}"
+    return " ".join(line.split())
 
 
 class UsageError(CrumbError):
@@ -106,6 +110,22 @@ class OutputConflict(CrumbError):
 
 class SolveError(CrumbError):
     """Weights or statistics that no solver can work with: NaN, infinity, overflow of fp16."""
+
+
+class CrumbWarning(UserWarning):
+    """What a user should know of a model or a text, though the work goes on."""
+
+
+def warn(
+    what: str,
+    *,
+    where: object = None,
+    expected: object = None,
+    found: object = None,
+    do: str | None = None,
+) -> None:
+    """Tell a CrumbWarning in the words of an error, by Python's own `warnings`."""
+    warnings.warn(_line(what, where, expected, found, do), CrumbWarning, stacklevel=2)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import eval_line, quantize_line, refusal, succeed
+from command_line import crumb, eval_line, quantize_line, refusal, succeed
 from tiny_checkpoint import QUERY, entry, write_checkpoint, write_raw
 
 from crumb.cli.main import main
@@ -69,7 +69,9 @@ UNKNOWN_METHODS: list[Any] = [{"quant_method": "bitsandbytes"}, {}, [], 7, {"qua
 
 
 REFUSED = [(each, "crumb, layout tile, layout_version 1") for each in OTHERS]
-REFUSED += [(each, "crumb or gptq or awq or compressed-tensors") for each in UNKNOWN_METHODS]
+REFUSED += [
+    (each, "crumb or gptq or awq or compressed-tensors or mlx or fp8") for each in UNKNOWN_METHODS
+]
 
 
 @pytest.mark.parametrize(("quantization", "readable"), REFUSED, ids=str)
@@ -83,7 +85,7 @@ def test_another_method_layout_or_version_says_which_can_be_read(
         said = refusal(capsys, 1, *line)
         assert "cannot be read by this version" in said
         assert f"expected quant_method {readable}" in said
-        assert "Quantize the float checkpoint again" in said
+        assert "with `crumb quantize`" in said
 
 
 def test_the_layout_of_earlier_versions_is_refused_by_its_name(
@@ -210,7 +212,9 @@ def test_an_array_called_tiles_alone_is_no_matrix(container: Path, capsys: Capsy
         header["__metadata__"][""] = "int3-g32-variable 0 64"
 
     change_header(container / MODEL, add)
-    succeed(capsys, *eval_line(container))
+    said = crumb(capsys, *eval_line(container))
+    assert said.code == 0
+    assert "left aside (found tiles)" in said.err
 
 
 def test_codes_and_zero_points_may_hold_any_bits_but_scales_not_nan(

@@ -27,7 +27,7 @@ def classes():
     return {
         name: value
         for name, value in vars(errors).items()
-        if isinstance(value, type) and issubclass(value, BaseException)
+        if isinstance(value, type) and issubclass(value, CrumbError)
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crumb.checkpoints.huggingface.reader import INDEX, SINGLE
+from crumb.checkpoints.huggingface.weight_files import INDEX, SINGLE
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.errors import OutputConflict, UsageError
 from crumb.files.atomic_file import disk_errors, sync_directory, write_json, write_synced

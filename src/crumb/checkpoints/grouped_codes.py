@@ -1,8 +1,8 @@
-"""Codes on grids of groups, as GPTQ, AWQ and compressed-tensors files hold them, made entries.
+"""Codes on grids of groups, as GPTQ, AWQ, compressed-tensors and MLX files hold them, made entries.
 
-In: how to read some rows of codes, scales and zero points. Out: an entry in a format of the
-catalog where there is one that decodes to the same weights, otherwise floats decoded when read:
-groups that are no multiple of 32, of unequal sizes, or scales that fp16 does not hold exactly.
+In: how to read some rows of codes, scales and zero points or minimums. Out: an entry in a format
+of the catalog where one decodes to the same weights, otherwise floats decoded when read: groups
+that are no multiple of 32, of unequal sizes, or scales that fp16 does not hold exactly.
 Refuses arrays of another shape or type, and scales that are not finite.
 """
 
@@ -54,7 +54,7 @@ def group_shape(group_size: int, in_features: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class GroupedMatrix:
-    """weight = scale * (code - zero_point), one scale and zero point for each row and group."""
+    """weight = scale * (code - zero_point) or scale * code + minimum, by row and group."""
 
     where: str
     source: str  # what its container calls the format
@@ -65,12 +65,13 @@ class GroupedMatrix:
     codes: Callable[[slice], Codes]  # some rows -> (rows, in_features), inputs in their order
     scales: Callable[[slice], NDArray[Any]]  # some rows -> (rows, groups)
     zero_points: Callable[[slice], Codes] | None = None  # -> (rows, groups); None: 2^(bits-1)
+    minimums: Callable[[slice], NDArray[Any]] | None = None  # -> (rows, groups); no zero points
     group_of_column: NDArray[np.intp] | None = None  # (in_features,); None: equal runs
 
     def entry(self) -> StoredCodes | StoredFloats:
         """What the matrix is read through. Raises: CheckpointError."""
         order, format = self._order, self.format
-        if order is None or format is None or not self._half_scales:
+        if order is None or format is None or not self._in_halves:
             return StoredFloats(
                 np.dtype(np.float32), self.shape, self.size_bytes, self.source, self.read_floats
             )
@@ -104,6 +105,8 @@ class GroupedMatrix:
 
     @cached_property
     def _zero(self) -> ZeroKind:
+        if self.minimums is not None:
+            return ZeroKind.MINIMUM
         if self.zero_points is None:
             return ZeroKind.FIXED
         points = self.zero_points(slice(0, self.shape[0]))
@@ -111,10 +114,11 @@ class GroupedMatrix:
         return ZeroKind.FIXED if middle else ZeroKind.VARIABLE
 
     @cached_property
-    def _half_scales(self) -> bool:
-        """Whether every scale is one of fp16."""
-        scales = self.scales(slice(0, self.shape[0]))
-        return scales.dtype == np.float16 or _same_as_half(scales)
+    def _in_halves(self) -> bool:
+        """Whether every scale and minimum is one of fp16."""
+        whole = slice(0, self.shape[0])
+        stored = [read(whole) for read in (self.scales, self.minimums) if read is not None]
+        return all(each.dtype == np.float16 or _same_as_half(each) for each in stored)
 
     def read_codes(self, rows: slice) -> Matrix:
         """Some rows, inputs sorted by group. Raises: CheckpointError."""
@@ -126,9 +130,12 @@ class GroupedMatrix:
             codes = codes[:, self._order]
         if format.zero is ZeroKind.FIXED:  # a row of more bits has its zero higher
             codes = codes + np.uint8(format.fixed_zero_point - (1 << (self.bits - 1)))
-        scale = self._spread(self._checked_scales(rows).astype(np.float16), format)
+        scale = self._spread(self._checked(self.scales(rows)).astype(np.float16), format)
         if format.zero is ZeroKind.FIXED:
             return codes, GroupParameters(scale)
+        if self.minimums is not None:
+            minimum = self._checked(self.minimums(rows)).astype(np.float16)
+            return codes, GroupParameters(scale, minimum=self._spread(minimum, format))
         assert self.zero_points is not None, "a variable zero is stored"
         return codes, GroupParameters(
             scale, zero_point=self._spread(self.zero_points(rows), format)
@@ -146,15 +153,17 @@ class GroupedMatrix:
         if group is None:
             group = np.arange(self.shape[1]) // self.group_width
         weights = self.codes(rows).astype(np.float32)
-        if self.zero_points is None:
-            weights -= np.float32(1 << (self.bits - 1))
-        else:
+        if self.zero_points is not None:
             weights -= self.zero_points(rows).astype(np.float32)[:, group]
-        weights *= self._checked_scales(rows).astype(np.float32)[:, group]
+        elif self.minimums is None:
+            weights -= np.float32(1 << (self.bits - 1))
+        weights *= self._checked(self.scales(rows)).astype(np.float32)[:, group]
+        if self.minimums is not None:
+            weights += self._checked(self.minimums(rows)).astype(np.float32)[:, group]
         return weights
 
-    def _checked_scales(self, rows: slice) -> NDArray[Any]:
-        scales = self.scales(rows)
+    def _checked(self, scales: NDArray[Any]) -> NDArray[Any]:
+        """Scales or minimums. Raises: CheckpointError."""
         if not (np.abs(scales.astype(np.float32)) <= LARGEST_SCALE).all():  # NaN is refused too
             raise CheckpointError(
                 "a scale is no number, or too large",
@@ -181,10 +190,13 @@ def group_indices(
 ) -> NDArray[np.intp] | None:
     """The group of each input, from a stored g_idx; None for equal runs.
 
+    Some writers without an order leave it all zeros: one group of everything is not meant then.
     Raises: CheckpointError.
     """
-    found = array.read().astype(np.intp)
-    lowest, highest = int(found.min(initial=0)), int(found.max(initial=0))
+    indices = array.read().astype(np.intp)
+    if not indices.any():
+        return None
+    lowest, highest = int(indices.min()), int(indices.max())
     if lowest < 0 or highest >= groups:
         raise CheckpointError(
             "an input belongs to a group that is not there",
@@ -192,7 +204,8 @@ def group_indices(
             expected=f"0 to {groups - 1}",
             found=lowest if lowest < 0 else highest,
         )
-    return None if bool((found == np.arange(len(found)) // width).all()) else found
+    in_order = np.arange(len(indices)) // width
+    return None if np.array_equal(indices, in_order) else indices
 
 
 def words(count: int, bits: int) -> int:

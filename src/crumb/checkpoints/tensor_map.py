@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.safetensors import DTYPES, StoredArray
+from crumb.checkpoints.unread_tensors import check_unread
 from crumb.errors import CheckpointError
 from crumb.formats.catalog import Format
 from crumb.formats.grid import GroupParameters, take_rows
@@ -199,7 +200,8 @@ class TensorMap:
         return sum(entry.size_bytes for entry in self.entries.values())
 
     def check(self, plan: Plan) -> None:
-        """Refuse a checkpoint that lacks a tensor of the plan or has it in another shape.
+        """Refuse a checkpoint that lacks a tensor of the plan or has it in another shape or beside
+        others that the plan should have read.
 
         Raises: CheckpointError.
         """
@@ -219,3 +221,4 @@ class TensorMap:
                     expected=f"one of {', '.join(FLOATS)}",
                     found=entry.dtype.name,
                 )
+        check_unread(self.path, self.entries, plan, self.read_float)

@@ -22,7 +22,7 @@ from crumb.cli.export import export
 from crumb.cli.formats import formats
 from crumb.cli.generate import generate
 from crumb.cli.kernels import kernels
-from crumb.cli.output import log
+from crumb.cli.output import log, warnings_as_lines
 from crumb.cli.quantize import quantize
 from crumb.cli.show import show
 from crumb.errors import CrumbError, DoesNotFit
@@ -56,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(given, exit_on_error=False, print_error=False)
+        with warnings_as_lines():
+            app(given, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # so that a reader who went away is noticed here
     except CrumbError as error:
         log(f"crumb: {error}")

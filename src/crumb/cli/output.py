@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import msgspec
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+from crumb.errors import CrumbWarning
 
 Bar = Callable[[float, str], None]
 """Told the share done and what is being done."""
@@ -28,6 +31,30 @@ PIPE_WIDTH = 160
 def log(line: str) -> None:
     """One line on stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show each CrumbWarning as one line on stderr, once."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, CrumbWarning):
+                log(f"crumb: warning: {message}")
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        warnings.simplefilter("default", CrumbWarning)
+        yield
 
 
 def print_json(value: Any) -> None:

@@ -126,6 +126,17 @@ def test_zero_points_that_are_not_packed_are_read_too(tmp_path: Path) -> None:
     check_weights(write_one(tmp_path, grid, arrays), grid)
 
 
+def test_settings_under_their_older_key_are_read(tmp_path: Path) -> None:
+    grid = random_grid(4, (64, 320), 64)
+    file = write_one(tmp_path, grid) / "config.json"
+    configuration = json.loads(file.read_text())
+    older = configuration.pop("quantization_config")
+    del older["quant_method"]
+    file.write_text(json.dumps(configuration | {"compression_config": older}))
+    check_weights(tmp_path, grid)
+    assert "compression_config" not in open_directory(tmp_path).configuration
+
+
 def test_an_order_of_inputs_is_followed(tmp_path: Path) -> None:
     grid = random_grid(4, (64, 320), 64, symmetric=False, shuffled=True)
     arrays = compressed_arrays(grid) | {"weight_g_idx": grid.groups}
@@ -181,7 +192,7 @@ def changed(key: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"format": "int-quantized"}, "format.*expected pack-quantized, found 'int-quantized'"),
+        ({"format": "marlin-24"}, "format.*expected pack-quantized.*found 'marlin-24'.*16-bit"),
         ({"format": "mixed-precision"}, "group_0.format.*pack-quantized"),
         ({"transform_config": {"config_groups": {"u": {}}}}, "transform_config"),
         ({"transform_config": [1]}, "transform_config"),

@@ -128,6 +128,28 @@ def test_a_file_without_g_idx_has_groups_in_a_row(tmp_path: Path) -> None:
     check_weights(tmp_path, grid)
 
 
+def test_a_g_idx_of_zeros_means_no_order(tmp_path: Path) -> None:
+    """Some writers leave it so; taken literally every input would have the first group's scale."""
+    grid = random_grid(4, (64, 320), 64)
+    arrays = gptq_arrays(grid)
+    arrays["g_idx"] = np.zeros_like(arrays["g_idx"])
+    write_model(tmp_path, {MODULE: arrays}, settings(grid), feed_forward=320)
+    check_weights(tmp_path, grid)
+
+
+def test_a_bias_of_zeros_beside_a_layer_that_has_none_is_passed_over(tmp_path: Path) -> None:
+    """GPTQ's writers leave one beside every layer; a bias of anything else is refused."""
+    grid = random_grid(4, (64, 320), 64)
+    arrays = gptq_arrays(grid)
+    for bias in (np.zeros(64, np.float16), np.ones(64, np.float16)):
+        write_model(tmp_path, {MODULE: arrays | {"bias": bias}}, settings(grid), feed_forward=320)
+        if bias.any():
+            with pytest.raises(CheckpointError, match=f"{MODULE}.bias"):
+                open_directory(tmp_path)
+        else:
+            check_weights(tmp_path, grid)
+
+
 def test_the_words_of_a_symmetric_file_are_those_of_other_tools() -> None:
     """The words that GPTQ tools are known to write for the middle zero point less one."""
     words = {

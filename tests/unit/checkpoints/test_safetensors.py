@@ -55,7 +55,10 @@ def test_arrays_of_every_dtype_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_the_safetensors_library_reads_what_was_written(tmp_path: Path) -> None:
-    arrays = {name: array for name, array in samples().items() if array.dtype != "bfloat16"}
+    foreign = ("bfloat16", "float8")  # none of NumPy's own types
+    arrays = {
+        name: array for name, array in samples().items() if not array.dtype.name.startswith(foreign)
+    }
     write_file(tmp_path / "x.safetensors", to_write(arrays), {"format": "pt"})
     found = safetensors.numpy.load_file(tmp_path / "x.safetensors")
     assert found.keys() == arrays.keys()

@@ -1,9 +1,10 @@
-"""compressed-tensors files, quant_method "compressed-tensors", format "pack-quantized".
+"""compressed-tensors files, quant_method "compressed-tensors": packed codes, bytes, 8-bit floats.
 
-In: a directory's arrays and its quantization_config. Out: entries. A module has weight_packed,
-codes packed along its inputs, weight_scale for each row and group, weight_shape; zero points
-packed along the rows where it is not symmetric. Groups of modules have settings of their own.
-Refuses other formats, floats, transforms, and arrays that do not follow from the settings.
+In: a directory's arrays and its quantization_config. Out: entries. A packed module has
+weight_packed, codes packed along its inputs, weight_scale for each row and group, weight_shape;
+zero points packed along the rows where it is not symmetric. Of int-quantized and float-quantized
+ones weight itself holds the codes or 8-bit floats. Groups of modules have settings of their own.
+Refuses other formats, transforms, and arrays that do not follow from the settings.
 """
 
 from __future__ import annotations
@@ -32,13 +33,19 @@ from crumb.checkpoints.grouped_codes import (
     words,
 )
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory
+from crumb.checkpoints.scaled_floats import EIGHT_BIT, Block, scaled_matrix
+from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory, StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 
 METHOD = "compressed-tensors"
 FORMAT = "pack-quantized"
+PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
+"""Formats whose weights lie in arrays of 8 bits each."""
+
 MIXED = "mixed-precision"
 """What the format of the whole is called where groups name theirs."""
+
+SIXTEEN_BITS = "Take the model's 16-bit release and quantize it with `crumb quantize`"
 
 CHANGES: tuple[tuple[str, str, object], ...] = (
     ("transform_config", "config_groups", {}),
@@ -51,7 +58,7 @@ LINEAR = "Linear"
 
 PATTERN = "re:"
 ARRAYS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
-STRATEGIES = ("group", "channel")
+STRATEGIES = ("group", "channel", "tensor", "block")
 WHOLE_INPUT = -1
 
 
@@ -62,29 +69,103 @@ class Scheme:
     bits: int
     group_size: int  # -1: the whole input
     symmetric: bool
+    floats: bool = False
+    block: Block | None = None  # rows and columns that share a scale
 
 
 def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
     """Entries of a compressed-tensors directory. Raises: CheckpointError."""
     given = settings_of(directory)
-    if given.get("format") not in (FORMAT, MIXED):
-        raise refuse(f"{SETTINGS}.format", FORMAT, given.get("format"))
+    _check_format(given.get("format"), f"{SETTINGS}.format", MIXED)
     for key, inside, harmless in CHANGES:
         setting = given.get(key)
         if setting and (not isinstance(setting, dict) or setting.get(inside, {}) != harmless):
             raise refuse(f"{SETTINGS}.{key}", "none", setting)
     targets = Targets.of(given)
 
-    def matrix(module: str) -> GroupedMatrix:
+    def scheme_of(module: str) -> Scheme:
         scheme = targets.find(module)
         if scheme is None:
             raise CheckpointError(
                 "a quantized layer is no target of the settings, or one that they ignore",
                 where=f"{directory.path}: {module}",
             )
-        return _matrix(directory, module, scheme)
+        return scheme
 
-    return with_matrices(directory.arrays, ARRAYS, matrix)
+    entries = with_matrices(
+        directory.arrays, ARRAYS, lambda module: _matrix(directory, module, scheme_of(module))
+    )
+    for name, entry in list(entries.items()):
+        module, _, kind = name.rpartition(".")
+        scales = entries.get(f"{module}.weight_scale")
+        if kind == "weight" and isinstance(entry, StoredArray) and isinstance(scales, StoredArray):
+            entries[name] = _plain_matrix(entry, scales, scheme_of(module), f"{entry.path}: {name}")
+            del entries[f"{module}.weight_scale"]
+    return entries
+
+
+def _check_format(format: object, key: str, *further: str) -> None:
+    """Raises: CheckpointError."""
+    if format not in (FORMAT, *PLAIN, *further):
+        error = refuse(key, " or ".join((FORMAT, *PLAIN)), format)
+        raise CheckpointError(
+            error.what,
+            where=error.where,
+            expected=error.expected,
+            found=error.found,
+            do=SIXTEEN_BITS,
+        )
+
+
+def _plain_matrix(
+    weight: StoredArray, scales: StoredArray, scheme: Scheme, where: str
+) -> StoredFloats | StoredCodes:
+    """A matrix of 8-bit floats, or of bytes. Raises: CheckpointError."""
+    types = EIGHT_BIT if scheme.floats else ("int8",)
+    if weight.dtype.name not in types or len(weight.shape) != 2 or not scheme.symmetric:
+        raise CheckpointError(
+            "a matrix that does not follow from its settings",
+            where=where,
+            expected=f"{' or '.join(types)} [out_features, in_features], symmetric",
+            found=f"{weight.dtype.name} {list(weight.shape)}",
+        )
+    if scheme.floats:
+        return scaled_matrix(where, weight, scales, scheme.block)
+    rows, columns = weight.shape
+    if scales.dtype.name not in SCALES or scales.shape not in ((rows, 1), (1,), ()):
+        raise CheckpointError(
+            "scales that do not fit their matrix",
+            where=where,
+            expected=f"{' or '.join(SCALES)} [{rows}, 1]",
+            found=f"{scales.dtype.name} {list(scales.shape)}",
+        )
+    parts = ByteArrays(weight, scales)
+    return GroupedMatrix(
+        where,
+        source="compressed-tensors of int8",
+        shape=(rows, columns),
+        bits=8,
+        group_width=columns,
+        size_bytes=weight.size_bytes + scales.size_bytes,
+        codes=parts.codes,
+        scales=parts.scale,
+    ).entry()
+
+
+@dataclass(frozen=True)
+class ByteArrays:
+    """The arrays of one module of signed bytes."""
+
+    weight: StoredArray
+    scales: StoredArray  # one for all, or one a row
+
+    def codes(self, rows: slice) -> Codes:
+        """Shapes: -> (rows, in_features)."""
+        return self.weight.read(rows).view(np.uint8) ^ np.uint8(0x80)
+
+    def scale(self, rows: slice) -> NDArray[Any]:
+        """Shapes: -> (rows, 1)."""
+        return np.broadcast_to(self.scales.read().reshape(-1, 1), (self.weight.shape[0], 1))[rows]
 
 
 @dataclass(frozen=True)
@@ -142,21 +223,34 @@ def _scheme(group: object, key: str, format: object) -> Scheme:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(group, dict) or not isinstance(weights, dict):
         raise refuse(key, "an object with targets and weights", group)
-    if (group.get("format") or format) != FORMAT:
-        raise refuse(f"{key}.format", FORMAT, group.get("format"))
-    if weights.get("type", "int") != "int":
-        raise refuse(f"{key}.weights.type", "int", weights["type"])
+    format = group.get("format") or format
+    _check_format(format, f"{key}.format")
+    bits = as_integer(weights.get("num_bits"), f"{key}.weights.num_bits", 8)
+    kind = weights.get("type") or "int"
+    if kind not in ("int", *(("float",) if format != FORMAT and bits == 8 else ())):
+        raise refuse(f"{key}.weights.type", "int, or float of 8 bits", kind)
     strategy = weights.get("strategy") or ("group" if weights.get("group_size") else "channel")
     if strategy not in STRATEGIES:
         raise refuse(f"{key}.weights.strategy", " or ".join(STRATEGIES), strategy)
     size = WHOLE_INPUT
     if strategy == "group":
         size = as_integer(weights.get("group_size"), f"{key}.weights.group_size", LIMIT)
+    block = weights.get("block_structure") if strategy == "block" else None
+    if strategy == "block" and (not isinstance(block, list) or len(block) != 2):
+        raise refuse(f"{key}.weights.block_structure", "two numbers", block)
+    if format == FORMAT and strategy not in ("group", "channel"):
+        raise refuse(f"{key}.weights.strategy", "group or channel", strategy)
     return Scheme(
-        as_integer(weights.get("num_bits"), f"{key}.weights.num_bits", 8),
+        bits,
         size,
         read_flag(weights, "symmetric", True),
+        kind == "float",
+        None if block is None else _block(block, f"{key}.weights.block_structure"),
     )
+
+
+def _block(sizes: list[Any], key: str) -> Block:
+    return as_integer(sizes[0], key), as_integer(sizes[1], key)
 
 
 def _matrix(directory: QuantizedDirectory, module: str, scheme: Scheme) -> GroupedMatrix:

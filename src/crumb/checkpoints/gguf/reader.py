@@ -35,6 +35,7 @@ from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors
 from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, Matrix, StoredCodes, StoredFloats, TensorMap
+from crumb.checkpoints.unread_tensors import is_harmless
 from crumb.errors import CheckpointError, CrumbError
 from crumb.files.model_files import CONFIGURATION, MadeFiles
 from crumb.formats.layouts.gguf_blocks import decode_blocks, decode_floats, fits
@@ -42,9 +43,6 @@ from crumb.formats.layouts.gguf_blocks import decode_blocks, decode_floats, fits
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 MOST_PARTS = 1024
-
-UNUSED = re.compile(r"blk\.\d+\.(attn_rot_embd|attn\.rot_embd)\.weight")
-"""Tensors of old files that say what the keys say."""
 
 GAP_ROWS = 64
 """Rows that are read and dropped rather than read in two pieces."""
@@ -156,7 +154,7 @@ def _entries(
             if tensor.shape == used[name.ours]:  # another shape is refused with all others
                 places = _places(row.row_order(name.role, tensor.shape[0], sizes))
             entries[name.ours] = _Rows(tensor, places).entry()
-    unknown = [name for name in left if not UNUSED.fullmatch(name)]
+    unknown = [name for name in left if not is_harmless(name)]
     if unknown:
         raise CheckpointError(
             f"a tensor that no {family.model_type} model has",
