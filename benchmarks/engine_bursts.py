@@ -14,7 +14,7 @@ import numpy as np
 from peers import Burst
 
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.run.engine import Engine, Part, Sequence, Wanted
+from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.memory_plan import EngineSettings, WeightsKind
 
 CONTEXT_TOKENS = 1280
@@ -67,21 +67,17 @@ class OurEngine:
         last = [self.tokens[0]] * sequences
         begin, processors = time.perf_counter(), time.process_time()
         for _ in range(tokens):
-            parts = [Part(each, (token,)) for each, token in zip(together, last, strict=True)]
-            with self.engine.stepped(parts) as logits:
-                last = logits.argmax(axis=1).tolist()
+            parts = [StepPart(each, (token,)) for each, token in zip(together, last, strict=True)]
+            last = self.engine.run(parts).argmax(axis=1).tolist()
         burst = _burst(begin, processors, tokens * sequences)
         for each in together:
             self.engine.end(each)
         return burst
 
-    def _read(self, sequence: Sequence, tokens: list[int]) -> None:
+    def _read(self, sequence: EngineSequence, tokens: list[int]) -> None:
         at_once = self.engine.settings.step_tokens
         for begin in range(0, len(tokens), at_once):
-            with self.engine.stepped(
-                [Part(sequence, tokens[begin : begin + at_once], Wanted.LAST)]
-            ):
-                pass
+            self.engine.run([StepPart(sequence, tokens[begin : begin + at_once], Rows.LAST)])
 
 
 def _burst(begin: float, processors: float, tokens: int) -> Burst:

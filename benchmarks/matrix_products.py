@@ -31,7 +31,7 @@ def measure(folder: Path, threads: int, tokens: int, rounds: int) -> dict[str, A
     from crumb.checkpoints.opening import open_checkpoint
     from crumb.kernels.dispatch import selected_set, supported_sets
     from crumb.kernels.limits import dot_peak
-    from crumb.run.engine import Engine, Part, Wanted
+    from crumb.run.engine import Engine, Rows, StepPart
     from crumb.run.memory_plan import EngineSettings
 
     engine = Engine(
@@ -43,7 +43,7 @@ def measure(folder: Path, threads: int, tokens: int, rounds: int) -> dict[str, A
 
     def prompt() -> None:
         sequence = engine.begin([1] * tokens, reuse=False)
-        engine.step([Part(sequence, [5 + k % 100 for k in range(tokens)], Wanted.NONE)])
+        engine.run([StepPart(sequence, [5 + k % 100 for k in range(tokens)], Rows.NONE)])
         engine.end(sequence)
 
     def peak(isa: str) -> float:

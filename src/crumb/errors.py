@@ -11,6 +11,8 @@ CrumbError                    exit 1, HTTP 500
 │   └── UnknownFamily         exit 1, HTTP 422   a model_type without a file in architectures/
 ├── TextError                 exit 1, HTTP 422   a text that is missing, empty or too short
 ├── OutputConflict            exit 1, HTTP 409   the output directory belongs to another command
+├── RequestCancelled          exit 1, HTTP 499   the request ended before it had a result
+├── QueueFull                 exit 1, HTTP 503   as many requests wait as a model takes
 └── SolveError                exit 1, HTTP 500   numbers that no solver can work with
 """
 
@@ -106,6 +108,18 @@ class OutputConflict(CrumbError):
     """The output directory holds the work of another command."""
 
     http_status = 409
+
+
+class RequestCancelled(CrumbError):
+    """A request that was cancelled, or whose model was closed, before it had a result."""
+
+    http_status = 499
+
+
+class QueueFull(CrumbError):
+    """As many requests wait for a model as it takes; later there may be room."""
+
+    http_status = 503
 
 
 class SolveError(CrumbError):

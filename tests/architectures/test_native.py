@@ -24,7 +24,7 @@ from crumb.exporting import Container, ExportRequest, write_crumb
 from crumb.formats.catalog import GROUP_SIZES, INTEGERS, ROW, Format, ZeroKind, group_name
 from crumb.formats.grid import GroupParameters
 from crumb.pipeline import QuantizeRequest, quantize
-from crumb.run.engine import Engine, Part, Wanted
+from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings, WeightsKind
 from crumb.run.model import Model
 from crumb.run.stored_matrices import weights_bytes
@@ -57,7 +57,7 @@ def native_logits(
     for text in tokens:
         sequence = engine.begin(text.tolist(), reuse=False)
         parts = np.split(text, chunks)
-        rows = [engine.step([Part(sequence, part.tolist(), Wanted.ALL)]) for part in parts]
+        rows = [engine.run([StepPart(sequence, part.tolist(), Rows.ALL)]).copy() for part in parts]
         texts.append(np.concatenate(rows))
         engine.end(sequence)
     return np.stack(texts)

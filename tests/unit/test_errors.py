@@ -19,6 +19,8 @@ TREE = {
     "UnknownFamily": ("CheckpointError", 1, 422),
     "TextError": ("CrumbError", 1, 422),
     "OutputConflict": ("CrumbError", 1, 409),
+    "RequestCancelled": ("CrumbError", 1, 499),
+    "QueueFull": ("CrumbError", 1, 503),
     "SolveError": ("CrumbError", 1, 500),
 }
 

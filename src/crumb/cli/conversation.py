@@ -16,7 +16,7 @@ import msgspec
 
 from crumb.cli.generation_options import TextOptions
 from crumb.errors import UsageError
-from crumb.run.generation import FinishReason, Generation, Piece
+from crumb.run.generation import FinishReason, Generation, TextPiece
 from crumb.run.language_model import LanguageModel
 from crumb.tokenizer.chat_template import Message
 
@@ -57,7 +57,7 @@ class Conversation:
         return [*first, *self.turns]
 
     def answer(
-        self, words: str, piece: Callable[[int, Piece], None], cancelled: threading.Event
+        self, words: str, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
     ) -> Answer:
         """Say something and take the answer into the history, as far as it came.
 
@@ -66,7 +66,7 @@ class Conversation:
         self.retries = 0
         return self._say(words, piece, cancelled)
 
-    def retry(self, piece: Callable[[int, Piece], None], cancelled: threading.Event) -> Answer:
+    def retry(self, piece: Callable[[int, TextPiece], None], cancelled: threading.Event) -> Answer:
         """Answer the last message again, with the next seed. Raises: UsageError."""
         self.retries += 1
         before = list(self.turns)
@@ -104,7 +104,7 @@ class Conversation:
         self.turns[:] = [message for message in messages if message.role != SYSTEM]
 
     def _say(
-        self, words: str, piece: Callable[[int, Piece], None], cancelled: threading.Event
+        self, words: str, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
     ) -> Answer:
         before = list(self.turns)
         self.turns.append(Message(USER, words))
@@ -114,7 +114,9 @@ class Conversation:
             self.turns[:] = before
             raise
 
-    def _answer(self, piece: Callable[[int, Piece], None], cancelled: threading.Event) -> Answer:
+    def _answer(
+        self, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
+    ) -> Answer:
         prompt, dropped = self._fitting_prompt()
         text = replace(self.text, seed=self.text.seed + self.retries)
         (generation,) = self.model.run([text.request(prompt)], piece, cancelled)

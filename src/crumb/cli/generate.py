@@ -31,7 +31,7 @@ from crumb.cli.interruption import interruption
 from crumb.cli.output import bytes_text, log, print_json
 from crumb.cli.whole_number import OptionalWhole
 from crumb.errors import UsageError
-from crumb.run.generation import Piece
+from crumb.run.generation import TextPiece
 from crumb.run.language_model import LanguageModel
 from crumb.run.program import plan_engine
 
@@ -105,7 +105,7 @@ class Stream:
     def __init__(self, shown: bool = True) -> None:
         self._shown, self._last = shown, "\n"
 
-    def piece(self, index: int, piece: Piece) -> None:
+    def piece(self, index: int, piece: TextPiece) -> None:
         """What LanguageModel.run is given."""
         del index
         self.write(piece.text)

@@ -21,7 +21,7 @@ from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.kernels.threads import parallel_map
 from crumb.machine.processors import processors
 from crumb.run.array_executor import Array, Context, as_numpy, run_stage
-from crumb.run.engine import Engine, Part, Wanted
+from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import Model, start_buffers
 from crumb.run.program import plan_engine
@@ -116,7 +116,7 @@ def _walk_native(
         try:
             return visit(index, blocks)
         finally:
-            for each in blocks:  # one that an error left inside a step holds its engine
+            for each in blocks:  # one that an error left holds pages of its engine
                 each.close()
             free.put(engines)
 
@@ -134,10 +134,10 @@ def _blocks(engine: Engine, window: Tokens, first_scored: int) -> Blocks:
             scored = begin >= first_scored - 1
             stop = last if scored else first_scored - 1
             end = min(begin + engine.settings.step_tokens, stop)
-            wanted = Wanted.ALL if scored else Wanted.NONE
-            with engine.stepped([Part(sequence, tokens[begin:end], wanted)]) as logits:
-                if scored:
-                    yield logits
+            rows = Rows.ALL if scored else Rows.NONE
+            logits = engine.run([StepPart(sequence, tokens[begin:end], rows)])
+            if scored:
+                yield logits
             begin = end
     finally:
         engine.end(sequence)

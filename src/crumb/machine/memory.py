@@ -6,6 +6,7 @@ Where a file is missing (macOS has none of them) the next source answers.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
@@ -44,6 +45,14 @@ def peak_memory_bytes() -> int:
 def resident_bytes() -> int:
     """Memory that this process has resident now; its peak where the system does not tell."""
     return _kib_row(STATUS, "VmRSS") or peak_memory_bytes()
+
+
+def give_back_memory() -> None:
+    """Return freed blocks of the heap to the system, where its C library can (glibc)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):
+        return
 
 
 def _kib_row(path: Path, name: str) -> int | None:

@@ -1,17 +1,14 @@
 """The native engine: many sequences, each with its pages, stepped together.
 
 In: an opened checkpoint and EngineSettings, then tokens of sequences. Out: logits of the rows that
-are wanted, or the features before the head. One step runs at a time; any thread may ask.
-The same tokens give the same bits whatever else is in the step, in the cache, or how they are cut.
+are asked for, or the features before the head. One thread owns an engine: `run.scheduler` gives
+one to many. The same tokens give the same bits whatever else is in the step or in the cache.
 Refuses sequences longer than the context and tokens outside the vocabulary.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from collections.abc import Sequence as Listed
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
@@ -25,12 +22,11 @@ from crumb.kernels.engine import PAGE_TOKENS
 from crumb.run.memory_plan import EngineSettings, MemoryPlan
 from crumb.run.pages import PagePool
 from crumb.run.program import build_program
-from crumb.run.seats import Seats
 
 Floats = NDArray[np.float32]
 
 
-class Wanted(IntEnum):
+class Rows(IntEnum):
     """How many of a part's last rows leave the step, at most."""
 
     NONE = 0
@@ -39,7 +35,7 @@ class Wanted(IntEnum):
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
+class EngineSequence:
     """One sequence: its tokens so far and the pages that hold their keys and values."""
 
     tokens: list[int] = field(default_factory=list)
@@ -51,12 +47,12 @@ class Sequence:
         return len(self.tokens)
 
 
-class Part(NamedTuple):
+class StepPart(NamedTuple):
     """The next tokens of one sequence."""
 
-    sequence: Sequence
-    tokens: Listed[int]
-    wanted: Wanted = Wanted.LAST
+    sequence: EngineSequence
+    tokens: Sequence[int]
+    rows: Rows = Rows.LAST
 
 
 class Engine:
@@ -69,58 +65,61 @@ class Engine:
         self._program = build_program(checkpoint, self.settings)
         self.logits_rows = len(self._program.logits)
         self._pages = PagePool(self.settings.pages(self.plan))
-        self.seats = Seats(self.settings.sequences)
-        self.turn = threading.Lock()  # steps and the cache's pages are one thread's at a time
 
     @property
     def memory(self) -> MemoryPlan:
         return self._program.memory
 
-    def begin(self, tokens: Listed[int], reuse: bool = True) -> Sequence:
+    def begin(self, tokens: Sequence[int], reuse: bool = True) -> EngineSequence:
         """A sequence for this prompt; what of its beginning lies in the cache is taken from there.
 
         Its `cached_tokens` first tokens need not be stepped. Raises: UsageError.
         """
-        self._check_length(len(tokens))
-        self._check_vocabulary(tokens)
+        self.check_prompt(tokens)
         if not reuse:
-            return Sequence()
-        with self.turn:
-            pages = self._pages.match(tokens)
+            return EngineSequence()
+        pages = self._pages.match(tokens)
         cached = len(pages) * PAGE_TOKENS
-        return Sequence(list(tokens[:cached]), pages, cached)
+        return EngineSequence(list(tokens[:cached]), pages, cached)
 
-    def end(self, sequence: Sequence) -> None:
+    def end(self, sequence: EngineSequence) -> None:
         """Let a sequence's pages go; what they hold may serve later prompts."""
-        with self.turn:
-            self._pages.release(sequence.pages)
+        self._pages.release(sequence.pages)
         sequence.pages, sequence.tokens = [], []
 
-    def run(self, parts: Listed[Part]) -> Floats:
-        """As stepped, by who holds `turn` and keeps it while he reads the logits."""
-        assert self.turn.locked(), "steps take turns"
-        return self._program.logits[: self._run(parts, self._program.operations)]
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raises: UsageError for tokens that no sequence can begin with."""
+        self._check_length(len(tokens))
+        self._check_vocabulary(tokens)
 
-    @contextmanager
-    def stepped(self, parts: Listed[Part]) -> Iterator[Floats]:
-        """Run the tokens of all parts together; gives a view of the wanted rows' logits.
+    def pages_of(self, tokens: int) -> int:
+        """Pages of the cache that so many tokens of one sequence take."""
+        return -(-tokens // PAGE_TOKENS)
 
-        Shapes: (wanted rows, vocabulary), valid inside the `with`, where no other step runs.
+    @property
+    def free_pages(self) -> int:
+        """Pages of the cache that no sequence holds."""
+        return self._pages.available
+
+    def check_pages(self, count: int) -> None:
+        """Raises: DoesNotFit where so many more pages cannot be had."""
+        self._pages.check_available(count)
+
+    def run(self, parts: Sequence[StepPart]) -> Floats:
+        """Run the tokens of all parts together; gives a view of the logits of the rows asked for.
+
+        Shapes: -> (rows, vocabulary), valid until the next step.
         Raises: UsageError, DoesNotFit when the cache is full; then nothing has changed.
         """
-        with self.turn:
-            yield self.run(parts)
+        return self._program.logits[: self._run(parts, self._program.operations)]
 
-    def step(self, parts: Listed[Part]) -> Floats:
-        """As stepped, copied."""
-        with self.stepped(parts) as logits:
-            return logits.copy()
+    def run_to_features(self, parts: Sequence[StepPart]) -> Floats:
+        """As run, but what the last linear layer would read: (rows, hidden)."""
+        return self.features(self._run(parts, self._program.operations_to_features))
 
-    def features(self, parts: Listed[Part]) -> Floats:
-        """As step, but what the last linear layer would read, copied: (wanted rows, hidden)."""
-        with self.turn:
-            count = self._run(parts, self._program.operations_to_features)
-            return self._program.features[:count].copy()
+    def features(self, rows: int) -> Floats:
+        """What the last linear layer read in the last step: (rows, hidden), until the next."""
+        return self._program.features[:rows]
 
     def time_operations(self, timed: bool) -> None:
         """Measure the seconds of each kind of operation from now on, or stop."""
@@ -138,7 +137,7 @@ class Engine:
                 found=length,
             )
 
-    def _check_vocabulary(self, tokens: Listed[int]) -> None:
+    def _check_vocabulary(self, tokens: Sequence[int]) -> None:
         if not tokens:
             return
         low, high = min(tokens), max(tokens)
@@ -149,18 +148,18 @@ class Engine:
                 found=low if low < 0 else high,
             )
 
-    def _run(self, parts: Listed[Part], operations: int) -> int:
-        """Step all parts, or change nothing; how many rows are wanted."""
-        steps: dict[Sequence, tuple[Listed[int], int, list[int], int]] = {}
-        rows = wanted = lacking = 0
+    def _run(self, parts: Sequence[StepPart], operations: int) -> int:
+        """Step all parts, or change nothing; how many rows leave the step."""
+        steps: dict[EngineSequence, tuple[Sequence[int], int, list[int], int]] = {}
+        rows = rows_out = lacking = 0
         has_empty = False
         for sequence, tokens, most in parts:
             count, past, pages = len(tokens), len(sequence.tokens), sequence.pages
             self._check_vocabulary(tokens)
             self._check_length(past + count)
-            kept = min(count, most)
-            steps[sequence] = tokens, past, pages, kept
-            rows, wanted, has_empty = rows + count, wanted + kept, has_empty or count == 0
+            out = min(count, most)
+            steps[sequence] = tokens, past, pages, out
+            rows, rows_out, has_empty = rows + count, rows_out + out, has_empty or count == 0
             lacking += max(-(-(past + count) // PAGE_TOKENS) - len(pages), 0)
         if not 0 < rows <= self.settings.step_tokens or has_empty:
             raise UsageError(
@@ -170,11 +169,11 @@ class Engine:
             )
         if len(steps) < len(parts):
             raise UsageError("a step takes the tokens of one sequence in one part")
-        if wanted > self.logits_rows:
+        if rows_out > self.logits_rows:
             raise UsageError(
-                "a step gives the logits of fewer tokens than are wanted",
+                "a step gives the logits of fewer tokens than are asked for",
                 expected=f"at most {self.logits_rows}",
-                found=wanted,
+                found=rows_out,
             )
         if lacking:
             self._pages.check_available(lacking)
@@ -187,4 +186,4 @@ class Engine:
             for index in range(past // PAGE_TOKENS, (past + len(tokens)) // PAGE_TOKENS):
                 content = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
                 self._pages.learn(pages, index, content)
-        return wanted
+        return rows_out

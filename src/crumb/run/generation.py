@@ -1,7 +1,7 @@
 """What is asked of a generation and what it gives, and one sequence's way from logits to text.
 
-In: a GenerateRequest, the prompt's tokens, then the logits after each token. Out: Pieces as they
-become certain, at the end a Generation. Python, the command line and the server share these.
+In: a GenerateRequest, the prompt's tokens, then the logits after each token. Out: TextPieces as
+they become certain, at the end a Generation. Python, the command line and the server share these.
 No clock and no model here: times, memory and prompt logprobs are handed to `result`.
 Refuses requests that cannot be; the pieces of a generation put together are its text.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import UsageError
-from crumb.run.sampling import Measured, Sampler, Sampling, measure
+from crumb.run.sampling import LogitsHook, Measured, Sampler, Sampling, measure
 from crumb.run.stop_strings import StopStrings, check_stops
 from crumb.tokenizer.detokenizer import Detokenizer
 from crumb.tokenizer.tokenizer import Tokenizer
@@ -28,6 +28,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # an end token or a stop string
     LENGTH = "length"  # max_tokens, or the context is full
     CANCELLED = "cancelled"
+    ERROR = "error"  # of this request alone; the generation has it
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class GenerateRequest:
     logprobs: int | None = None  # most likely tokens told with each token; None: no logprobs at all
     prompt_logprobs: bool = False  # the prompt's tokens measured too
     ignore_end: bool = False  # end tokens are tokens like others
+    logits_hook: LogitsHook | None = None  # forbids tokens or moves their logits before each choice
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str) and not all(
@@ -75,14 +77,15 @@ class TokenLogprob:
 class Timings:
     """How long a generation took."""
 
-    prompt_seconds: float  # until the prompt was read
+    queue_seconds: float  # until it was begun
+    prompt_seconds: float  # from then until the prompt was read
     decode_seconds: float  # from then to the last token
     prompt_tokens_per_second: float  # of those that were not cached
     decode_tokens_per_second: float
 
 
-@dataclass(frozen=True)
-class Piece:
+@dataclass(frozen=True, slots=True)
+class TextPiece:
     """What one token adds; text lags behind tokens while it may still change."""
 
     text: str
@@ -106,30 +109,34 @@ class Generation:
     prompt_logprobs: tuple[TokenLogprob, ...] | None
     timings: Timings
     peak_memory_bytes: int
+    error: Exception | None = None  # what ended it, where the finish reason is error
 
 
-def token_logprob(tokenizer: Tokenizer, found: Measured) -> TokenLogprob:
+def token_logprob(tokenizer: Tokenizer, measured: Measured) -> TokenLogprob:
     """A measured token with its texts."""
-    top = tuple(
-        TokenLogprob(token, tokenizer.token_text(token), logprob) for token, logprob in found.top
-    )
-    return TokenLogprob(found.token, tokenizer.token_text(found.token), found.logprob, top)
+    text = tokenizer.token_text
+    top = tuple(TokenLogprob(token, text(token), logprob) for token, logprob in measured.top)
+    return TokenLogprob(measured.token, text(measured.token), measured.logprob, top)
 
 
-def prompt_logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[int], logits: NDArray[np.float32], top: int
-) -> tuple[TokenLogprob, ...]:
-    """Logprobs of a prompt's tokens, the first one without.
+class PromptMeter:
+    """Measures a prompt's tokens from its logits, block by block, while their rows are valid."""
 
-    Shapes: logits (tokens - 1 or more, vocabulary), row i after token i.
-    """
-    assert len(logits) >= len(tokens) - 1, "a row for every token but the last"
-    first = [TokenLogprob(token, tokenizer.token_text(token), None) for token in tokens[:1]]
-    rest = [
-        token_logprob(tokenizer, measure(row, token, top))
-        for row, token in zip(logits, tokens[1:], strict=False)
-    ]
-    return (*first, *rest)
+    def __init__(self, tokens: Sequence[int], top: int) -> None:
+        self._tokens, self._top = tokens, top
+        self._measured: list[Measured] = []
+
+    def read(self, logits: NDArray[np.float32]) -> None:
+        """The next rows, one after each token. Shapes: (rows, vocabulary)."""
+        begin = len(self._measured) + 1
+        for row, token in zip(logits, self._tokens[begin : begin + len(logits)], strict=False):
+            self._measured.append(measure(row, token, self._top))
+
+    def logprobs(self, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
+        """Of every token, the first one without, once all rows were read."""
+        assert len(self._measured) >= len(self._tokens) - 1, "a row for every token but the last"
+        first = [TokenLogprob(each, tokenizer.token_text(each), None) for each in self._tokens[:1]]
+        return (*first, *(token_logprob(tokenizer, each) for each in self._measured))
 
 
 class TextState:
@@ -146,7 +153,7 @@ class TextState:
         """`room_tokens`: how many the context has left, if that is a limit. Raises: UsageError."""
         self._request, self._tokenizer = request, tokenizer
         self._prompt_tokens = len(prompt_tokens)
-        self._sampler = Sampler(request.sampling, vocabulary, prompt_tokens)
+        self._sampler = Sampler(request.sampling, vocabulary, prompt_tokens, request.logits_hook)
         self._detokenizer = Detokenizer(tokenizer, prompt_tokens)
         self._stops = StopStrings(request.stop)
         self._ends = frozenset() if request.ignore_end else tokenizer.end_tokens
@@ -157,6 +164,12 @@ class TextState:
         self._logprobs: list[TokenLogprob] = []
         self.finish_reason = FinishReason.LENGTH if self._limit_tokens == 0 else None
         self._stop_string: str | None = None
+        self.error: Exception | None = None
+
+    @property
+    def limit_tokens(self) -> int | None:
+        """How many tokens there will be at most."""
+        return self._limit_tokens
 
     @property
     def finished(self) -> bool:
@@ -174,20 +187,20 @@ class TextState:
         assert self.finish_reason is None, "nothing follows"
         return self._tokens[-1]
 
-    def advance(self, logits: NDArray[np.float32]) -> Piece:
+    def advance(self, logits: NDArray[np.float32]) -> TextPiece:
         """Choose a token from the logits after the last one. Shapes: (vocabulary,).
 
-        Raises: CheckpointError for logits that are not numbers.
+        Raises: CheckpointError for logits that are not numbers, and what the request's hook raises.
         """
         assert self.finish_reason is None, "nothing follows"
-        token = self._sampler.choose(logits)
+        token = self._sampler.choose(logits, self._tokens)
         if token in self._ends:
             return self._finish(FinishReason.STOP, (), ())
         self._tokens.append(token)
         measured: tuple[TokenLogprob, ...] = ()
         if self._request.logprobs is not None:
-            found = measure(logits, token, self._request.logprobs)
-            measured = (token_logprob(self._tokenizer, found),)
+            of_token = measure(logits, token, self._request.logprobs)
+            measured = (token_logprob(self._tokenizer, of_token),)
             self._logprobs += measured
         text = self._detokenizer.push(token)
         if self._request.stop:
@@ -197,12 +210,17 @@ class TextState:
         elif len(self._tokens) == self._limit_tokens:
             return self._finish(FinishReason.LENGTH, (token,), measured, text)
         self._texts.append(text)
-        return Piece(text, (token,), self.finish_reason, measured)
+        return TextPiece(text, (token,), self.finish_reason, measured)
 
-    def cancel(self) -> Piece:
+    def cancel(self) -> TextPiece:
         """End here; the text that was held back is given out."""
-        assert not self.finished, "it has ended already"
+        assert not self.finished or self._limit_tokens == 0, "it has ended already"
         return self._finish(FinishReason.CANCELLED, (), ())
+
+    def fail(self, error: Exception) -> TextPiece:
+        """End here because of an error; no further text is given out."""
+        self.error, self.finish_reason = error, FinishReason.ERROR
+        return TextPiece("", (), FinishReason.ERROR)
 
     def result(
         self,
@@ -226,6 +244,7 @@ class TextState:
             prompt_logprobs=prompt_logprobs,
             timings=timings,
             peak_memory_bytes=peak_memory_bytes,
+            error=self.error,
         )
 
     def _finish(
@@ -234,7 +253,7 @@ class TextState:
         tokens: tuple[int, ...],
         measured: tuple[TokenLogprob, ...],
         text: str = "",
-    ) -> Piece:
+    ) -> TextPiece:
         """The last piece: with what the detokenizer and the stop strings held back."""
         text += self._watch(self._detokenizer.finish())
         if self._stop_string is None:
@@ -243,7 +262,7 @@ class TextState:
             reason = FinishReason.STOP
         self.finish_reason = reason
         self._texts.append(text)
-        return Piece(text, tokens, reason, measured)
+        return TextPiece(text, tokens, reason, measured)
 
     def _watch(self, text: str) -> str:
         safe, self._stop_string = self._stops.push(text)

@@ -1,7 +1,7 @@
 """LanguageModel: what `crumb.load` returns. Generate, stream, chat, score and embed.
 
 In: texts, tokens or messages. Out: frozen results with times, counts and memory. Any number of
-threads may call; each call is a batch of its own, and steps take turns.
+threads may call; their requests share the steps of one engine.
 Refuses what does not fit the memory, the context or the vocabulary.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +27,19 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
-from crumb.machine.memory import peak_memory_bytes
-from crumb.run.batch import Running, run_batch
-from crumb.run.engine import Engine, Part, Wanted
-from crumb.run.generation import (
-    GenerateRequest,
-    Generation,
-    Piece,
-    TextState,
-    TokenLogprob,
-    prompt_logprobs,
+from crumb.machine.memory import give_back_memory
+from crumb.run.consumers import (
+    Consumer,
+    Embedding,
+    EmbeddingConsumer,
+    LogitsConsumer,
+    Score,
+    ScoreConsumer,
+    TextConsumer,
 )
+from crumb.run.engine import Engine
+from crumb.run.generation import GenerateRequest, Generation, TextPiece
+from crumb.run.handle import Handle, Sink, no_pieces
 from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,
@@ -44,10 +49,12 @@ from crumb.run.memory_plan import (
     chosen_kind,
 )
 from crumb.run.sampling import Sampling
+from crumb.run.scheduler import MOST_WAITING, Scheduler
 from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 Floats = NDArray[np.float32]
+Value = TypeVar("Value")
 Prompt = str | Sequence[int]
 Messages = Sequence[Message | Mapping[str, Any]]
 
@@ -57,31 +64,19 @@ DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_LOGITS_ROWS = 16
 
 
-@dataclass(frozen=True)
-class Score:
-    """How likely a model finds a text."""
-
-    tokens: tuple[TokenLogprob, ...]
-    logprob: float  # sum over all tokens but the first
-    perplexity: float  # exp of minus the mean
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """A text as one vector: the mean over its tokens of what the head reads, of length 1."""
-
-    vector: Floats  # (hidden,)
-    tokens: int
-
-
 class LanguageModel:
     """A model in memory, with its engine and tokenizer. Use it in a `with`, or close it."""
 
-    def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: EngineSettings, most_waiting: int = MOST_WAITING
+    ) -> None:
+        """`most_waiting`: requests that may wait for their turn before `submit` refuses one."""
         begin = time.perf_counter()
         self.checkpoint = checkpoint
         self._engine: Engine | None = Engine(checkpoint, settings)
+        self._scheduler: Scheduler | None = Scheduler(self._engine, most_waiting)
+        # also when nobody closes it, or the program ends
+        self._end_scheduler = weakref.finalize(self, self._scheduler.close)
         self.load_seconds = time.perf_counter() - begin
 
     @property
@@ -90,6 +85,13 @@ class LanguageModel:
         if self._engine is None:
             raise UsageError("this model is closed", where=self.checkpoint.path)
         return self._engine
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Raises: UsageError once the model is closed."""
+        if self._scheduler is None:
+            raise UsageError("this model is closed", where=self.checkpoint.path)
+        return self._scheduler
 
     @property
     def memory(self) -> MemoryPlan:
@@ -115,8 +117,10 @@ class LanguageModel:
         self.close()
 
     def close(self) -> None:
-        """Let threads and memory go. Calls that run in other threads finish first."""
-        self._engine = None
+        """Let threads and memory go. Requests that run or wait end as cancelled."""
+        self._end_scheduler()
+        self._engine = self._scheduler = None
+        give_back_memory()
 
     def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
         """A prompt's tokens. Raises: UsageError where there are none."""
@@ -142,28 +146,67 @@ class LanguageModel:
         """
         if isinstance(prompt, list) and all(isinstance(each, str) for each in prompt):
             return self.run([make_request(str(each), **settings) for each in prompt])
-        return self.run([make_request(cast(Prompt, prompt), **settings)])[0]
+        return self._one(make_request(cast(Prompt, prompt), **settings))
+
+    def submit(
+        self, request: GenerateRequest, *, id: str | None = None, wait: bool = False
+    ) -> Handle[Generation]:
+        """Begin a request as soon as there is room; its handle has the pieces and the result.
+
+        `wait`: for a place in the queue where that is full. Raises: UsageError, QueueFull.
+        """
+        handle = self._handle(self._text_consumer(request), id=id)
+        self.scheduler.submit(handle, wait)
+        return handle
 
     def run(
         self,
         requests: Sequence[GenerateRequest],
-        piece: Callable[[int, Piece], None] = lambda index, piece: None,
+        piece: Callable[[int, TextPiece], None] | None = None,
         cancelled: threading.Event | None = None,
     ) -> list[Generation]:
         """Run requests together; piece(index, piece) is told of each piece as it comes.
 
-        Once `cancelled` is set, by any thread, they end where they are.
+        Once `cancelled` is set, by any thread, they end where they are. A request that fails ends
+        alone: its generation has the finish reason `error` and the error itself.
+        Raises: UsageError for a request that cannot begin; then none has.
         """
-        event = cancelled or threading.Event()
-        running = [self._running(request, event) for request in requests]
-        for index, each in run_batch(self.engine, running):
-            piece(index, each)
-        return [self._result(*pair) for pair in zip(requests, running, strict=True)]
+        arrivals: SimpleQueue[tuple[int, TextPiece | None]] = SimpleQueue()
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[Piece]:
-        """Pieces of text as they become certain. Stop reading to cancel. Raises: UsageError."""
-        running = self._running(make_request(prompt, **settings), threading.Event())
-        return (piece for _, piece in run_batch(self.engine, [running]))
+        def sink(index: int, each: TextPiece | None) -> None:
+            arrivals.put((index, each))
+
+        consumers = [self._text_consumer(request) for request in requests]
+        sinks = [no_pieces if piece is None else partial(sink, k) for k in range(len(requests))]
+        handles = [
+            self._handle(*pair, cancelled=cancelled) for pair in zip(consumers, sinks, strict=True)
+        ]
+        with self._submitted(handles):
+            ended = len(handles) if piece is None else 0
+            while piece is not None and ended < len(handles):
+                index, each = arrivals.get()
+                if each is None:
+                    ended += 1
+                else:
+                    piece(index, each)
+            outcomes = [handle.outcome() for handle in handles]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[TextPiece]:
+        """Pieces of text as they become certain. Stop reading to cancel.
+
+        Raises: UsageError, and where it fails the request's error.
+        """
+        return self._pieces(self._handle(self._text_consumer(make_request(prompt, **settings))))
+
+    def _pieces(self, handle: Handle[Generation]) -> Iterator[TextPiece]:
+        self.scheduler.submit(handle, wait=True)
+        try:
+            yield from handle
+            if handle.error is not None:
+                raise handle.error
+        finally:
+            handle.cancel()
 
     def chat_prompt(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None
@@ -174,78 +217,67 @@ class LanguageModel:
 
     def chat(self, messages: Messages, **settings: Any) -> Generation:
         """Answer a conversation. Settings as for generate. Raises: UsageError."""
-        return self.run([make_request(self.chat_prompt(messages), **settings)])[0]
+        return self._one(make_request(self.chat_prompt(messages), **settings))
 
-    def stream_chat(self, messages: Messages, **settings: Any) -> Iterator[Piece]:
+    def stream_chat(self, messages: Messages, **settings: Any) -> Iterator[TextPiece]:
         """Answer a conversation piece by piece."""
         return self.stream(self.chat_prompt(messages), **settings)
 
     def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
         """Log-probability of every token of each text. Raises: UsageError."""
-        return [self._score(text, top) for text in texts]
+        tokenizer = self.tokenizer
+        return self._results(
+            [ScoreConsumer(self.tokens_of(text), tokenizer, top) for text in texts]
+        )
 
     def embed(self, texts: Sequence[str]) -> list[Embedding]:
         """A vector for each text: mean of its tokens' features, scaled to length 1."""
-        return [self._embed(text) for text in texts]
+        return self._results([EmbeddingConsumer(self.tokens_of(text)) for text in texts])
 
     def logits(self, tokens: Sequence[int]) -> Floats:
         """Logits after every token of one text. Shapes: -> (tokens, vocabulary)."""
+        return self._results([LogitsConsumer(tokens, self.engine.plan.vocabulary)])[0]
+
+    def _one(self, request: GenerateRequest) -> Generation:
+        """One request; its error is raised."""
+        return self._results([self._text_consumer(request)])[0]
+
+    def _results(self, consumers: Sequence[Consumer[Value]]) -> list[Value]:
+        """What becomes of consumers together. Raises: the first error among them."""
+        handles = [self._handle(consumer, no_pieces) for consumer in consumers]
+        with self._submitted(handles):
+            return [handle.result() for handle in handles]
+
+    @contextmanager
+    def _submitted(self, handles: Sequence[Handle[Any]]) -> Iterator[None]:
+        """Requests at work inside the `with`; one that is left early, by an error, cancels them."""
+        scheduler = self.scheduler
+        try:
+            for handle in handles:
+                scheduler.submit(handle, wait=True)
+            yield
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    def _text_consumer(self, request: GenerateRequest) -> TextConsumer:
         engine = self.engine
-        at_once = min(engine.settings.step_tokens, engine.logits_rows)
-        with engine.seats.one():
-            sequence = engine.begin(tokens, reuse=False)
-            out = np.empty((len(tokens), engine.plan.vocabulary), np.float32)
-            try:
-                for begin in range(0, len(tokens), at_once):
-                    part = Part(sequence, tokens[begin : begin + at_once], Wanted.ALL)
-                    with engine.stepped([part]) as rows:
-                        out[begin : begin + len(part.tokens)] = rows
-            finally:
-                engine.end(sequence)
-        return out
-
-    def _running(self, request: GenerateRequest, cancelled: threading.Event) -> Running:
         prompt = self.tokens_of(request.prompt)
-        vocabulary, context = self.engine.plan.vocabulary, self.engine.context_tokens
-        room = max(context - len(prompt) + 1, 0)  # the last token need not be fed
-        state = TextState(request, prompt, self.tokenizer, vocabulary, room)
-        return Running(state, prompt, request.prompt_logprobs, cancelled=cancelled)
-
-    def _result(self, request: GenerateRequest, running: Running) -> Generation:
-        measured = None
-        if request.prompt_logprobs and not running.reading:
-            rows = np.concatenate(running.prompt_logits)
-            measured = prompt_logprobs(self.tokenizer, running.prompt, rows, request.logprobs or 0)
-        return running.state.result(
-            timings=running.timings(),
-            cached_tokens=running.cached_tokens,
-            peak_memory_bytes=peak_memory_bytes(),
-            prompt_logprobs=measured,
+        return TextConsumer(
+            request, prompt, self.tokenizer, engine.plan.vocabulary, engine.context_tokens
         )
 
-    def _score(self, text: str, top: int) -> Score:
-        begin = time.perf_counter()
-        tokens = self.tokens_of(text)
-        measured = prompt_logprobs(self.tokenizer, tokens, self.logits(tokens), top)
-        total = sum(each.logprob for each in measured if each.logprob is not None)
-        mean = total / max(len(tokens) - 1, 1)
-        return Score(measured, total, float(np.exp(-mean)), time.perf_counter() - begin)
-
-    def _embed(self, text: str) -> Embedding:
-        engine, tokens = self.engine, self.tokens_of(text)
-        at_once = min(engine.settings.step_tokens, engine.logits_rows)
-        total = np.zeros(0)
-        with engine.seats.one():
-            sequence = engine.begin(tokens, reuse=False)
-            try:
-                for begin in range(0, len(tokens), at_once):
-                    part = Part(sequence, tokens[begin : begin + at_once], Wanted.ALL)
-                    summed = engine.features([part]).astype(np.float64).sum(axis=0)
-                    total = summed if begin == 0 else total + summed
-            finally:
-                engine.end(sequence)
-        length = float(np.linalg.norm(total)) or 1.0
-        return Embedding((total / length).astype(np.float32), len(tokens))
+    def _handle(
+        self,
+        consumer: Consumer[Value],
+        sink: Sink | None = None,
+        *,
+        id: str | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Handle[Value]:
+        """Raises: UsageError for a prompt that no sequence can begin with."""
+        self.engine.check_prompt(consumer.prompt)
+        return Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
 
 
 SAMPLING = frozenset(Sampling.__dataclass_fields__)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,15 @@ from crumb.errors import CheckpointError, UsageError
 
 Logits = NDArray[np.float32] | NDArray[np.float64]
 Tokens = NDArray[np.intp]
+
+LogitsHook = Callable[
+    [tuple[int, ...], NDArray[np.float32]], NDArray[np.bool_] | NDArray[np.floating[Any]] | None
+]
+"""Told the tokens generated so far and a copy of the logits, (vocabulary,) f32, before each choice.
+
+It edits the copy and gives None, or gives (vocabulary,): True for tokens that may be chosen, or
+numbers to add. It runs in the scheduler's thread, so it must be quick.
+"""
 
 NUMBERS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 100.0),
@@ -96,10 +105,14 @@ class Sampler:
     """
 
     def __init__(
-        self, sampling: Sampling, vocabulary: int, prompt_tokens: Sequence[int] = ()
+        self,
+        sampling: Sampling,
+        vocabulary: int,
+        prompt_tokens: Sequence[int] = (),
+        hook: LogitsHook | None = None,
     ) -> None:
         """Raises: UsageError when logit_bias or the prompt name a token outside the vocabulary."""
-        self._sampling, self._vocabulary = sampling, vocabulary
+        self._sampling, self._vocabulary, self._hook = sampling, vocabulary, hook
         biases = dict(sampling.logit_bias)
         _check_tokens("logit_bias", biases, vocabulary)
         self._biased = np.fromiter(biases.keys(), np.intp, len(biases))
@@ -111,10 +124,14 @@ class Sampler:
             self._random = np.random.PCG64(sampling.seed)
             self._random.advance(len(prompt_tokens))
 
-    def choose(self, logits: NDArray[np.float32]) -> int:
-        """The next token. Shapes: logits (vocabulary,). Raises: CheckpointError, UsageError."""
+    def choose(self, logits: NDArray[np.float32], tokens: Sequence[int] = ()) -> int:
+        """The next token after those generated so far. Shapes: logits (vocabulary,).
+
+        Raises: CheckpointError, UsageError, and what the request's hook raises.
+        """
         assert len(logits) == self._vocabulary, logits.shape
-        scores = self._adjusted(logits) if self._adjusts else logits
+        own = logits if self._hook is None else self._hooked(logits, self._hook, tuple(tokens))
+        scores = self._adjusted(own) if self._adjusts else own
         token = int(scores.argmax())  # the first NaN, if there is one
         if not math.isfinite(scores[token]):
             raise self._not_numbers(logits)
@@ -123,6 +140,27 @@ class Sampler:
         if self._seen is not None:
             self._seen.add(token)
         return token
+
+    def _hooked(
+        self, logits: NDArray[np.float32], hook: LogitsHook, tokens: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """The logits as the request's hook leaves them."""
+        edited = logits.copy()
+        answer = hook(tokens, edited)
+        if answer is None:
+            return edited
+        if np.shape(answer) != edited.shape:
+            raise UsageError(
+                "a hook's answer does not fit the vocabulary",
+                where="logits_hook",
+                expected=f"shape {edited.shape}, or None",
+                found=np.shape(answer),
+            )
+        if answer.dtype == np.bool_:
+            edited[np.logical_not(answer)] = -np.inf
+        else:
+            edited += answer
+        return edited
 
     def _adjusted(self, logits: NDArray[np.float32]) -> NDArray[np.float64]:
         scores = logits.astype(np.float64)
@@ -153,7 +191,8 @@ class Sampler:
 
     def _not_numbers(self, logits: NDArray[np.float32]) -> Exception:
         if math.isfinite(logits.max()):
-            return UsageError("no token may be chosen", where="logit_bias", found="-inf for all")
+            where = "logit_bias" if self._hook is None else "logits_hook"
+            return UsageError("no token may be chosen", where=where, found="-inf for all")
         return CheckpointError(
             "the model's logits are not numbers",
             found=float(logits.max()),

@@ -21,8 +21,7 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
 from crumb.machine.memory import available_bytes, peak_memory_bytes
-from crumb.run.engine import Engine, Part, Wanted
-from crumb.run.engine import Sequence as EngineSequence
+from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,
@@ -292,9 +291,9 @@ def _read(engine: Engine, sequence: EngineSequence, prompt: Sequence[int], step:
     """Read a prompt; gives the most likely next token."""
     for first in range(0, len(prompt), step):
         last = first + step >= len(prompt)
-        part = Part(sequence, prompt[first : first + step], Wanted.LAST if last else Wanted.NONE)
-        with engine.stepped([part]) as logits:
-            token = int(logits[0].argmax()) if last else 0
+        rows = Rows.LAST if last else Rows.NONE
+        logits = engine.run([StepPart(sequence, prompt[first : first + step], rows)])
+        token = int(logits[0].argmax()) if last else 0
     return token
 
 
@@ -314,9 +313,8 @@ def _time_decode(engine: Engine, count: int, tokens: int) -> float:
     try:
         begin = time.perf_counter()
         for _ in range(tokens):
-            parts = [Part(*pair) for pair in zip(sequences, _singles(following), strict=True)]
-            with engine.stepped(parts) as logits:
-                following = logits.argmax(axis=1).tolist()
+            parts = [StepPart(*pair) for pair in zip(sequences, _singles(following), strict=True)]
+            following = engine.run(parts).argmax(axis=1).tolist()
         return time.perf_counter() - begin
     finally:
         for sequence in sequences:
@@ -332,11 +330,10 @@ def _time_mixed(engine: Engine, count: int, tokens: int) -> float:
     try:
         begin = time.perf_counter()
         for first in range(0, tokens, step):
-            wanted = Wanted.LAST if first + step >= tokens else Wanted.NONE
-            parts = [Part(*pair) for pair in zip(sequences, _singles(following), strict=True)]
-            parts.append(Part(reading, prompt[first : first + step], wanted))
-            with engine.stepped(parts) as logits:
-                following = logits[:count].argmax(axis=1).tolist()
+            rows = Rows.LAST if first + step >= tokens else Rows.NONE
+            parts = [StepPart(*pair) for pair in zip(sequences, _singles(following), strict=True)]
+            parts.append(StepPart(reading, prompt[first : first + step], rows))
+            following = engine.run(parts)[:count].argmax(axis=1).tolist()
         return time.perf_counter() - begin
     finally:
         for sequence in (*sequences, reading):

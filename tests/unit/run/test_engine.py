@@ -6,7 +6,7 @@ counts, chunks and cached beginnings; refusals that change nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Listed
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import DoesNotFit, UsageError
-from crumb.run.engine import Engine, Part, Sequence, Wanted
+from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
 
 Floats = NDArray[np.float32]
@@ -37,7 +37,7 @@ def make_engine(path: Path, **chosen: Any) -> Engine:
     return Engine(open_checkpoint(path), EngineSettings(**usual | {"threads": 2} | chosen))
 
 
-def logits_of(engine: Engine, text: Listed[int], chunks: Listed[int], reuse: bool) -> Floats:
+def logits_of(engine: Engine, text: Sequence[int], chunks: Sequence[int], reuse: bool) -> Floats:
     """Logits of the tokens that are computed, chunks of these lengths over and over."""
     sequence = engine.begin(text, reuse=reuse)
     rows, step = [], 0
@@ -45,7 +45,7 @@ def logits_of(engine: Engine, text: Listed[int], chunks: Listed[int], reuse: boo
         while sequence.length_tokens < len(text):
             begin = sequence.length_tokens
             part = text[begin : begin + chunks[step % len(chunks)]]
-            rows.append(engine.step([Part(sequence, part, Wanted.ALL)]))
+            rows.append(engine.run([StepPart(sequence, part, Rows.ALL)]).copy())
             step += 1
     finally:
         engine.end(sequence)
@@ -94,12 +94,12 @@ def test_company_in_a_step_changes_no_bit(
             if count:
                 begin = sequences[index].length_tokens
                 tokens = TEXTS[index][begin : begin + count]
-                parts.append(Part(sequences[index], tokens, Wanted.ALL))
+                parts.append(StepPart(sequences[index], tokens, Rows.ALL))
                 owners.append(index)
                 room -= count
         if not parts:
             continue
-        rows = engine.step(parts)
+        rows = engine.run(parts).copy()
         for part, index in zip(parts, owners, strict=True):
             found[index].append(rows[: len(part.tokens)])
             rows = rows[len(part.tokens) :]
@@ -136,21 +136,21 @@ def test_int8_differs_from_f32_so_the_ways_are_ways(quantized_tiny: Path) -> Non
 def test_only_wanted_rows_leave_a_step(float_tiny: Path) -> None:
     engine = make_engine(float_tiny)
     parts = [
-        Part(engine.begin(TEXTS[index], reuse=False), TEXTS[index][:5], wanted)
-        for index, wanted in enumerate((Wanted.LAST, Wanted.NONE, Wanted.ALL))
+        StepPart(engine.begin(TEXTS[index], reuse=False), TEXTS[index][:5], wanted)
+        for index, wanted in enumerate((Rows.LAST, Rows.NONE, Rows.ALL))
     ]
-    rows = engine.step(parts)
+    rows = engine.run(parts).copy()
     assert rows.shape == (1 + 0 + 5, 300)
     whole = [logits_of(engine, TEXTS[index][:5], [5], False) for index in (0, 2)]
     np.testing.assert_array_equal(rows, np.concatenate([whole[0][-1:], whole[1]]))
-    nothing = engine.step([Part(parts[1].sequence, TEXTS[1][5:8], Wanted.NONE)])
+    nothing = engine.run([StepPart(parts[1].sequence, TEXTS[1][5:8], Rows.NONE)])
     assert nothing.shape == (0, 300)
 
 
 def test_features_are_what_the_head_reads(float_tiny: Path) -> None:
     engine = make_engine(float_tiny, cache="f32", activations="f32")
     sequence = engine.begin(TEXTS[0], reuse=False)
-    features = engine.features([Part(sequence, TEXTS[0][:10], Wanted.ALL)])
+    features = engine.run_to_features([StepPart(sequence, TEXTS[0][:10], Rows.ALL)])
     assert features.shape == (10, 64)
     head = open_checkpoint(float_tiny).tensors.read_float("model.embed_tokens.weight")
     logits = logits_of(engine, TEXTS[0][:10], [10], False)
@@ -174,26 +174,26 @@ def test_texts_beyond_the_context_and_strange_tokens_are_refused(engine: Engine)
         with pytest.raises(UsageError, match=f"0 to 299, found {token}"):
             engine.begin([1, token, 2])
         with pytest.raises(UsageError, match="not in the model's vocabulary"):
-            engine.step([Part(Sequence(), [token])])
+            engine.run([StepPart(EngineSequence(), [token])])
 
 
 @pytest.mark.parametrize(
     ("counts", "wanted"),
     [
-        ([], Wanted.LAST),
-        ([0], Wanted.LAST),
-        ([3, 0], Wanted.LAST),
-        ([41], Wanted.NONE),
-        ([9], Wanted.ALL),
+        ([], Rows.LAST),
+        ([0], Rows.LAST),
+        ([3, 0], Rows.LAST),
+        ([41], Rows.NONE),
+        ([9], Rows.ALL),
     ],
 )
 def test_steps_that_have_no_room_are_refused_and_change_nothing(
-    counts: list[int], wanted: Wanted, engine: Engine
+    counts: list[int], wanted: Rows, engine: Engine
 ) -> None:
-    parts = [Part(Sequence(), [1] * count, wanted) for count in counts]
+    parts = [StepPart(EngineSequence(), [1] * count, wanted) for count in counts]
     before = engine._pages.available
     with pytest.raises(UsageError):
-        engine.step(parts)
+        engine.run(parts)
     assert engine._pages.available == before
     assert not any(part.sequence.pages for part in parts)
 
@@ -201,17 +201,17 @@ def test_steps_that_have_no_room_are_refused_and_change_nothing(
 def test_a_sequence_comes_once_in_a_step(engine: Engine) -> None:
     sequence = engine.begin([1, 2, 3], reuse=False)
     with pytest.raises(UsageError, match="one sequence in one part"):
-        engine.step([Part(sequence, [1]), Part(sequence, [2])])
+        engine.run([StepPart(sequence, [1]), StepPart(sequence, [2])])
     assert sequence.length_tokens == 0
 
 
 def test_a_full_context_refuses_one_token_more_and_changes_nothing(engine: Engine) -> None:
     sequence = engine.begin([1] * CONTEXT, reuse=False)
     for count in (40, 40, 16):
-        engine.step([Part(sequence, [1] * count)])
+        engine.run([StepPart(sequence, [1] * count)])
     pages, available = list(sequence.pages), engine._pages.available
     with pytest.raises(UsageError, match="longer than the context"):
-        engine.step([Part(Sequence(), [3]), Part(sequence, [1])])
+        engine.run([StepPart(EngineSequence(), [3]), StepPart(sequence, [1])])
     assert (sequence.pages, sequence.length_tokens) == (pages, CONTEXT)
     assert engine._pages.available == available
 
@@ -221,18 +221,18 @@ def test_a_full_cache_refuses_the_step_and_changes_nothing(
 ) -> None:
     held = [engine.begin([index] * 80, reuse=False) for index in (1, 2)]
     for sequence, token in zip(held, (1, 2), strict=True):
-        engine.step([Part(sequence, [token] * 40)])
-        engine.step([Part(sequence, [token] * 40)])
+        engine.run([StepPart(sequence, [token] * 40)])
+        engine.run([StepPart(sequence, [token] * 40)])
     assert engine._pages.available == 2
     third, fourth = (engine.begin([4] * 30, reuse=False) for _ in range(2))
     with pytest.raises(DoesNotFit, match="the cache is full"):
-        engine.step([Part(third, [4] * 17), Part(fourth, [4] * 16), Part(held[0], [1])])
+        engine.run([StepPart(third, [4] * 17), StepPart(fourth, [4] * 16), StepPart(held[0], [1])])
     assert engine._pages.available == 2
     assert (third.pages, fourth.pages, held[0].length_tokens) == ([], [], 80)
     assert len(held[0].pages) == 5
     other = make_engine(float_tiny, sequences=2)
     expected = logits_of(other, [1] * 81, [40], False)[-1]
-    np.testing.assert_array_equal(engine.step([Part(held[0], [1])])[0], expected)
+    np.testing.assert_array_equal(engine.run([StepPart(held[0], [1])])[0], expected)
     for sequence in (*held, third, fourth):
         engine.end(sequence)
     assert engine._pages.available == engine._pages.count

@@ -19,17 +19,17 @@ from crumb.run.generation import (
     FinishReason,
     GenerateRequest,
     Generation,
-    Piece,
+    PromptMeter,
+    TextPiece,
     TextState,
     Timings,
-    prompt_logprobs,
 )
 from crumb.run.sampling import Sampling
 from crumb.tokenizer.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(DirectoryFiles(Path(str(MODELS["novella-7m"]))))
 VOCABULARY, END = 4096, 1
-TIMINGS = Timings(0.5, 2.0, 6.0, 4.0)
+TIMINGS = Timings(0.1, 0.5, 2.0, 6.0, 4.0)
 TEXT = "The sea 🙂 was\n\ncalm — that day."
 
 
@@ -40,7 +40,7 @@ def logits_for(token: int) -> NDArray[np.float32]:
     return logits
 
 
-def run_tokens(state: TextState, tokens: list[int]) -> list[Piece]:
+def run_tokens(state: TextState, tokens: list[int]) -> list[TextPiece]:
     """The pieces, until the state is finished."""
     pieces = []
     for token in tokens:
@@ -56,7 +56,7 @@ def started(**settings: Any) -> TextState:
     return TextState(GenerateRequest("x", **settings), [5, 6], TOKENIZER, VOCABULARY)
 
 
-def finished(state: TextState, pieces: list[Piece]) -> Generation:
+def finished(state: TextState, pieces: list[TextPiece]) -> Generation:
     """The result, after a look at what always holds."""
     result = state.result(timings=TIMINGS)
     assert result.text == "".join(piece.text for piece in pieces)
@@ -174,14 +174,28 @@ def test_logprobs_stand_beside_their_tokens() -> None:
 def test_logprobs_of_a_prompt_begin_with_one_that_nothing_predicts() -> None:
     tokens = TOKENIZER.encode("The sea")
     logits = np.stack([logits_for(token) for token in [*tokens[1:], 9]])
-    for rows in (logits, logits[:-1]):  # what follows the prompt may be there too
-        found = prompt_logprobs(TOKENIZER, tokens, rows, 1)
-        assert [entry.token for entry in found] == tokens
-        assert (found[0].logprob, found[0].top) == (None, ())
-        assert all(entry.top[0].logprob == entry.logprob for entry in found[1:])
+    for cuts in ([len(tokens)], [1, len(tokens)], [len(tokens) - 1]):  # what follows may be there
+        meter, begin = PromptMeter(tokens, 1), 0
+        for end in cuts:
+            meter.read(logits[begin:end])
+            begin = end
+        entries = meter.logprobs(TOKENIZER)
+        assert [entry.token for entry in entries] == tokens
+        assert (entries[0].logprob, entries[0].top) == (None, ())
+        assert all(entry.top[0].logprob == entry.logprob for entry in entries[1:])
     state = started(max_tokens=0)
-    assert state.result(timings=TIMINGS, prompt_logprobs=found).prompt_logprobs == found
-    assert prompt_logprobs(TOKENIZER, [], logits[:0], 1) == ()
+    assert state.result(timings=TIMINGS, prompt_logprobs=entries).prompt_logprobs == entries
+    assert PromptMeter([], 1).logprobs(TOKENIZER) == ()
+
+
+def test_a_generation_that_failed_has_its_error_and_the_text_so_far() -> None:
+    state, error = started(), ValueError("broken")
+    pieces = run_tokens(state, TOKENIZER.encode(TEXT))
+    pieces.append(state.fail(error))
+    result = finished(state, pieces)
+    assert (result.finish_reason, result.error) == (FinishReason.ERROR, error)
+    assert TEXT.startswith(result.text)
+    assert result.text
 
 
 def test_what_the_engine_knows_is_handed_on() -> None:

@@ -1,0 +1,234 @@
+"""What becomes of a sequence's rows: a text, a score, a vector, or the logits themselves.
+
+In: a prompt's tokens, then rows of logits or features as steps compute them. Out: the result that
+a Handle gives. A consumer is made in the thread that asks, read by the scheduler's thread alone,
+and its value is put together in the thread that waits. Rows are valid only while they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.machine.memory import peak_memory_bytes
+from crumb.run.generation import (
+    GenerateRequest,
+    Generation,
+    PromptMeter,
+    TextPiece,
+    TextState,
+    Timings,
+    TokenLogprob,
+)
+from crumb.tokenizer.tokenizer import Tokenizer
+
+Floats = NDArray[np.float32]
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class Times:
+    """When things happened to a request, by the clock of time.perf_counter."""
+
+    submitted: float
+    began: float = 0.0  # it got its sequence
+    prompt_done: float = 0.0
+    ended: float = 0.0
+    cached_tokens: int = 0  # of the prompt, taken from the cache
+
+    def end(self, now: float) -> None:
+        """What has not happened by now never will."""
+        self.began = self.began or now
+        self.prompt_done = self.prompt_done or now
+        self.ended = now
+
+
+class Consumer(Generic[Value]):
+    """What the scheduler asks of a request. This one only reads its prompt."""
+
+    every_row = False  # all rows of the prompt leave the step, not the last alone
+    reads_features = False  # rows are what the head would read, not logits
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.prompt = prompt
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest that the sequence may become: what the cache must have room for."""
+        return len(self.prompt)
+
+    @property
+    def follows(self) -> bool:
+        """Whether tokens are to be generated after the prompt."""
+        return False
+
+    @property
+    def next_token(self) -> int:
+        """The token to run next, while tokens follow."""
+        raise NotImplementedError
+
+    def read(self, rows: Floats) -> None:
+        """Rows of the prompt, in order: all of them, or the last alone."""
+
+    def advance(self, logits: Floats) -> TextPiece:
+        """The logits after the last token, (vocabulary,): choose the next one."""
+        raise NotImplementedError
+
+    def cancel(self) -> TextPiece | None:
+        """End early; what was held back."""
+        return None
+
+    def fail(self, error: Exception) -> TextPiece | None:
+        """End because of an error."""
+        del error
+        return None
+
+    def value(self, times: Times) -> Value | None:
+        """The result, once it has ended; None where there is none."""
+        raise NotImplementedError
+
+
+class TextConsumer(Consumer[Generation]):
+    """Generates a text, and measures the prompt where that is asked."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        prompt: Sequence[int],
+        tokenizer: Tokenizer,
+        vocabulary: int,
+        context_tokens: int,
+    ) -> None:
+        super().__init__(prompt)
+        room = max(context_tokens - len(prompt) + 1, 0)  # the last token need not be fed
+        self._state = TextState(request, prompt, tokenizer, vocabulary, room)
+        self._tokenizer = tokenizer
+        self._meter = PromptMeter(prompt, request.logprobs or 0)
+        self.every_row = request.prompt_logprobs
+
+    @property
+    def most_tokens(self) -> int:
+        limit = self._state.limit_tokens
+        assert limit is not None, "the context is a limit"
+        return len(self.prompt) + max(limit - 1, 0)
+
+    @property
+    def follows(self) -> bool:
+        return self._state.finish_reason is None
+
+    @property
+    def next_token(self) -> int:
+        return self._state.next_token
+
+    def read(self, rows: Floats) -> None:
+        if self.every_row:
+            self._meter.read(rows)
+
+    def advance(self, logits: Floats) -> TextPiece:
+        return self._state.advance(logits)
+
+    def cancel(self) -> TextPiece:
+        self.every_row = False
+        return self._state.cancel()
+
+    def fail(self, error: Exception) -> TextPiece:
+        self.every_row = False
+        return self._state.fail(error)
+
+    def value(self, times: Times) -> Generation:
+        computed = len(self.prompt) - times.cached_tokens
+        prompt_seconds = times.prompt_done - times.began
+        decode_seconds = times.ended - times.prompt_done
+        decoded = max(self._state.generated_tokens - 1, 0)
+        return self._state.result(
+            timings=Timings(
+                times.began - times.submitted,
+                prompt_seconds,
+                decode_seconds,
+                computed / prompt_seconds if prompt_seconds > 0 else 0.0,
+                decoded / decode_seconds if decode_seconds > 0 else 0.0,
+            ),
+            cached_tokens=times.cached_tokens,
+            peak_memory_bytes=peak_memory_bytes(),
+            prompt_logprobs=self._meter.logprobs(self._tokenizer) if self.every_row else None,
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a model finds a text."""
+
+    tokens: tuple[TokenLogprob, ...]
+    logprob: float  # sum over all tokens but the first
+    perplexity: float  # exp of minus the mean
+    seconds: float
+
+
+class ScoreConsumer(Consumer[Score]):
+    """Measures every token of a text."""
+
+    every_row = True
+
+    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer, top: int) -> None:
+        super().__init__(prompt)
+        self._tokenizer, self._meter = tokenizer, PromptMeter(prompt, top)
+
+    def read(self, rows: Floats) -> None:
+        self._meter.read(rows)
+
+    def value(self, times: Times) -> Score:
+        tokens = self._meter.logprobs(self._tokenizer)
+        total = sum(each.logprob for each in tokens if each.logprob is not None)
+        mean = total / max(len(tokens) - 1, 1)
+        return Score(tokens, total, float(np.exp(-mean)), times.ended - times.began)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A text as one vector: the mean over its tokens of what the head reads, of length 1."""
+
+    vector: Floats  # (hidden,)
+    tokens: int
+
+
+class EmbeddingConsumer(Consumer[Embedding]):
+    """Adds up the features of a text, token by token, so that no cut changes the sum."""
+
+    every_row = reads_features = True
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        super().__init__(prompt)
+        self._total: NDArray[np.float64] | None = None
+
+    def read(self, rows: Floats) -> None:
+        for row in rows.astype(np.float64):
+            self._total = row if self._total is None else self._total + row
+
+    def value(self, times: Times) -> Embedding:
+        del times
+        assert self._total is not None, "a text has a token"
+        length = float(np.linalg.norm(self._total)) or 1.0
+        return Embedding((self._total / length).astype(np.float32), len(self.prompt))
+
+
+class LogitsConsumer(Consumer[Floats]):
+    """Keeps the logits after every token: of a whole text, in memory."""
+
+    every_row = True
+
+    def __init__(self, prompt: Sequence[int], vocabulary: int) -> None:
+        super().__init__(prompt)
+        self._logits = np.empty((len(prompt), vocabulary), np.float32)
+        self._read_tokens = 0
+
+    def read(self, rows: Floats) -> None:
+        begin, self._read_tokens = self._read_tokens, self._read_tokens + len(rows)
+        self._logits[begin : self._read_tokens] = rows
+
+    def value(self, times: Times) -> Floats:
+        del times
+        return self._logits
