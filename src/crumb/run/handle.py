@@ -70,9 +70,9 @@ class Handle(Generic[Value]):
 
     def result(self, timeout_seconds: float | None = None) -> Value:
         """Wait for the result. Raises: the request's error, TimeoutError."""
-        value = self.outcome(timeout_seconds)
-        if self.error is not None:
+        if self.wait(timeout_seconds) and self.error is not None:
             raise self.error
+        value = self.outcome(timeout_seconds)
         assert value is not None, "what has no error has a value"
         return value
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from crumb.errors import DoesNotFit, QueueFull, RequestCancelled, UsageError
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.generation import FinishReason, GenerateRequest, Generation, TextPiece
+from crumb.run.handle import Handle
 from crumb.run.language_model import LanguageModel, load, make_request
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import open_model
@@ -67,6 +69,12 @@ def eventually(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < end, "it never came about"
         time.sleep(0.001)
+
+
+def slowly(tokens: tuple[int, ...], logits: NDArray[np.float32]) -> None:
+    """A hook that gives others the time to ask before its request ends."""
+    assert len(tokens) < len(logits)
+    time.sleep(0.01)
 
 
 def requests(temperature: float = 0.0) -> list[GenerateRequest]:
@@ -132,16 +140,26 @@ def test_pieces_together_are_the_text_and_tell_their_request(model: LanguageMode
 
 
 def test_two_threads_share_steps(model: LanguageModel) -> None:
-    begin = threading.Barrier(2)
-
-    def work(prompt: str) -> None:
-        begin.wait()
-        model.run([ask(60, prompt)])
-
     with counted(model.engine) as steps, ThreadPoolExecutor(2) as pool:
-        list(pool.map(work, ["ab", "cd"]))
-    assert len(steps) <= 64
-    assert sum(len(parts) == 2 for parts in steps) >= 56
+        with model.scheduler.gate:  # until both have asked
+            made = [pool.submit(model.run, [ask(60, prompt)]) for prompt in ("ab", "cd")]
+            eventually(lambda: len(model.scheduler._waiting) == 2)
+        assert [len(each.result()[0].tokens) for each in made] == [60, 60]
+    assert [len(parts) for parts in steps] == [2] * 60
+
+
+def test_a_request_that_comes_later_joins_the_next_step(model: LanguageModel) -> None:
+    later: list[Handle[Generation]] = []
+
+    def at_ten(tokens: tuple[int, ...], logits: NDArray[np.float32]) -> None:
+        if len(tokens) == 10:
+            assert len(logits) == 300
+            later.append(model.submit(ask(60, "cd")))
+
+    with counted(model.engine) as steps:
+        assert len(model.run([ask(60, logits_hook=at_ten)])[0].tokens) == 60
+        assert len(later[0].result().tokens) == 60
+    assert [len(parts) for parts in steps] == [1] * 11 + [2] * 49 + [1] * 11
 
 
 def test_a_list_shares_steps_without_a_word_about_sequences(quantized_tiny: Path) -> None:
@@ -196,11 +214,16 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(model: LanguageModel) -> No
 
 
 def test_decoding_goes_on_while_a_prompt_is_read(model: LanguageModel) -> None:
+    later: list[Handle[Generation]] = []
+
+    def at_two(tokens: tuple[int, ...], logits: NDArray[np.float32]) -> None:
+        if len(tokens) == 2:
+            assert len(logits) == 300
+            later.append(model.submit(ask(1, "y" * 90)))
+
     with counted(model.engine) as steps:
-        first = model.submit(ask(30))
-        next(first)
-        model.run([ask(1, "y" * 90)])
-        first.result()
+        model.run([ask(30, logits_hook=at_two)])
+        later[0].result()
     reading = [parts for parts in steps if any(part.rows is Rows.NONE for part in parts)]
     assert len(reading) >= 3
     assert all(len(parts) == 2 for parts in reading)
@@ -286,20 +309,26 @@ def test_a_hook_that_fails_or_forbids_all_fails_its_request(model: LanguageModel
 
 def test_a_cancelled_request_ends_and_the_others_go_on(model: LanguageModel) -> None:
     alone = [figures(model.run([request])[0]) for request in requests()]
-    handles = [model.submit(request) for request in requests()]
-    for piece in handles[2]:
-        if piece.tokens:
+
+    def cancels(tokens: tuple[int, ...], logits: NDArray[np.float32]) -> None:
+        if len(tokens) == 3:
+            assert len(logits) == 300
             handles[2].cancel()
+
+    asked = requests()
+    asked[2] = replace(asked[2], logits_hook=cancels)
+    with model.scheduler.gate:
+        handles = [model.submit(request) for request in asked]
     results = [handle.result() for handle in handles]
     assert results[2].finish_reason is FinishReason.CANCELLED
-    assert 1 <= len(results[2].tokens) < 11
-    assert results[2].tokens == alone[2][1][: len(results[2].tokens)]  # type: ignore[index]
+    assert results[2].tokens == alone[2][1][:4]  # type: ignore[index]
     for index in (0, 1, 3, 4, 5):
         assert figures(results[index]) == alone[index]
 
 
 def test_a_request_cancelled_before_its_turn_never_runs(model: LanguageModel) -> None:
-    first = [model.submit(ask(60, "z" * 30)) for _ in range(3)]  # all pages of the cache
+    long = ask(60, "z" * 30, logits_hook=slowly)
+    first = [model.submit(long) for _ in range(3)]  # all pages of the cache
     later, watched = model.submit(ask(60)), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(model.run, [ask(60)], cancelled=watched)
@@ -325,7 +354,7 @@ def test_a_full_queue_refuses_and_says_so(quantized_tiny: Path) -> None:
     checkpoint = open_model(str(quantized_tiny)).checkpoint
     with LanguageModel(checkpoint, settings, most_waiting=2) as model:
         whole = ask(90)  # the whole cache: nothing else runs beside it
-        running = model.submit(whole)
+        running = model.submit(replace(whole, logits_hook=slowly))
         next(running)
         waiting = [model.submit(whole) for _ in range(2)]
         with pytest.raises(QueueFull, match="as many requests wait") as caught:
@@ -338,7 +367,7 @@ def test_a_full_queue_refuses_and_says_so(quantized_tiny: Path) -> None:
 
 def test_closing_ends_what_runs_and_what_waits_as_cancelled(quantized_tiny: Path) -> None:
     model = load(quantized_tiny, context_tokens=96, threads=1)
-    handles = [model.submit(ask(90)) for _ in range(3)]
+    handles = [model.submit(ask(90, logits_hook=slowly)) for _ in range(3)]
     next(handles[0])
     scorer = ThreadPoolExecutor(1)
     scored = scorer.submit(model.score, ["x" * 90])
@@ -361,7 +390,7 @@ def test_a_model_that_nobody_holds_ends_its_thread(quantized_tiny: Path) -> None
     assert model.submit(ask(3)).result().tokens
     thread = model.scheduler._thread
     assert thread is not None
-    handle = model.submit(ask(30))
+    handle = model.submit(ask(30, logits_hook=slowly))
     del model
     assert len(handle.result().tokens) == 30  # a request keeps its model
     eventually(lambda: not thread.is_alive())

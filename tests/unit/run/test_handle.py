@@ -1,0 +1,111 @@
+"""A handle: pieces in threads and event loops, the result for as many as wait, cancelling.
+
+In: the tiny checkpoint. Out: what each way of waiting gives, and that the others go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crumb.errors import UsageError
+from crumb.run.generation import FinishReason, GenerateRequest
+from crumb.run.language_model import LanguageModel, load, make_request
+
+
+@pytest.fixture(scope="module")
+def model(quantized_tiny: Path) -> Iterator[LanguageModel]:
+    with load(quantized_tiny, context_tokens=96, sequences=2, threads=1) as model:
+        yield model
+
+
+def ask(tokens: int = 12, prompt: str = "the sea ", **settings: object) -> GenerateRequest:
+    return make_request(prompt, max_tokens=tokens, ignore_end=True, **settings)
+
+
+def test_the_pieces_are_the_text_however_late_they_are_read(model: LanguageModel) -> None:
+    handle = model.submit(ask(), id="first")
+    generation = handle.result()
+    pieces = list(handle)
+    assert "".join(piece.text for piece in pieces) == generation.text
+    assert [piece.finish_reason for piece in pieces] == [None] * 11 + [FinishReason.LENGTH]
+    assert list(handle) == []
+    assert (handle.id, handle.done, handle.error) == ("first", True, None)
+
+
+def test_a_result_is_one_object_for_all_who_wait(model: LanguageModel) -> None:
+    handle = model.submit(ask(40))
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: handle.result(), range(4)))
+    assert all(result == results[0] for result in results)
+    assert handle.result() is handle.result()
+
+
+def test_event_loops_read_many_requests_at_once(model: LanguageModel) -> None:
+    alone = [model.run([ask(20, prompt)])[0].text for prompt in ("ab", "cd", "ef")]
+
+    async def read(prompt: str) -> str:
+        return "".join([piece.text async for piece in model.submit(ask(20, prompt))])
+
+    async def read_all() -> list[str]:
+        return await asyncio.gather(*(read(prompt) for prompt in ("ab", "cd", "ef")))
+
+    assert asyncio.run(read_all()) == alone
+
+
+def test_an_event_loop_that_ends_early_disturbs_nobody(model: LanguageModel) -> None:
+    async def first() -> object:
+        return await anext(aiter(handle))
+
+    handle = model.submit(ask(80))
+    asyncio.run(first())
+    assert len(handle.result().tokens) == 80
+    assert len(list(handle)) == 79
+
+
+def test_waiting_has_an_end(model: LanguageModel) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(tokens: tuple[int, ...], logits: np.ndarray) -> None:
+        assert len(logits) > len(tokens)
+        entered.set()
+        leave.wait(60)
+
+    handle = model.submit(ask(2, logits_hook=hold))
+    entered.wait(60)
+    assert not handle.wait(0.01)
+    with pytest.raises(TimeoutError, match=r"has not ended after 0\.01 seconds"):
+        handle.result(0.01)
+    leave.set()
+    assert len(handle.result().tokens) == 2
+
+
+def test_cancelling_takes_effect_before_the_next_token(model: LanguageModel) -> None:
+    def cancels(tokens: tuple[int, ...], logits: np.ndarray) -> None:
+        if len(tokens) == 3:
+            assert len(logits) == 300
+            handle.cancel()
+
+    handle = model.submit(ask(80, logits_hook=cancels))
+    reasons = [piece.finish_reason for piece in handle]
+    assert reasons == [None] * 4 + [FinishReason.CANCELLED]
+    handle.cancel()  # once more is nothing
+    assert len(handle.result().tokens) == 4
+
+
+def test_the_pieces_of_a_result_alone_are_nobodys(model: LanguageModel) -> None:
+    pieces: list[object] = []
+    (generation,) = model.run([ask(3)], lambda index, piece: pieces.append((index, piece)))
+    assert len(pieces) == len(generation.tokens)
+    from crumb.run.consumers import EmbeddingConsumer
+    from crumb.run.handle import no_pieces
+
+    handle = model._handle(EmbeddingConsumer(model.tokens_of("abc")), no_pieces)
+    with pytest.raises(UsageError, match="go elsewhere"):
+        next(handle)
