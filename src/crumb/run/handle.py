@@ -43,8 +43,7 @@ class Handle(Generic[Value]):
         self.id = id
         self.consumer, self.times = consumer, Times(time.perf_counter())
         self.error: Exception | None = None
-        self.is_watched = cancelled is not None
-        self.cancelled = cancelled or threading.Event()
+        self._cancelled, self._event = False, cancelled
         self.on_cancel: Callable[[], None] = _nothing
         self._owner = owner
         self._pieces: deque[TextPiece] = deque()
@@ -56,8 +55,18 @@ class Handle(Generic[Value]):
 
     def cancel(self) -> None:
         """End the request where it is, before its next token; from any thread."""
-        self.cancelled.set()
+        self._cancelled = True
         self.on_cancel()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it is to end where it is."""
+        return self._cancelled or (self._event is not None and self._event.is_set())
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it may be cancelled without a call of cancel."""
+        return self._event is not None
 
     @property
     def done(self) -> bool:

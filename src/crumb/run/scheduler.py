@@ -85,6 +85,7 @@ class Scheduler:
                     do="Ask again later",
                 )
             self._waiting.append(handle)
+            self._look_for_cancelled |= handle.is_cancelled
             if handle.is_watched:
                 self._watched.add(handle)
             if self._thread is None:
@@ -173,9 +174,9 @@ class Scheduler:
 
     def _end_cancelled(self) -> None:
         self._look_for_cancelled = False
-        active = [each for each in self._active() if each.handle.cancelled.is_set()]
+        active = [each for each in self._active() if each.handle.is_cancelled]
         with self._changed:
-            waiting = [each for each in self._waiting if each.cancelled.is_set()]
+            waiting = [each for each in self._waiting if each.is_cancelled]
             for handle in waiting:
                 self._waiting.remove(handle)
             self._changed.notify_all()

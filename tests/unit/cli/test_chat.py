@@ -19,7 +19,7 @@ from crumb.cli.generation_options import TextOptions
 from crumb.cli.turn_reader import TurnReader
 from crumb.embedded import MODELS
 from crumb.errors import UsageError
-from crumb.run.generation import Piece
+from crumb.run.generation import TextPiece
 from crumb.run.language_model import load
 
 Capsys = pytest.CaptureFixture[str]
@@ -127,19 +127,19 @@ def test_a_message_longer_than_the_context_is_refused_and_forgotten(model: Path)
 
 def test_a_cancelled_answer_stays_as_far_as_it_came(model: Path) -> None:
     cancelled = threading.Event()
-    pieces: list[Piece] = []
+    pieces: list[TextPiece] = []
 
-    def stop_after_three(index: int, piece: Piece) -> None:
+    def stop_after_three(index: int, piece: TextPiece) -> None:
         del index
         pieces.append(piece)
         if len(pieces) == 3:
             cancelled.set()
 
     with load(model) as loaded:
-        chat = Conversation(loaded, TextOptions(ignore_end=True))
+        chat = Conversation(loaded, TextOptions(max_tokens=1000, ignore_end=True))
         answer = chat.answer("Hello", stop_after_three, cancelled)
         assert answer.generation.finish_reason == "cancelled"
-        assert len(answer.generation.tokens) == 3
+        assert 3 <= len(answer.generation.tokens) < 1000  # the engine does not wait for a reader
         assert chat.turns[-1].content == answer.generation.text != ""
 
 

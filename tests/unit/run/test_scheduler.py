@@ -342,7 +342,7 @@ def test_a_request_cancelled_before_its_turn_never_runs(model: LanguageModel) ->
 
 def test_a_reader_who_stops_frees_everything(model: LanguageModel) -> None:
     engine = model.engine
-    stream = model.stream("the sea", max_tokens=80, ignore_end=True)
+    stream = model.stream("the sea", max_tokens=80, ignore_end=True, logits_hook=slowly)
     next(stream)
     assert engine.free_pages < engine._pages.count
     stream.close()  # type: ignore[attr-defined]
