@@ -99,7 +99,7 @@ class ExportRequest:
             )
         if self.gguf_type is not None and self.to is not Container.GGUF:
             raise UsageError("only gguf has types to choose", found=f"--type with {self.to}")
-        if self.to is Container.GGUF and self.out.suffix != SUFFIX:
+        if self.to is Container.GGUF and self.out.suffix.lower() != SUFFIX:
             raise UsageError(
                 "the output would not be known as a GGUF file",
                 where=self.out,
@@ -276,7 +276,8 @@ def _write_compressed_tensors(checkpoint: Checkpoint, request: ExportRequest, to
 
 def model_name(model: str) -> str:
     """What a file calls its model."""
-    return Path(model.partition("@")[0]).name.removesuffix(".gguf") or "model"
+    name = Path(model.partition("@")[0]).name
+    return (name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name) or "model"
 
 
 WRITERS: dict[Container, Callable[[Checkpoint, ExportRequest, Told], None]] = {

@@ -1,6 +1,7 @@
 """Open a model by what lies at its path: a Hugging Face directory or a GGUF file.
 
-In: a local path. Out: a Checkpoint. A directory without config.json may hold one GGUF model.
+In: a local path. Out: a Checkpoint. A directory without config.json or without safetensors files
+may hold one GGUF model.
 Refuses what is neither, and a directory of several GGUF models.
 """
 
@@ -9,28 +10,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.gguf.reader import PART, SUFFIX, open_gguf
+from crumb.checkpoints.gguf.reader import PART, open_gguf
 from crumb.checkpoints.huggingface.reader import open_directory
+from crumb.checkpoints.local_model import gguf_files, is_gguf, model_at
 from crumb.errors import ModelNotFound
 from crumb.files.model_files import CONFIGURATION
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a local model. Raises: ModelNotFound, CheckpointError, UnknownFamily."""
-    if path.is_dir():
-        found = _gguf_models(path)
-        return open_gguf(found[0]) if found else open_directory(path)
-    if path.suffix == SUFFIX and path.is_file():
-        return open_gguf(path)
-    raise ModelNotFound("no such model directory or GGUF file", where=path)
+    if not path.exists():
+        raise ModelNotFound("no such model directory or GGUF file", where=path)
+    model = model_at(path)
+    if is_gguf(model):
+        return open_gguf(model)
+    inside = _gguf_models(model)
+    return open_gguf(inside[0]) if inside else open_directory(model)
 
 
 def _gguf_models(path: Path) -> list[Path]:
     """The GGUF model of a directory that is no Hugging Face one. Raises: ModelNotFound."""
-    if (path / CONFIGURATION).exists():
+    if (path / CONFIGURATION).exists() and any(path.glob("*.safetensors")):
         return []
-    files = sorted(path.glob(f"*{SUFFIX}"))
-    models = [file for file in files if not _is_later_part(file.name)]
+    models = [file for file in gguf_files(path) if not _is_later_part(file.name)]
     if len(models) > 1:
         raise ModelNotFound(
             "several GGUF files in one directory",

@@ -87,12 +87,96 @@ def test_a_name_that_is_neither_path_nor_repository_is_refused(name: str) -> Non
     assert len(str(caught.value)) < 600
 
 
-def test_a_file_is_a_model_only_if_it_is_gguf(tmp_path: Path) -> None:
-    for name in ("model.gguf", "model.safetensors"):
-        (tmp_path / name).write_bytes(b"GGUF")
-    assert locate(str(tmp_path / "model.gguf")) == tmp_path / "model.gguf"
-    with pytest.raises(ModelNotFound, match="no model directory, GGUF file or hub name"):
-        locate(str(tmp_path / "model.safetensors"))
+GGUF = {"a-Q4_K_M.gguf": b"GGUF", "a-Q4_K_S.gguf": b"GGUF", "a.IQ4_XS.gguf": b"GGUF"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf.co/org/name",
+        "huggingface.co/org/name",
+        "hf://org/name",
+        "https://huggingface.co/org/name",
+        "https://huggingface.co/org/name/",
+        "https://www.huggingface.co/org/name/tree/main",
+        "https://hf.co/org/name?library=transformers#usage",
+        "https://huggingface.co/org/name/blob/main/model.safetensors",
+        "https://huggingface.co/org/name/resolve/main/config.json?download=true",
+        "hf.co/org/name:latest",
+    ],
+)
+def test_addresses_of_a_repository_are_its_name(hub_cache: Callable[..., Path], name: str) -> None:
+    snapshot = hub_cache("org/name", MODEL)
+    assert locate(name) == snapshot
+
+
+def test_the_revision_of_a_page_is_followed(hub_cache: Callable[..., Path]) -> None:
+    snapshot = hub_cache("org/name", MODEL, revision="v1")
+    assert locate("https://huggingface.co/org/name/tree/v1") == snapshot
+
+
+@pytest.mark.parametrize("name", ["hf.co/org/name:{}", "org/name:{}", "https://hf.co/org/name:{}"])
+@pytest.mark.parametrize(
+    ("type", "file"),
+    [
+        ("Q4_K_M", "a-Q4_K_M.gguf"),
+        ("q4_k_s", "a-Q4_K_S.gguf"),
+        ("IQ4_XS", "a.IQ4_XS.gguf"),
+        ("Q8_0", "Q8_0/a-Q8_0-00001-of-00002.gguf"),
+    ],
+)
+def test_a_type_is_the_file_of_that_type(
+    hub_cache: Callable[..., Path], name: str, type: str, file: str
+) -> None:
+    parts = [f"Q8_0/a-Q8_0-{part:05}-of-00002.gguf" for part in (1, 2)]
+    others = {"mmproj-Q8_0.gguf": b"GGUF", "README.md": b""}
+    snapshot = hub_cache("org/name", GGUF | dict.fromkeys(parts, b"GGUF") | others)
+    assert locate(name.format(type)) == snapshot / file
+
+
+@pytest.mark.parametrize("type", ["Q4_K", "Q5_K_M", "4"])
+def test_a_type_that_is_not_there_is_refused_with_those_that_are(
+    hub_cache: Callable[..., Path], type: str
+) -> None:
+    hub_cache("org/name", GGUF)
+    with pytest.raises(ModelNotFound, match=rf"no GGUF file of type {type}.*a-Q4_K_M\.gguf"):
+        locate(f"org/name:{type}")
+
+
+def test_several_files_of_a_type_are_named(hub_cache: Callable[..., Path]) -> None:
+    hub_cache("org/name", {"a-Q8_0.gguf": b"GGUF", "b-Q8_0.gguf": b"GGUF"})
+    with pytest.raises(ModelNotFound, match=r"several.*a-Q8_0\.gguf, b-Q8_0\.gguf.*name/FILE"):
+        locate("org/name:Q8_0")
+
+
+def test_a_repository_of_one_gguf_file_is_that_file(hub_cache: Callable[..., Path]) -> None:
+    snapshot = hub_cache("org/name", {"a.gguf": b"GGUF", "config.json": b"{}"})
+    assert locate("hf.co/org/name") == snapshot / "a.gguf"
+
+
+def test_a_repository_of_several_gguf_files_asks_which(hub_cache: Callable[..., Path]) -> None:
+    hub_cache("org/name", GGUF)
+    with pytest.raises(ModelNotFound, match=r"several GGUF files.*Name a type.*org/name:Q4_K_M"):
+        locate("org/name")
+
+
+def test_a_repository_of_pickles_is_refused_by_name(hub_cache: Callable[..., Path]) -> None:
+    hub_cache("org/name", {"config.json": b"{}", "pytorch_model.bin": b"x"})
+    with pytest.raises(CrumbError, match=r"pickle weights alone.*pytorch_model\.bin"):
+        locate("org/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("https://example.com/model.gguf", "from the Hugging Face hub alone.*Download"),
+        ("https://huggingface.co/datasets/org/name", "leads to no model"),
+        ("llama3.2:1b", "Ollama's own names"),
+    ],
+)
+def test_other_addresses_are_refused_by_what_they_are(name: str, said: str) -> None:
+    with pytest.raises(ModelNotFound, match=said):
+        locate(name)
 
 
 def test_a_file_of_a_repository_is_the_file_in_its_snapshot(
@@ -173,16 +257,17 @@ def test_each_failure_of_the_hub_has_its_own_words(
 
 
 def test_only_files_of_use_at_the_top_of_a_repository_are_fetched(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {}
+    (tmp_path / "model.safetensors").touch()
 
     def remember(repository: str, **settings: Any) -> str:
         asked.update(settings, repository=repository)
-        return "/somewhere"
+        return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", remember)
-    assert locate("org/name@v2") == Path("/somewhere")
+    assert locate("org/name@v2") == tmp_path
     assert (asked["repository"], asked["revision"]) == ("org/name", "v2")
     names = [
         "config.json",

@@ -41,7 +41,7 @@ from crumb.files.model_files import CONFIGURATION, MadeFiles
 from crumb.formats.layouts.gguf_blocks import decode_blocks, decode_floats, fits
 
 SUFFIX = ".gguf"
-PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 MOST_PARTS = 1024
 
 GAP_ROWS = 64
@@ -95,7 +95,7 @@ def _parts(path: Path) -> list[GgufFile]:
         )
     parts = []
     for number in range(1, count + 1):
-        part = path.with_name(f"{named[1]}-{number:05}-of-{count:05}{SUFFIX}")
+        part = path.with_name(f"{named[1]}-{number:05}-of-{count:05}{path.suffix}")
         read = first if part == path else read_gguf(part)
         for key, expected in (("split.count", count), ("split.no", number - 1)):
             if read.metadata.integer(key, lowest=0, highest=MOST_PARTS) != expected:
