@@ -86,15 +86,31 @@ def _verb(name: str, verb: Any) -> str:
     collection = verb.assemble_argument_collection(parse_docstring=True)
     arguments = [argument for argument in collection if not argument.children]
     usage = ["crumb", name, *filter(None, map(_usage, arguments))]
-    rows = [_row(argument) for argument in arguments]
+    groups: dict[str, list[Any]] = {}
+    for argument in sorted(arguments, key=_place):
+        groups.setdefault(_group(argument).name, []).append(_row(argument))
     blocks = [
         f"## {name}",
         f"```text\n{' '.join(usage)}\n```",
         text.short_description or "",
         text.long_description or "",
-        _table(("parameter", "value", "default", "meaning"), rows) if rows else "",
+        *(_table((name.lower(), *COLUMNS), rows) for name, rows in groups.items()),
     ]
     return "\n".join(f"{block.strip()}\n" for block in blocks if block)
+
+
+COLUMNS = ("value", "default", "meaning")
+
+
+def _group(argument: Any) -> Any:
+    """The group that --help shows a parameter in."""
+    return argument.parameter.group[-1]
+
+
+def _place(argument: Any) -> int:
+    """Where --help shows the group of a parameter: those without a number first."""
+    key = _group(argument).sort_key
+    return key if isinstance(key, int) else 0
 
 
 def _usage(argument: Any) -> str:

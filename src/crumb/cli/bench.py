@@ -12,12 +12,13 @@ import platform
 import sys
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from crumb import __version__
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.generation_options import memory_line
+from crumb.cli.option_groups import ENGINE, OUTPUT, WORK
 from crumb.cli.output import bytes_text, log, print_json, progress_bar
 from crumb.cli.whole_number import WHOLE, Whole
 from crumb.errors import UsageError
@@ -53,15 +54,15 @@ def bench(
     model: str,
     /,
     *,
-    prefill: str = "1,16,64,256,1024",
-    decode: str = "32",
-    sequences: str = "1,16",
-    threads: str | None = None,
-    repeat: Whole = 3,
-    cache: CacheKind = CacheKind.F16,
-    activations: ActivationKind = ActivationKind.INT8,
-    weights: WeightsKind = WeightsKind.MAPPED,
-    format: TableFormat = TableFormat.MD,
+    prefill: Annotated[str, WORK] = "1,16,64,256,1024",
+    decode: Annotated[str, WORK] = "32",
+    sequences: Annotated[str, WORK] = "1,16",
+    threads: Annotated[str | None, ENGINE] = None,
+    repeat: Annotated[Whole, WORK] = 3,
+    cache: Annotated[CacheKind, ENGINE] = CacheKind.F16,
+    activations: Annotated[ActivationKind, ENGINE] = ActivationKind.INT8,
+    weights: Annotated[WeightsKind, ENGINE] = WeightsKind.MAPPED,
+    format: Annotated[TableFormat, OUTPUT] = TableFormat.MD,
 ) -> None:
     """Measure how fast a model reads and writes, as shares of what the machine could do.
 

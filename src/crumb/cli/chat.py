@@ -7,12 +7,11 @@ the first error ends the chat. Refuses models without a chat template.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
@@ -27,7 +26,8 @@ from crumb.cli.generation_options import (
     memory_line,
 )
 from crumb.cli.interruption import interruption
-from crumb.cli.output import bytes_text, log
+from crumb.cli.option_groups import PROMPT
+from crumb.cli.output import bytes_text, log, log_dim
 from crumb.cli.turn_reader import TurnReader, line_history, stdin_line
 from crumb.errors import CrumbError, UsageError
 from crumb.machine.memory import peak_memory_bytes
@@ -39,7 +39,7 @@ def chat(
     model: str,
     /,
     *,
-    system: str | None = None,
+    system: Annotated[str | None, PROMPT] = None,
     text: TextOptions = TEXT_DEFAULTS,
     engine: EngineOptions = ENGINE_DEFAULTS,
 ) -> None:
@@ -75,7 +75,7 @@ class Chat:
     def run(self) -> None:
         """Until /quit or the end of input."""
         if self._interactive:
-            self.say("/help lists the commands; /quit or Ctrl-D ends the chat")
+            log_dim("/help lists the commands; /quit or Ctrl-D ends the chat")
         while True:
             try:
                 if not self._turn():
@@ -129,16 +129,11 @@ class Chat:
             kept = "what was said stays in the chat" if generation.text else "nothing was said"
             log(f"cancelled; {kept}")
         used = generation.prompt_tokens + generation.completion_tokens
-        self.say(
+        log_dim(
             f"{generation.timings.decode_tokens_per_second:.1f} tokens/s, "
             f"read {generation.prompt_tokens - generation.cached_tokens} tokens, "
             f"context {used} of {context}"
         )
-
-    def say(self, line: str) -> None:
-        """A line on stderr, dim on a terminal that may have colours."""
-        plain = not sys.stderr.isatty() or bool(os.environ.get("NO_COLOR"))
-        log(line if plain else f"\x1b[2m{line}\x1b[0m")
 
     def help(self, rest: str) -> bool:
         """List the commands."""
@@ -152,25 +147,25 @@ class Chat:
         """Forget everything but the system message."""
         del rest
         self.conversation.turns.clear()
-        self.say("a new chat")
+        log_dim("a new chat")
         return True
 
     def system(self, rest: str) -> bool:
         """Change the system message, or remove it."""
         self.conversation.system = rest or None
-        self.say("the system message is set" if rest else "there is no system message now")
+        log_dim("the system message is set" if rest else "there is no system message now")
         return True
 
     def save(self, rest: str) -> bool:
         """Write the chat to a file."""
         self.conversation.save(_path(rest))
-        self.say(f"{len(self.conversation.turns)} messages written to {rest}")
+        log_dim(f"{len(self.conversation.turns)} messages written to {rest}")
         return True
 
     def load(self, rest: str) -> bool:
         """Go on with a chat from a file."""
         self.conversation.load(_path(rest))
-        self.say(f"{len(self.conversation.turns)} messages read from {rest}")
+        log_dim(f"{len(self.conversation.turns)} messages read from {rest}")
         return True
 
     def set(self, rest: str) -> bool:
@@ -180,7 +175,7 @@ class Chat:
             self.conversation.text = changed(self.conversation.text, name, value.strip())
         for field in fields(TextOptions):
             if name in ("", field.name.replace("_", "-"), field.name):
-                self.say(f"{field.name} {getattr(self.conversation.text, field.name)}")
+                log_dim(f"{field.name} {getattr(self.conversation.text, field.name)}")
         return True
 
     def stats(self, rest: str) -> bool:
@@ -215,7 +210,7 @@ class Chat:
         """Take the last turn back."""
         del rest
         self.conversation.undo()
-        self.say(f"{len(self.conversation.turns)} messages remain")
+        log_dim(f"{len(self.conversation.turns)} messages remain")
         return True
 
     def quit(self, rest: str) -> bool:

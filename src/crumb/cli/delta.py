@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cyclopts
-from cyclopts import Parameter
 
 from crumb.checkpoints.delta.apply import apply_delta
 from crumb.checkpoints.delta.make import DeltaReport, make_delta
 from crumb.checkpoints.delta.record import read_delta
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
+from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
 
 delta = cyclopts.App(
@@ -37,8 +37,8 @@ def make(
     /,
     *,
     out: Path | None = None,
-    tensors: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    tensors: Annotated[bool, ONE_WAY] = False,
+    json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Write a delta: with the same base, it restores the quantized model bit for bit.
 
@@ -70,7 +70,7 @@ def apply(
     /,
     *,
     out: Path,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Restore a quantized model from the exact base it was made of and a delta.
 

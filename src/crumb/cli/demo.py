@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
+from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import (
     Bar,
     bytes_text,
@@ -82,7 +81,7 @@ EVALUATION_SHARE = 0.28
 def demo(
     *,
     keep: Path | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Quantize the embedded model to 4, 3 and 2 bits and show what each cost.
 

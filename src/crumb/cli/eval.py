@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from cyclopts import Parameter
-
+from crumb.cli.option_groups import ENGINE, ONE_WAY, OUTPUT, TEXT
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
 from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluation.comparison import evaluate as run_evaluate
@@ -25,15 +24,15 @@ def evaluate(
     model: str,
     /,
     *,
-    reference: str | None = None,
-    text: str = "wikitext2",
-    protocol: str = "gptq",
-    window: OptionalWhole = None,
-    limit: OptionalWhole = None,
-    activations: ActivationKind = ActivationKind.F32,
-    executor: ExecutorKind = ExecutorKind.NATIVE,
-    fail_if: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    json: Annotated[bool, Parameter(negative=())] = False,
+    reference: Annotated[str | None, OUTPUT] = None,
+    text: Annotated[str, TEXT] = "wikitext2",
+    protocol: Annotated[str, TEXT] = "gptq",
+    window: Annotated[OptionalWhole, TEXT] = None,
+    limit: Annotated[OptionalWhole, TEXT] = None,
+    activations: Annotated[ActivationKind, ENGINE] = ActivationKind.F32,
+    executor: Annotated[ExecutorKind, ENGINE] = ExecutorKind.NATIVE,
+    fail_if: Annotated[tuple[str, ...], OUTPUT, ONE_WAY] = (),
+    json: Annotated[bool, OUTPUT, ONE_WAY] = False,
 ) -> None:
     """Measure a model, quantized or not; with --reference also how far it moved.
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from crumb.checkpoints.export_report import TensorReport
+from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
 from crumb.exporting import Container, ExportRequest, ExportResult, model_name
 from crumb.exporting import export as run_export
@@ -27,9 +26,9 @@ def export(
     out: Path | None = None,
     type: str | None = None,
     float_type: str | None = None,
-    strict: Annotated[bool, Parameter(negative=())] = False,
-    tensors: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    strict: Annotated[bool, ONE_WAY] = False,
+    tensors: Annotated[bool, ONE_WAY] = False,
+    json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Write a model in another container, exactly where its formats allow.
 

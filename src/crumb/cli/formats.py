@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
+from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import print_json, print_table
 from crumb.formats.catalog import CATALOG, ROW, Format, group_name
 from crumb.formats.layouts.tile import diagram
@@ -28,7 +27,7 @@ each vector belongs to that row and input. Which slice each bit of such a byte b
 vector, most significant bit first; a slice in several vectors has its low bits in the first:"""
 
 
-def formats(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+def formats(*, json: Annotated[bool, ONE_WAY] = False) -> None:
     """Show what a quantized number can be: formula, bits, bytes.
 
     Args:

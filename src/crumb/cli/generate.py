@@ -28,6 +28,7 @@ from crumb.cli.generation_options import (
     timing_line,
 )
 from crumb.cli.interruption import interruption
+from crumb.cli.option_groups import ONE_WAY, OUTPUT, PROMPT
 from crumb.cli.output import bytes_text, log, print_json
 from crumb.cli.whole_number import OptionalWhole
 from crumb.errors import UsageError
@@ -51,14 +52,14 @@ def generate(
     ] = None,
     /,
     *,
-    file: Path | None = None,
+    file: Annotated[Path | None, PROMPT] = None,
     text: TextOptions = TEXT_DEFAULTS,
     engine: EngineOptions = ENGINE_DEFAULTS,
-    logprobs: OptionalWhole = None,
-    prompt_logprobs: Annotated[bool, Parameter(negative=())] = False,
-    echo: Annotated[bool, Parameter(negative=())] = False,
-    dry_run: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    logprobs: Annotated[OptionalWhole, OUTPUT] = None,
+    prompt_logprobs: Annotated[bool, OUTPUT, ONE_WAY] = False,
+    echo: Annotated[bool, OUTPUT, ONE_WAY] = False,
+    dry_run: Annotated[bool, OUTPUT, ONE_WAY] = False,
+    json: Annotated[bool, OUTPUT, ONE_WAY] = False,
 ) -> None:
     """Continue a text; it streams to stdout as it comes.
 

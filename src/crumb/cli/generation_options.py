@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.cli.option_groups import ENGINE, ONE_WAY, SAMPLING
 from crumb.cli.output import bytes_text, log
 from crumb.cli.whole_number import OptionalWhole, Whole
 from crumb.errors import DoesNotFit, UsageError
@@ -32,6 +33,7 @@ from crumb.run.memory_plan import (
 from crumb.run.sampling import Sampling
 
 
+@ENGINE
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
@@ -60,6 +62,7 @@ class EngineOptions:
         return replace(settings, threads=self.threads, weights=self.weights)
 
 
+@SAMPLING
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
@@ -89,9 +92,9 @@ class TextOptions:
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     seed: Whole = 0
-    stop: Annotated[tuple[str, ...], Parameter(negative=())] = ()
-    logit_bias: Annotated[tuple[str, ...], Parameter(negative=())] = ()
-    ignore_end: Annotated[bool, Parameter(negative=())] = False
+    stop: Annotated[tuple[str, ...], ONE_WAY] = ()
+    logit_bias: Annotated[tuple[str, ...], ONE_WAY] = ()
+    ignore_end: Annotated[bool, ONE_WAY] = False
 
     def request(self, prompt: str | Sequence[int], **more: Any) -> GenerateRequest:
         """What is asked after a prompt. Raises: UsageError."""

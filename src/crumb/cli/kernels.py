@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from cyclopts import Parameter
-
+from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import print_json, print_table
 from crumb.kernels.dispatch import selected_set
 from crumb.kernels.kernel_table import instruction_sets, kernels_of
 from crumb.machine.processors import processor_name
 
 
-def kernels(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+def kernels(*, json: Annotated[bool, ONE_WAY] = False) -> None:
     """Show which instruction sets are here, which one runs and why, and its kernels.
 
     Args:

@@ -25,6 +25,7 @@ from crumb.cli.kernels import kernels
 from crumb.cli.output import log, warnings_as_lines
 from crumb.cli.quantize import quantize
 from crumb.cli.show import show
+from crumb.cli.small_models import suggestion
 from crumb.errors import CrumbError, DoesNotFit
 
 app = cyclopts.App(
@@ -63,10 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         log(f"crumb: {error}")
         return error.exit_code
     except cyclopts.CycloptsError as error:
-        said = " ".join(str(error).split())
-        log(
-            f"crumb: {said if said.endswith('...') else said.rstrip('.') + '.'} See `crumb --help`."
-        )
+        log(f"crumb: {_usage_text(error)} See `crumb --help`.")
         return USAGE
     except KeyboardInterrupt as error:
         log("; ".join(["crumb: interrupted", *error.args]))
@@ -87,6 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
         log(f"crumb: the memory is too small: {error}")
         return DoesNotFit.exit_code
     return 0
+
+
+def _usage_text(error: cyclopts.CycloptsError) -> str:
+    """What is wrong with the command, as a sentence with one stop."""
+    missing = error.argument if isinstance(error, cyclopts.MissingArgumentError) else None
+    if missing is not None and missing.name == "MODEL":
+        return suggestion(" ".join(error.command_chain or ()))
+    said = " ".join(str(error).split())
+    return said if said.endswith((".", "?", "!")) else f"{said}."
 
 
 def _drop_output() -> None:

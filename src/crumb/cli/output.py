@@ -1,11 +1,12 @@
 """What every verb prints with: tables and JSON to stdout, progress and notes to stderr.
 
-In: records. Out: text. Bars only on a terminal; NO_COLOR is honoured by rich itself.
+In: records. Out: text. Bars only on a terminal that knows escape codes; NO_COLOR is honoured.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -26,6 +27,17 @@ Bar = Callable[[float, str], None]
 
 PIPE_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
+
+
+def has_escape_codes() -> bool:
+    """Whether stderr is a terminal that moves its cursor; TERM=dumb, as in an editor, does not."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def log_dim(line: str) -> None:
+    """One line on stderr, dim on a terminal that may have colours."""
+    coloured = has_escape_codes() and not os.environ.get("NO_COLOR")
+    log(f"\x1b[2m{line}\x1b[0m" if coloured else line)
 
 
 def log(line: str) -> None:
@@ -102,7 +114,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Bar]:
     if quiet:
         yield lambda share, doing: None
         return
-    if not sys.stderr.isatty():
+    if not has_escape_codes():
         yield _line_reporter()
         return
     columns = (

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from crumb.cli.option_groups import CALIBRATION, FORMAT, ONE_WAY, OUTPUT, SOLVER
 from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
 from crumb.cli.whole_number import WHOLE, OptionalWhole, Whole
 from crumb.errors import UsageError
@@ -30,26 +31,26 @@ def quantize(
     model: str,
     /,
     *,
-    bits: OptionalWhole = None,
-    target: Annotated[str | None, Parameter(name="--for")] = None,
-    out: Path | None = None,
-    group_size: str | None = None,
-    zero: ZeroKind | None = None,
-    method: Method = Method.GPTQ,
-    scales: Scales | None = None,
-    act_order: bool = True,
-    damping: float | None = None,
-    as_published: Annotated[bool, Parameter(negative=())] = False,
-    embedding: str | None = None,
-    head: str | None = None,
-    tensor: Annotated[list[str] | None, Parameter(negative=())] = None,
-    calibrate: str = "wikitext2",
-    sequences: OptionalWhole = None,
-    length: OptionalWhole = None,
-    seed: Whole = 0,
-    strict: Annotated[bool, Parameter(negative=())] = False,
-    restart: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    bits: Annotated[OptionalWhole, FORMAT] = None,
+    target: Annotated[str | None, Parameter(name="--for"), FORMAT] = None,
+    out: Annotated[Path | None, OUTPUT] = None,
+    group_size: Annotated[str | None, FORMAT] = None,
+    zero: Annotated[ZeroKind | None, FORMAT] = None,
+    method: Annotated[Method, SOLVER] = Method.GPTQ,
+    scales: Annotated[Scales | None, SOLVER] = None,
+    act_order: Annotated[bool, SOLVER] = True,
+    damping: Annotated[float | None, SOLVER] = None,
+    as_published: Annotated[bool, SOLVER, ONE_WAY] = False,
+    embedding: Annotated[str | None, FORMAT] = None,
+    head: Annotated[str | None, FORMAT] = None,
+    tensor: Annotated[list[str] | None, FORMAT, ONE_WAY] = None,
+    calibrate: Annotated[str, CALIBRATION] = "wikitext2",
+    sequences: Annotated[OptionalWhole, CALIBRATION] = None,
+    length: Annotated[OptionalWhole, CALIBRATION] = None,
+    seed: Annotated[Whole, CALIBRATION] = 0,
+    strict: Annotated[bool, SOLVER, ONE_WAY] = False,
+    restart: Annotated[bool, OUTPUT, ONE_WAY] = False,
+    json: Annotated[bool, OUTPUT, ONE_WAY] = False,
 ) -> None:
     """Quantize a checkpoint; a run that was stopped continues when the command is repeated.
 

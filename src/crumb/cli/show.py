@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from crumb.architectures.plan import TensorSpec
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.crumb.manifest import TensorRecord, read_manifest
@@ -21,6 +19,7 @@ from crumb.checkpoints.tensor_map import (
     StoredFloats,
     lies_as_floats,
 )
+from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, print_json, print_table
 
 WORST = 8
@@ -31,9 +30,9 @@ def show(
     model: str,
     /,
     *,
-    tensors: Annotated[bool, Parameter(negative=())] = False,
-    plan: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    tensors: Annotated[bool, ONE_WAY] = False,
+    plan: Annotated[bool, ONE_WAY] = False,
+    json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Show a model: family, sizes, formats, error of each tensor.
 

@@ -35,6 +35,7 @@ from crumb.cli.generation_options import EngineOptions, TextOptions
 from crumb.cli.kernels import kernels
 from crumb.cli.quantize import quantize
 from crumb.cli.show import show
+from crumb.cli.small_models import SMALL_MODELS
 
 Capsys = pytest.CaptureFixture[str]
 
@@ -140,9 +141,35 @@ def test_an_unknown_verb_is_refused_with_a_list_that_says_it_goes_on(capsys: Cap
     assert "show, ... See `crumb --help`." in refusal(capsys, 2, "nope")
 
 
-def test_a_mistyped_option_is_suggested(capsys: Capsys) -> None:
-    said = refusal(capsys, 2, "quantize", "x", "--bits", "3", "--sequence", "4")
-    assert "--sequences" in said
+def test_a_mistyped_option_is_suggested_in_a_sentence_with_one_stop(capsys: Capsys) -> None:
+    said = refusal(capsys, 2, "quantize", "x", "--bit", "3")
+    assert said == "crumb: Unknown option: --bit. Did you mean --bits? See `crumb --help`."
+
+
+@pytest.mark.parametrize("verb", ["chat", "generate", "quantize", "delta apply"])
+def test_without_a_model_a_newcomer_is_told_which_to_try(verb: str, capsys: Capsys) -> None:
+    said = refusal(capsys, 2, *verb.split())
+    models = [model.name for model in SMALL_MODELS if model.name in said]
+    if verb.startswith("delta"):
+        assert models == []
+        return
+    assert models == [model.name for model in SMALL_MODELS if model.chats or verb != "chat"]
+    assert f"Try `crumb {verb} {models[0]}`" in said
+
+
+HELP_GROUPS = {
+    "quantize": ["Arguments", "Format", "Calibration", "Solver", "Output"],
+    "eval": ["Arguments", "Text", "Engine", "Output"],
+    "generate": ["Arguments", "Prompt", "Sampling", "Engine", "Output"],
+    "chat": ["Arguments", "Prompt", "Sampling", "Engine"],
+    "bench": ["Arguments", "Work", "Engine", "Output"],
+}
+
+
+@pytest.mark.parametrize("verb", HELP_GROUPS)
+def test_help_of_a_verb_with_many_options_shows_them_in_groups(verb: str, capsys: Capsys) -> None:
+    text = succeed(capsys, verb, "--help")
+    assert re.findall(r"^╭─ (\w+) ─", text, re.MULTILINE) == HELP_GROUPS[verb]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,22 @@
+"""The groups that --help shows options in, in their order.
+
+In: the annotation of an option, such as Annotated[int, FORMAT]. Out: its place in --help and in
+docs/cli.md. A verb of few options needs none.
+"""
+
+from __future__ import annotations
+
+from cyclopts import Group, Parameter
+
+FORMAT = Parameter(group=Group("Format", sort_key=1))
+CALIBRATION = Parameter(group=Group("Calibration", sort_key=2))
+SOLVER = Parameter(group=Group("Solver", sort_key=3))
+TEXT = Parameter(group=Group("Text", sort_key=4))
+WORK = Parameter(group=Group("Work", sort_key=5))
+PROMPT = Parameter(group=Group("Prompt", sort_key=6))
+SAMPLING = Parameter(group=Group("Sampling", sort_key=7))
+ENGINE = Parameter(group=Group("Engine", sort_key=8))
+OUTPUT = Parameter(group=Group("Output", sort_key=9))
+
+ONE_WAY = Parameter(negative=())
+"""An option without a --no- or --empty- form."""
