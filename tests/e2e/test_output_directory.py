@@ -86,7 +86,9 @@ def test_unfinished_work_of_another_command_is_kept_until_restart(
     monkeypatch.undo()
     before = digest(partial)
     assert sum(name.startswith("tensors/") for name in before) == 5
-    assert "bits 4" in refusal(capsys, 1, *quantize_line(tiny, out, bits=4))
+    line = refusal(capsys, 1, *quantize_line(tiny, out, bits=4))
+    assert f"{partial}: unfinished work of a different command lies here" in line
+    assert "bits 4" in line
     assert digest(partial) == before
     succeed(capsys, *quantize_line(tiny, out, bits=4, restart=True))
     succeed(capsys, *quantize_line(tiny, tmp_path / "four", bits=4))
@@ -117,15 +119,14 @@ def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("restart", [None, True])
-@pytest.mark.parametrize("content", ["thesis.txt", "manifest.json", None])
+@pytest.mark.parametrize("content", ["thesis.txt", "manifest.json"])
 def test_a_directory_that_crumb_did_not_make_is_never_touched(
-    content: str | None, restart: bool | None, tiny: Path, tmp_path: Path, capsys: Capsys
+    content: str, restart: bool | None, tiny: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
-    """Not even an empty one, and not one with a manifest.json of some other program."""
+    """Not one with a manifest.json of some other program either."""
     out = tmp_path / "mine"
     out.mkdir()
-    if content:
-        (out / content).write_text('{"job": {"name": "site"}, "icons": []}')
+    (out / content).write_text('{"job": {"name": "site"}, "icons": []}')
     before = digest(tmp_path)
     line = refusal(capsys, 1, *quantize_line(tiny, out, restart=restart))
     assert "was not made by crumb" in line
@@ -133,6 +134,16 @@ def test_a_directory_that_crumb_did_not_make_is_never_touched(
     assert out.is_dir()
     assert digest(tmp_path) == before
     assert not (tmp_path / "mine.partial").exists()
+
+
+def test_an_empty_directory_is_filled(
+    made: Path, tiny: Path, tmp_path: Path, capsys: Capsys
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    succeed(capsys, *quantize_line(tiny, empty))
+    assert digest(empty) == digest(made)
+    assert not (tmp_path / "empty.partial").exists()
 
 
 @pytest.mark.parametrize("restart", [None, True])

@@ -2,7 +2,7 @@
 
 In: arrays whose bytes are fetched when their turn comes, a configuration, a model's files. Out: the
 directory, put together beside its place and renamed. One array is in memory at a time; shards hold
-at most SHARD_BYTES. Refuses an output that exists.
+at most SHARD_BYTES. Refuses an output that exists and is no empty directory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from crumb.checkpoints.huggingface.weight_files import INDEX, SINGLE
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.errors import OutputConflict, UsageError
+from crumb.files.atomic_directory import refuse_filled, take_place
 from crumb.files.atomic_file import disk_errors, sync_directory, write_json, write_synced
 from crumb.files.model_files import CONFIGURATION, TOKENIZER_FILES, ModelFiles
 
@@ -78,7 +79,7 @@ def write_shards(target: Path, parts: Sequence[Part], format: str) -> None:
 def new_directory(out: Path) -> Iterator[Path]:
     """An empty directory beside `out`, which becomes `out` if all goes well and is gone if not.
 
-    Raises: UsageError for a path without a name, OutputConflict where something is there,
+    Raises: UsageError for a path without a name, OutputConflict where something is in `out`,
     DoesNotFit when the disk is full.
     """
     if out.name in ("", ".."):
@@ -87,15 +88,14 @@ def new_directory(out: Path) -> Iterator[Path]:
         )
     with disk_errors(out, do=AGAIN):
         partial = out.with_name(out.name + ".partial")
-        refuse_existing(out)
+        refuse_filled(out)
         partial.parent.mkdir(parents=True, exist_ok=True)
         _claim(partial)
         try:
             yield partial
             sync_directory(partial)
-            refuse_existing(out)
-            partial.rename(out)
-            sync_directory(out.parent)
+            refuse_filled(out)
+            take_place(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -2,57 +2,32 @@
 
 In: a model directory (chat_template.jinja, or chat_template in tokenizer_config.json), then
 messages. Out: a text to be encoded with special=False: the template writes the special tokens.
-Templates are programs of strangers: they run in jinja2's sandbox, and their steps, output and the
-usual ways to grow are counted. A message may contain special tokens; they mean what they say.
+Templates are programs of strangers: bounded_templates.py runs them. A message may contain special
+tokens; they mean what they say. Content is given as the template wants it: a text, or parts.
 Refuses directories without a template, templates that fail or do not end, content that is no JSON.
 Source: what a template may expect is defined by transformers' apply_chat_template.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_context
-from jinja2.ext import Extension
-from jinja2.filters import do_format
-from jinja2.parser import Parser
-from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from crumb.errors import CheckpointError, CrumbError, UsageError
 from crumb.files.model_files import ModelFiles, optional_json
+from crumb.tokenizer.bounded_templates import BoundedEnvironment
 
 FILE = "chat_template.jinja"
 DEFAULT, WITH_TOOLS = "default", "tool_use"
 """Names in a list of templates: for chats, and for chats with tools where there is one."""
 
-MOST_STEPS = 2_000_000
-"""Turns of loops in one rendering, a second or less; 1000 messages take some thousand."""
-
-CALL_STEPS = 10
-"""A call counts as so many turns, because it takes as long."""
-
-MOST_CHARACTERS = 16_000_000
-"""Of a template's output and of any text it puts together: some four million tokens."""
-
-MOST_COPIED_CHARACTERS = 1_000_000_000
-"""Copied in all while texts are put together; takes about a second."""
-
-LARGEST_INTEGER_BITS = 4096
-WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{4})")
-LARGEST_ARGUMENT = 100_000
-"""A number given to a function, so that `"x".ljust(n)` stays small; jinja2's bound for range()."""
-
-COUNTED, JOINED = "counted by crumb", "joined by crumb"
-"""Names of filters that no template can write."""
+PROBE = "seven swans"
+"""A text by which a template shows whether it writes a message's content."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt")
 
@@ -73,9 +48,10 @@ class ChatTemplate:
     ) -> None:
         """Named templates, and variables such as bos_token. Raises: CheckpointError."""
         self._where, self._tokens = where, dict(tokens)
-        self._environment = _Environment()
+        self._environment = BoundedEnvironment()
         self._templates = {name: self._compile(source) for name, source in templates.items()}
         self._turn = threading.Lock()
+        self._shapes: dict[str, ContentShape] = {}
 
     def render(
         self,
@@ -95,27 +71,49 @@ class ChatTemplate:
         for name in RESERVED:
             if name in (variables or {}):
                 raise UsageError("this variable of the chat template is taken", where=name)
-        given = {
+        name = self._name(tools is not None)
+        values = {
             "messages": [_as_mapping(message) for message in messages],
             "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        template = self._template(tools is not None)
         try:
-            context = {**self._tokens, **_plain(variables or {}), **_plain(given)}
-            with self._turn:
-                return self._environment.run(template, context)
+            context = _plain(variables or {}) | _plain(values)
+            context["messages"] = self._shape(name).apply(context["messages"])
+            return self._run(name, context)
         except CrumbError:
             raise
         except Exception as error:  # a template's mistakes are any of Python's
             raise self._failure("the chat template fails", error) from error
 
-    def _template(self, has_tools: bool) -> Template:
+    def _run(self, name: str, context: Mapping[str, Any]) -> str:
+        with self._turn:
+            return self._environment.run(self._templates[name], {**self._tokens, **context})
+
+    def _shape(self, name: str) -> ContentShape:
+        """What a template takes as content, found out by one message of each shape."""
+        if name not in self._shapes:
+            as_text, as_parts = (self._probe(name, each) for each in (PROBE, _parts(PROBE)))
+            takes_parts = PROBE in as_parts and "text'" not in as_parts  # not a list as Python's
+            neither = not takes_parts and PROBE not in as_text  # it wants more than one message
+            self._shapes[name] = ContentShape(neither or PROBE in as_text, neither or takes_parts)
+        return self._shapes[name]
+
+    def _probe(self, name: str, content: Any) -> str:
+        """What a template makes of one message; nothing where it fails."""
+        message = {"role": "user", "content": content}
+        values = {"messages": [message], "tools": None, "documents": None}
+        try:
+            return self._run(name, values | {"add_generation_prompt": False})
+        except Exception:  # a template may want more than this message
+            return ""
+
+    def _name(self, has_tools: bool) -> str:
         names = (WITH_TOOLS, DEFAULT) if has_tools else (DEFAULT,)
         for name in names:
             if name in self._templates:
-                return self._templates[name]
+                return name
         raise UsageError(
             "there is no chat template for this chat",
             where=self._where,
@@ -134,6 +132,44 @@ class ChatTemplate:
 
     def _failure(self, what: str, error: object) -> CheckpointError:
         return CheckpointError(f"{what}: {str(error)[:200]}", where=self._where)
+
+
+@dataclass(frozen=True)
+class ContentShape:
+    """What a template takes as a message's content."""
+
+    text: bool
+    parts: bool  # [{"type": "text", "text": ...}, ...]
+
+    def apply(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Messages whose content the template can write."""
+        return [
+            {
+                name: self._content(item) if name == "content" else item
+                for name, item in each.items()
+            }
+            for each in messages
+        ]
+
+    def _content(self, content: Any) -> Any:
+        if isinstance(content, str):
+            return content if self.text else _parts(content)
+        if self.parts or not isinstance(content, list):
+            return content
+        texts = [each.get("text") for each in content if isinstance(each, dict)]
+        written = [text for text in texts if isinstance(text, str)]
+        if len(written) == len(content):
+            return "".join(written)
+        raise UsageError(
+            "the chat template of this model takes texts alone",
+            where="messages: content",
+            found="a part that is no text",
+        )
+
+
+def _parts(text: str) -> list[dict[str, str]]:
+    """A text as content in parts."""
+    return [{"type": "text", "text": text}]
 
 
 def load_chat_template(files: ModelFiles) -> ChatTemplate:
@@ -213,175 +249,3 @@ def _plain(value: Any) -> Any:
     raise UsageError(
         "a chat is made of texts, numbers, lists and mappings", found=type(value).__name__
     )
-
-
-class _Environment(ImmutableSandboxedEnvironment):
-    """jinja2 with what templates expect, and with counters; one rendering at a time."""
-
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
-
-    def __init__(self) -> None:
-        super().__init__(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _Generation],
-            finalize=_counted_output,
-        )
-        self.filters |= {"tojson": _to_json}
-        self.filters = {name: _checked(run) for name, run in self.filters.items()}
-        self.filters |= {COUNTED: _counted_loop, JOINED: _joined}
-        self.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-        del self.globals["lipsum"]
-        self._steps = self._copied = 0
-
-    def bounded(self, source: str) -> Template:
-        """A template whose loops and joins are counted."""
-        tree = self.parse(source)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, COUNTED, [], [], None, None)
-        for fields, owner in [(node.iter_fields(), node) for node in tree.find_all(nodes.Node)]:
-            for name, value in list(fields):
-                setattr(owner, name, _without_concat(value))
-        tree.set_environment(self)
-        return Template.from_code(self, self.compile(tree), self.make_globals(None))
-
-    def run(self, template: Template, context: Mapping[str, Any]) -> str:
-        """The whole output, from its pieces."""
-        self._steps = self._copied = 0
-        pieces, characters = [], 0
-        for piece in template.generate(context):
-            characters += len(piece)
-            if characters > MOST_CHARACTERS:
-                raise TemplateError(f"it writes more than {MOST_CHARACTERS} characters")
-            pieces.append(piece)
-        return "".join(pieces)
-
-    def step(self, steps: int = 1) -> None:
-        """Count turns of a loop."""
-        self._steps += steps
-        if self._steps > MOST_STEPS:
-            raise TemplateError(f"it takes more than {MOST_STEPS} steps")
-
-    def grow(self, length: int) -> None:
-        """Count a text or list that is put together."""
-        self._copied += length
-        if length > MOST_CHARACTERS or self._copied > MOST_COPIED_CHARACTERS:
-            raise TemplateError(f"it puts together more than {MOST_CHARACTERS} characters")
-
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        __self.step(CALL_STEPS)
-        _check_arguments(args, kwargs)
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length()
-            if bits + right.bit_length() > LARGEST_INTEGER_BITS:
-                raise TemplateError("it computes a number too large")
-        elif operator == "%" and isinstance(left, str):
-            _check_width(left)
-        elif operator == "*" and (isinstance(left, int) or isinstance(right, int)):
-            times, value = (left, right) if isinstance(left, int) else (right, left)
-            self.grow(times * len(value) if hasattr(value, "__len__") else 0)
-        elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-            self.grow(len(left) + len(right))
-        return super().call_binop(context, operator, left, right)
-
-
-class _Generation(Extension):
-    """{% generation %} marks what training learns from; here its content is simply written."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
-
-
-def _without_concat(value: Any) -> Any:
-    """`a ~ b` as a filter over [a, b]."""
-    if isinstance(value, list):
-        return [_without_concat(item) for item in value]
-    if isinstance(value, nodes.Concat):
-        return nodes.Filter(nodes.List(value.nodes), JOINED, [], [], None, None)
-    return value
-
-
-def _environment(context: Context) -> _Environment:
-    environment = context.environment
-    assert isinstance(environment, _Environment)
-    return environment
-
-
-def _check_arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse large numbers: widths, counts and indents are what texts grow by."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, int) and abs(value) > LARGEST_ARGUMENT:
-            raise TemplateError(f"it calls a function with {str(value)[:40]}")
-
-
-def _check_width(form: str) -> None:
-    """Refuse a format that asks for more places than a number has."""
-    if WIDE.search(form):
-        raise TemplateError(f"it formats a number wider than 999 places: {form[:40]}")
-
-
-def _checked(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose arguments, but not the value it is given, are looked at."""
-    first = 2 if hasattr(run, "jinja_pass_arg") else 1  # jinja2 gives those the context before it
-
-    @wraps(run)
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _check_arguments(args[first:], kwargs)
-        if run is do_format:
-            _check_width(str(args[0]))
-        return run(*args, **kwargs)
-
-    return checked
-
-
-@pass_context
-def _counted_loop(context: Context, values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        _environment(context).step()
-        yield value
-
-
-@pass_context
-def _joined(context: Context, values: Sequence[Any]) -> str:
-    texts = [str(value) for value in values]
-    _environment(context).grow(sum(map(len, texts)))
-    return "".join(texts)
-
-
-@pass_context
-def _counted_output(context: Context, value: Any) -> Any:
-    if isinstance(value, str):
-        _environment(context).grow(len(value))
-    return value
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without jinja2's escapes for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _refuse(message: object) -> None:
-    raise UsageError(f"the chat template refuses this chat: {str(message)[:400]}")
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -2,7 +2,8 @@
 
 In: a model's files, with tokenizer.json or LLaMA's tokenizer.model. Out: a Tokenizer.
 Refuses models with neither, files that the library cannot read, special tokens outside the
-model's vocabulary, and text that is not Unicode.
+model's vocabulary, and text that is not Unicode. Warns where a text would begin twice, and where
+files contradict each other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import tokenizers
 
-from crumb.errors import CheckpointError, ModelNotFound, UsageError
+from crumb.errors import CheckpointError, ModelNotFound, UsageError, warn
 from crumb.files.model_files import CONFIGURATION, ModelFiles, optional_json
 from crumb.tokenizer.scored_pieces import SPACE
 from crumb.tokenizer.sentencepiece_model import convert_sentencepiece
@@ -82,6 +83,14 @@ class Tokenizer:
                 found=max(ids),
                 do="Use the tokenizer files that the model was published with",
             )
+        if special and self.begin_token is not None and ids[:2] == [self.begin_token] * 2:
+            written = self.piece(self.begin_token)
+            warn(
+                f"the text begins with {written}, which the tokenizer adds itself, so the model "
+                "reads it twice",
+                where=self.path,
+                do=f"Leave {written} out of the text",
+            )
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -139,32 +148,70 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     backend.no_padding()
     model = optional_json(files, CONFIGURATION)
     vocabulary = model.get("vocab_size")
-    tokens = model | optional_json(files, "generation_config.json")
     size = vocabulary if type(vocabulary) is int else None
-    begin = _special(backend, path, tokens.get("bos_token_id"), settings.get("bos_token"), size)
-    ends = _special(backend, path, tokens.get("eos_token_id"), settings.get("eos_token"), size)
-    return Tokenizer(backend, frozenset(ends), begin[0] if begin else None, size, path)
+    configurations = (optional_json(files, "generation_config.json"), model)
+    special = SpecialTokens(backend, configurations, settings, size, path)
+    begins, ends = special.numbers("bos"), special.numbers("eos")
+    begin = next(iter(begins or special.named("bos")), None)
+    if content is not None:
+        _tell_contradiction(backend, settings, begin, path)
+    return Tokenizer(backend, frozenset([*ends, *special.named("eos")]), begin, size, path)
 
 
-def _special(
-    backend: tokenizers.Tokenizer, path: Path, given: Any, name: Any, vocabulary: int | None
-) -> list[int]:
-    """Special tokens: as the configuration numbers them, or else by the tokenizer's own name."""
-    ids = given if isinstance(given, list) else [given]
-    found = [token for token in ids if type(token) is int and token >= 0]
-    if not found:
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What the files of a model say of the tokens that begin and end its texts."""
+
+    backend: tokenizers.Tokenizer
+    configurations: Sequence[Mapping[str, Any]]  # generation_config.json goes before config.json
+    settings: Mapping[str, Any]  # tokenizer_config.json
+    vocabulary: int | None
+    path: Path
+
+    def numbers(self, kind: str) -> list[int]:
+        """Tokens that the configurations number. Raises: CheckpointError for one that is none."""
+        tokens: list[int] = []
+        for configuration in self.configurations:
+            value = configuration.get(f"{kind}_token_id")
+            ids = value if isinstance(value, list) else [value]
+            tokens += [token for token in ids if type(token) is int and token >= 0]
+        for token in tokens:
+            if not self._is_inside(token):
+                raise CheckpointError(
+                    "a special token lies outside the vocabulary",
+                    where=self.path,
+                    expected=f"below {self.vocabulary}",
+                    found=token,
+                )
+        return tokens
+
+    def named(self, kind: str) -> list[int]:
+        """The token that the tokenizer's own settings name."""
+        name = self.settings.get(f"{kind}_token")
         content = name.get("content") if isinstance(name, dict) else name
-        token = backend.token_to_id(content) if isinstance(content, str) else None
-        found = [] if token is None else [token]
-    for token in found:
-        if vocabulary is not None and token >= vocabulary:
-            raise CheckpointError(
-                "a special token lies outside the vocabulary",
-                where=path,
-                expected=f"below {vocabulary}",
-                found=token,
-            )
-    return found
+        token = self.backend.token_to_id(content) if isinstance(content, str) else None
+        return [] if token is None or not self._is_inside(token) else [token]
+
+    def _is_inside(self, token: int) -> bool:
+        return self.vocabulary is None or token < self.vocabulary
+
+
+def _tell_contradiction(
+    backend: tokenizers.Tokenizer, settings: Mapping[str, Any], begin: int | None, path: Path
+) -> None:
+    """Warn where add_bos_token says other than tokenizer.json does, which is followed."""
+    asked = settings.get("add_bos_token")
+    if not isinstance(asked, bool) or begin is None:
+        return
+    with _library_failures(path, "the tokenizer fails on a text"):
+        adds = backend.encode("").ids[:1] == [begin]
+    if adds is not asked:
+        warn(
+            f"add_bos_token is {str(asked).lower()}, but tokenizer.json "
+            f"{'adds' if adds else 'does not add'} {backend.id_to_token(begin)} to a text: "
+            "tokenizer.json is followed",
+            where=path / "tokenizer_config.json",
+        )
 
 
 def _add_tokens(

@@ -12,7 +12,7 @@ import pytest
 from chat_templates import CHATS, TEMPLATES, TOOLS
 
 from crumb.embedded import MODELS
-from crumb.errors import CheckpointError, UsageError
+from crumb.errors import CheckpointError, CrumbWarning, UsageError
 from crumb.files.model_files import DirectoryFiles
 from crumb.tokenizer import chat_template
 from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
@@ -100,6 +100,37 @@ def test_what_a_client_sends_as_null_is_not_there() -> None:
 def test_a_chat_without_messages_is_refused(chat: Any) -> None:
     with pytest.raises(UsageError, match="message"):
         template("").render(chat)
+
+
+TEXT_ALONE = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+PARTS_ALONE = (
+    "{% for m in messages %}{{ m.role }}: {% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %};{% endfor %}"
+)
+EITHER = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %};{% endfor %}"
+)
+PICKY = "{{ raise_exception('two messages') if messages|length < 2 }}" + TEXT_ALONE
+IN_PARTS = [{"type": "text", "text": "The sea"}, {"type": "text", "text": " was calm"}]
+
+
+@pytest.mark.parametrize("source", [TEXT_ALONE, PARTS_ALONE, EITHER])
+@pytest.mark.parametrize("content", ["The sea was calm", IN_PARTS])
+def test_content_is_given_in_the_shape_that_the_template_takes(source: str, content: Any) -> None:
+    chat = [{"role": "user", "content": content}, {"role": "tool", "calls": []}]
+    assert template(source).render(chat).startswith("user: The sea was calm;tool: ")
+
+
+def test_a_template_that_takes_no_single_message_is_given_content_as_it_is() -> None:
+    chat = [Message("user", "a"), Message("assistant", "b")]
+    assert template(PICKY).render(chat) == "user: a;assistant: b;"
+
+
+def test_a_picture_for_a_template_of_texts_is_refused() -> None:
+    chat = [{"role": "user", "content": [*IN_PARTS, {"type": "image", "url": "x"}]}]
+    with pytest.raises(UsageError, match="takes texts alone"):
+        template(TEXT_ALONE).render(chat)
 
 
 def test_the_date_is_the_one_of_today() -> None:
@@ -268,6 +299,7 @@ def test_a_rendered_chat_gets_no_second_begin_token(make_model: MakeModel) -> No
     (path / "tokenizer.model").write_bytes(sentencepiece.read_bytes())
     tokenizer = load_tokenizer(DirectoryFiles(path))
     text = load_chat_template(DirectoryFiles(path)).render(HELLO)
-    assert tokenizer.encode(text)[:2] == [1, 1]
+    with pytest.warns(CrumbWarning, match="the text begins with <s>.*twice.*Leave <s> out"):
+        assert tokenizer.encode(text)[:2] == [1, 1]
     assert tokenizer.encode(text, special=False)[:1] == [1]
     assert tokenizer.encode(text, special=False).count(1) == 1

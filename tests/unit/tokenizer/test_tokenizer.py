@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crumb.errors import CheckpointError, ModelNotFound, UsageError
+from crumb.errors import CheckpointError, CrumbWarning, ModelNotFound, UsageError
 from crumb.files.model_files import TOKENIZER_FILES, DirectoryFiles
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -116,6 +117,25 @@ SPECIAL_TOKENS: list[tuple[dict[str, Any], int | None, set[int]]] = [
     ({"tokenizer_config": {"bos_token": "<s>", "eos_token": {"content": "<end>"}}}, 0, {2}),
     ({"tokenizer_config": {"bos_token": "<none>", "eos_token": 7}}, None, set()),
     ({"config": {"bos_token_id": 1}, "tokenizer_config": {"bos_token": "<s>"}}, 1, set()),
+    (
+        {
+            "config": {"eos_token_id": 0},
+            "generation_config": {"eos_token_id": [1]},
+            "tokenizer_config": {"eos_token": "<end>"},
+        },
+        None,
+        {0, 1, 2},
+    ),
+    ({"config": {"eos_token_id": 1}, "tokenizer_config": {"eos_token": "<end>"}}, None, {1, 2}),
+    (
+        {
+            "config": {"bos_token_id": 0, "eos_token_id": 0, "vocab_size": 2},
+            "generation_config": {"bos_token_id": 1},
+            "tokenizer_config": {"eos_token": "<end>"},  # a token that the model does not have
+        },
+        1,
+        {0},
+    ),
 ]
 
 
@@ -144,6 +164,43 @@ def test_a_token_that_the_model_does_not_have_is_refused(make_model: MakeModel) 
     assert tokenizer.encode("a") == [3]
     with pytest.raises(CheckpointError, match="tokens below 5, found 5"):
         tokenizer.encode("ab")
+
+
+BEGINS: dict[str, Any] = SMALL_JSON | {
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+    }
+}
+
+
+@pytest.mark.parametrize("asked", [True, False, None])
+@pytest.mark.parametrize(("content", "adds"), [(SMALL_JSON, False), (BEGINS, True)])
+def test_it_is_told_when_add_bos_token_is_not_followed(
+    make_model: MakeModel, content: dict[str, Any], adds: bool, asked: bool | None
+) -> None:
+    settings = {"bos_token": "<s>"} | ({} if asked is None else {"add_bos_token": asked})
+    path = make_model(tokenizer=content, tokenizer_config=settings)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tokenizer = load_tokenizer(DirectoryFiles(path))
+    assert tokenizer.encode("a") == ([0, 3] if adds else [3])
+    assert len(told) == (asked is not None and asked is not adds)
+    assert all("add_bos_token" in str(each.message) for each in told)
+
+
+def test_a_text_that_begins_twice_is_told_of_once_it_is_read(make_model: MakeModel) -> None:
+    tokenizer = load_tokenizer(
+        DirectoryFiles(make_model(tokenizer=BEGINS, tokenizer_config={"bos_token": "<s>"}))
+    )
+    assert tokenizer.encode("<s>a", special=False) == [0, 3]
+    with pytest.warns(CrumbWarning, match="begins with <s>"):
+        assert tokenizer.encode("<s>a") == [0, 0, 3]
 
 
 def test_text_that_is_not_unicode_is_refused() -> None:

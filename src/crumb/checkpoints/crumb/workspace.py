@@ -24,6 +24,7 @@ from crumb.checkpoints.crumb.reader import MANIFEST, TILES, matrix_metadata, pac
 from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CrumbError, OutputConflict, UsageError
+from crumb.files.atomic_directory import is_free, take_place
 from crumb.files.atomic_file import disk_errors, sync_directory, write_json
 from crumb.files.model_files import read_json
 from crumb.formats.packed_tensor import PackedTensor
@@ -80,10 +81,9 @@ class Workspace:
         """Turn the assembled model into the output directory, then drop the workspace."""
         sync_directory(self.partial / "model")
         shutil.rmtree(self.partial / "replaced", ignore_errors=True)
-        if self.out.exists():
+        if not is_free(self.out):
             self.out.rename(self.partial / "replaced")
-        (self.partial / "model").rename(self.out)
-        sync_directory(self.out.parent)
+        take_place(self.partial / "model", self.out)
         shutil.rmtree(self.partial)
 
 
@@ -122,7 +122,7 @@ def open_workspace(out: Path, key: dict[str, Any], restart: bool) -> Iterator[Wo
                 yield None
                 return
             try:
-                _claim(beside, out, key, restart)
+                _claim(beside, key, restart)
                 yield Workspace(out, beside, key)
             except BaseException:
                 _tidy(beside)
@@ -131,7 +131,7 @@ def open_workspace(out: Path, key: dict[str, Any], restart: bool) -> Iterator[Wo
 
 def _is_done(out: Path, key: dict[str, Any], restart: bool) -> bool:
     """Whether the output holds this job already. Raises: OutputConflict for anything else there."""
-    if not out.exists() and not out.is_symlink():
+    if is_free(out):
         return False
     earlier = published_key(out)
     if earlier is None:
@@ -143,7 +143,7 @@ def _is_done(out: Path, key: dict[str, Any], restart: bool) -> bool:
     if restart:
         return False
     if earlier != key:
-        _refuse(out, earlier, key)
+        raise _other_work("the output holds the work of a different command", out, earlier, key)
     return True
 
 
@@ -174,12 +174,13 @@ def _finished_files(beside: Path) -> list[Path]:
     return list((beside / "tensors").glob("*.safetensors"))
 
 
-def _claim(beside: Path, out: Path, key: dict[str, Any], restart: bool) -> None:
+def _claim(beside: Path, key: dict[str, Any], restart: bool) -> None:
     """Take over the workspace's earlier work if it is this job's; same job, same bytes."""
     earlier = _claimed_key(beside)
     if earlier != key:
         if not restart and _finished_files(beside):
-            _refuse(out, earlier, key)
+            what = "unfinished work of a different command lies here"
+            raise _other_work(what, beside, earlier, key)
         shutil.rmtree(beside / "tensors", ignore_errors=True)
         write_json(beside / JOB, key)
     shutil.rmtree(beside / "model", ignore_errors=True)
@@ -197,12 +198,14 @@ def _claimed_key(beside: Path) -> dict[str, Any]:
         return {}
 
 
-def _refuse(out: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]) -> None:
+def _other_work(
+    what: str, where: Path, earlier: Mapping[str, Any], key: Mapping[str, Any]
+) -> OutputConflict:
     old, new = _flat(earlier), _flat(key)
     changed = sorted(word for word in {*old, *new} if old.get(word) != new.get(word))
-    raise OutputConflict(
-        "the output holds the work of a different command",
-        where=out,
+    return OutputConflict(
+        what,
+        where=where,
         expected=", ".join(f"{word} {_short(new.get(word))}" for word in changed),
         found=", ".join(f"{word} {_short(old.get(word))}" for word in changed),
         do="Choose another --out, or --restart to discard that work",

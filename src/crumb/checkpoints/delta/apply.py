@@ -35,11 +35,12 @@ from crumb.checkpoints.delta.record import (
     parts_of,
     plain_name,
 )
-from crumb.checkpoints.directory_writer import new_directory, refuse_existing
+from crumb.checkpoints.directory_writer import new_directory
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import StoredArray, read_header
 from crumb.checkpoints.tensor_map import Entry, StoredPacked
 from crumb.errors import CheckpointError
+from crumb.files.atomic_directory import refuse_filled
 from crumb.formats.layouts.tile import CHUNK_INPUTS
 from crumb.kernels.tile import pack_tensor
 
@@ -53,7 +54,7 @@ def apply_delta(
     base: Checkpoint, delta: DeltaFile, out: Path, progress: Progress = lambda *_: None
 ) -> DeltaRecord:
     """Restore the quantized directory. Raises: CheckpointError, OutputConflict, DoesNotFit."""
-    refuse_existing(out)
+    refuse_filled(out)
     found = base.sha256()
     if found != delta.record.base_sha256:
         raise CheckpointError(
