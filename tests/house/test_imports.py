@@ -16,7 +16,7 @@ from pathlib import Path
 FORMATS = ("errors", "formats")
 KERNELS = (*FORMATS, "machine", "kernels")
 CHECKPOINTS = (*KERNELS, "architectures", "files", "tokenizer", "checkpoints", "embedded")
-RUN = (*CHECKPOINTS, "run")
+RUN = (*CHECKPOINTS, "requests", "run")
 STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "solve": KERNELS,
     "checkpoints": (*KERNELS, "architectures", "files", "tokenizer", "embedded"),
     "requests": (*FORMATS, "architectures", "solve"),
-    "run": CHECKPOINTS,
+    "run": (*CHECKPOINTS, "requests"),
     "calibrate": RUN,
     "evaluation": (*RUN, "texts"),
     "fit": (*RUN, "requests", "solve", "evaluation", "texts"),

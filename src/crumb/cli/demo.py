@@ -27,10 +27,10 @@ from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
 from crumb.formats.catalog import ZeroKind, group_name
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
+from crumb.requests.generate_request import Sampling
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import Model, open_model
-from crumb.run.sampling import Sampling
 from crumb.solve.problem import Method, Scales, SolveSettings
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text

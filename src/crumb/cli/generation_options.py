@@ -21,7 +21,8 @@ from crumb.cli.whole_number import OptionalWhole, Whole
 from crumb.errors import DoesNotFit, UsageError
 from crumb.machine.memory import available_bytes
 from crumb.machine.processors import processors
-from crumb.run.generation import GenerateRequest, Generation
+from crumb.requests.generate_request import GenerateRequest, Sampling
+from crumb.run.generation import Generation
 from crumb.run.language_model import engine_settings
 from crumb.run.memory_plan import (
     ActivationKind,
@@ -30,7 +31,6 @@ from crumb.run.memory_plan import (
     MemoryPlan,
     WeightsKind,
 )
-from crumb.run.sampling import Sampling
 
 
 @ENGINE

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.machine.memory import peak_memory_bytes
+from crumb.requests.generate_request import GenerateRequest
 from crumb.run.generation import (
-    GenerateRequest,
     Generation,
     PromptMeter,
     TextPiece,

@@ -1,23 +1,23 @@
-"""What is asked of a generation and what it gives, and one sequence's way from logits to text.
+"""What a generation gives, and one sequence's way from logits to text.
 
 In: a GenerateRequest, the prompt's tokens, then the logits after each token. Out: TextPieces as
 they become certain, at the end a Generation. Python, the command line and the server share these.
 No clock and no model here: times, memory and prompt logprobs are handed to `result`.
-Refuses requests that cannot be; the pieces of a generation put together are its text.
+The pieces of a generation put together are its text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.errors import UsageError
-from crumb.run.sampling import LogitsHook, Measured, Sampler, Sampling, measure
-from crumb.run.stop_strings import StopStrings, check_stops
+from crumb.requests.generate_request import GenerateRequest
+from crumb.run.sampling import Measured, Sampler, measure
+from crumb.run.stop_strings import StopStrings
 from crumb.tokenizer.detokenizer import Detokenizer
 from crumb.tokenizer.tokenizer import Tokenizer
 
@@ -29,38 +29,6 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens, or the context is full
     CANCELLED = "cancelled"
     ERROR = "error"  # of this request alone; the generation has it
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """What to generate after one prompt."""
-
-    prompt: str | tuple[int, ...]  # a text, or tokens as they are
-    max_tokens: int | None = None  # None: as many as the context holds; 0: only read the prompt
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()  # texts that end the generation; they are not part of it
-    logprobs: int | None = None  # most likely tokens told with each token; None: no logprobs at all
-    prompt_logprobs: bool = False  # the prompt's tokens measured too
-    ignore_end: bool = False  # end tokens are tokens like others
-    logits_hook: LogitsHook | None = None  # forbids tokens or moves their logits before each choice
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) and not all(
-            isinstance(token, int) and not isinstance(token, bool) and 0 <= token < 1 << 31
-            for token in self.prompt
-        ):
-            raise UsageError("a prompt is a text or a list of tokens from 0", where="prompt")
-        for name in ("max_tokens", "logprobs"):
-            value = getattr(self, name)
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-            if value is not None and not is_count:
-                raise UsageError(
-                    "a setting of the request is out of range",
-                    where=name,
-                    expected="an integer from 0, or none",
-                    found=str(value)[:80],
-                )
-        check_stops(self.stop)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +77,7 @@ class Generation:
     prompt_logprobs: tuple[TokenLogprob, ...] | None
     timings: Timings
     peak_memory_bytes: int
+    seed: int | None = None  # of the draws; None: nothing was drawn
     error: Exception | None = None  # what ended it, where the finish reason is error
 
 
@@ -244,6 +213,7 @@ class TextState:
             prompt_logprobs=prompt_logprobs,
             timings=timings,
             peak_memory_bytes=peak_memory_bytes,
+            seed=self._sampler.seed,
             error=self.error,
         )
 

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, TypeVar, cast, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,17 @@ from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
 from crumb.machine.memory import give_back_memory
+from crumb.requests.generate_request import (
+    GenerateOptions,
+    GenerateRequest,
+    Prompt,
+    Sampling,
+    make_request,
+    plain_prompt,
+    prompt_list,
+)
+from crumb.requests.number import as_integer
+from crumb.run.chat_sampling import read_chat_sampling
 from crumb.run.consumers import (
     Consumer,
     Embedding,
@@ -38,7 +49,7 @@ from crumb.run.consumers import (
     TextConsumer,
 )
 from crumb.run.engine import Engine
-from crumb.run.generation import GenerateRequest, Generation, TextPiece
+from crumb.run.generation import Generation, TextPiece
 from crumb.run.handle import Handle, Sink, no_pieces
 from crumb.run.memory_plan import (
     ActivationKind,
@@ -48,14 +59,13 @@ from crumb.run.memory_plan import (
     WeightsKind,
     chosen_kind,
 )
-from crumb.run.sampling import Sampling
 from crumb.run.scheduler import MOST_WAITING, Scheduler
 from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 Floats = NDArray[np.float32]
 Value = TypeVar("Value")
-Prompt = str | Sequence[int]
+Prompts = list[str] | list[Prompt] | list[list[int]] | tuple[str, ...]
 Messages = Sequence[Message | Mapping[str, Any]]
 
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -122,9 +132,18 @@ class LanguageModel:
         self._engine = self._scheduler = None
         give_back_memory()
 
+    @cached_property
+    def chat_sampling(self) -> Sampling:
+        """What the model's own generation_config.json says of sampling; greedy where it is silent.
+
+        Raises: UsageError for settings outside their range.
+        """
+        return read_chat_sampling(self.checkpoint.files)
+
     def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
         """A prompt's tokens. Raises: UsageError where there are none."""
-        tokens = tuple(self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+        prompt = plain_prompt(prompt)
+        tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
         if not tokens:
             begin = self.tokenizer.begin_token
             if begin is None:
@@ -133,20 +152,21 @@ class LanguageModel:
         return tokens
 
     @overload
-    def generate(self, prompt: Prompt, **settings: Any) -> Generation: ...
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation: ...
     @overload
-    def generate(self, prompt: list[str], **settings: Any) -> list[Generation]: ...
+    def generate(self, prompt: Prompts, **options: Unpack[GenerateOptions]) -> list[Generation]: ...
     def generate(
-        self, prompt: Prompt | list[str], **settings: Any
+        self, prompt: Prompt | Prompts, **options: Unpack[GenerateOptions]
     ) -> Generation | list[Generation]:
-        """Continue a prompt, or each of a list of prompts together.
+        """Continue a prompt, or each of a list of prompts together; a prompt is a text or tokens.
 
-        Settings are the fields of GenerateRequest and of Sampling, such as max_tokens,
-        temperature, top_p, stop, logprobs. Raises: UsageError.
+        Of a list, a prompt that fails ends alone: its generation has the error. A single one raises
+        it. Raises: UsageError.
         """
-        if isinstance(prompt, list) and all(isinstance(each, str) for each in prompt):
-            return self.run([make_request(str(each), **settings) for each in prompt])
-        return self._one(make_request(cast(Prompt, prompt), **settings))
+        several = prompt_list(prompt)
+        if several is not None:
+            return self.run([make_request(each, **options) for each in several])
+        return self._one(make_request(prompt, **options))  # type: ignore[arg-type]
 
     def submit(
         self, request: GenerateRequest, *, id: str | None = None, wait: bool = False
@@ -192,12 +212,12 @@ class LanguageModel:
             outcomes = [handle.outcome() for handle in handles]
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def stream(self, prompt: Prompt, **settings: Any) -> Iterator[TextPiece]:
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Iterator[TextPiece]:
         """Pieces of text as they become certain. Stop reading to cancel.
 
         Raises: UsageError, and where it fails the request's error.
         """
-        return self._pieces(self._handle(self._text_consumer(make_request(prompt, **settings))))
+        return self._pieces(self._handle(self._text_consumer(make_request(prompt, **options))))
 
     def _pieces(self, handle: Handle[Generation]) -> Iterator[TextPiece]:
         self.scheduler.submit(handle, wait=True)
@@ -215,32 +235,87 @@ class LanguageModel:
         text = self.chat_template.render(messages, add_generation_prompt=True, tools=tools)
         return tuple(self.tokenizer.encode(text, special=False))
 
-    def chat(self, messages: Messages, **settings: Any) -> Generation:
-        """Answer a conversation. Settings as for generate. Raises: UsageError."""
-        return self._one(make_request(self.chat_prompt(messages), **settings))
+    def chat_request(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> GenerateRequest:
+        """The request that answers a conversation.
 
-    def stream_chat(self, messages: Messages, **settings: Any) -> Iterator[TextPiece]:
-        """Answer a conversation piece by piece."""
-        return self.stream(self.chat_prompt(messages), **settings)
+        Where no option speaks, tokens are chosen as the model's generation_config.json says, and
+        the answer ends when the model ends it. Raises: UsageError.
+        """
+        prompt = self.chat_prompt(messages, tools)
+        options.setdefault("max_tokens", None)
+        return make_request(prompt, self.chat_sampling, **options)
 
-    def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
-        """Log-probability of every token of each text. Raises: UsageError."""
-        tokenizer = self.tokenizer
-        return self._results(
-            [ScoreConsumer(self.tokens_of(text), tokenizer, top) for text in texts]
-        )
+    def chat(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation:
+        """Answer a conversation, as `chat_request` says. Raises: UsageError."""
+        return self._one(self.chat_request(messages, tools, **options))
 
-    def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """A vector for each text: mean of its tokens' features, scaled to length 1."""
-        return self._results([EmbeddingConsumer(self.tokens_of(text)) for text in texts])
+    def stream_chat(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[TextPiece]:
+        """Answer a conversation piece by piece. Raises: UsageError."""
+        request = self.chat_request(messages, tools, **options)
+        return self._pieces(self._handle(self._text_consumer(request)))
 
-    def logits(self, tokens: Sequence[int]) -> Floats:
-        """Logits after every token of one text. Shapes: -> (tokens, vocabulary)."""
+    @overload
+    def score(self, texts: Prompt, top: int = 0) -> Score: ...
+    @overload
+    def score(self, texts: Prompts, top: int = 0) -> list[Score]: ...
+    def score(self, texts: Prompt | Prompts, top: int = 0) -> Score | list[Score]:
+        """Log-probability of every token of a text, or of each of a list of texts.
+
+        `top`: most likely tokens told with each. Raises: UsageError.
+        """
+        tokenizer, count = self.tokenizer, as_integer(top)
+        if count is None or count < 0:
+            raise UsageError(
+                "not a number of tokens", where="top", expected="0 or more", found=repr(top)[:40]
+            )
+        return self._of_each(texts, lambda tokens: ScoreConsumer(tokens, tokenizer, count))
+
+    @overload
+    def embed(self, texts: Prompt) -> Embedding: ...
+    @overload
+    def embed(self, texts: Prompts) -> list[Embedding]: ...
+    def embed(self, texts: Prompt | Prompts) -> Embedding | list[Embedding]:
+        """A vector for a text, or for each of a list: mean of its tokens' features, of length 1.
+
+        Raises: UsageError.
+        """
+        return self._of_each(texts, EmbeddingConsumer)
+
+    def logits(self, text: Prompt) -> Floats:
+        """Logits after every token of one text, or of tokens. Shapes: -> (tokens, vocabulary).
+
+        All of them in memory at once. Raises: UsageError.
+        """
+        tokens = self.tokens_of(text)
         return self._results([LogitsConsumer(tokens, self.engine.plan.vocabulary)])[0]
 
     def _one(self, request: GenerateRequest) -> Generation:
         """One request; its error is raised."""
         return self._results([self._text_consumer(request)])[0]
+
+    def _of_each(
+        self, prompts: Any, consumer: Callable[[tuple[int, ...]], Consumer[Value]]
+    ) -> Value | list[Value]:
+        """A single result for a single prompt, a list for a list."""
+        several = prompt_list(prompts)
+        texts = [prompts] if several is None else several
+        results = self._results([consumer(self.tokens_of(each)) for each in texts])
+        return results[0] if several is None else results
 
     def _results(self, consumers: Sequence[Consumer[Value]]) -> list[Value]:
         """What becomes of consumers together. Raises: the first error among them."""
@@ -280,24 +355,6 @@ class LanguageModel:
         return Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
 
 
-SAMPLING = frozenset(Sampling.__dataclass_fields__)
-
-
-def make_request(prompt: Prompt, **settings: Any) -> GenerateRequest:
-    """A request from fields of GenerateRequest and Sampling together. Raises: UsageError."""
-    chosen = {name: value for name, value in settings.items() if name in SAMPLING}
-    others = {name: value for name, value in settings.items() if name not in SAMPLING}
-    unknown = sorted(others.keys() - GenerateRequest.__dataclass_fields__.keys())
-    if unknown:
-        raise UsageError("no such setting of a generation", found=unknown[0])
-    if chosen:
-        others["sampling"] = replace(others.get("sampling", Sampling()), **chosen)
-    if isinstance(others.get("stop"), str):
-        others["stop"] = (others["stop"],)
-    given = prompt if isinstance(prompt, str) else tuple(prompt)
-    return GenerateRequest(given, **others)
-
-
 def load(
     model: str | Path,
     *,
@@ -310,9 +367,10 @@ def load(
 ) -> LanguageModel:
     """Load a model: a directory, org/name, or org/name@revision.
 
-    context_tokens: of each sequence; sequences: how many run at once; cache: f16, int8 or f32;
-    activations: int8, or f32 for exact products; weights: mapped, or copied into memory of the
-    process; threads: all processors by default.
+    context_tokens: of each sequence; sequences: how many of that length the cache has room for
+    (shorter ones share it, so more may run at once); cache: f16, int8 or f32; activations: int8,
+    or f32 for exact products; weights: mapped, or copied into memory of the process; threads: all
+    processors by default.
     Raises: ModelNotFound, CheckpointError, UsageError, DoesNotFit.
     """
     checkpoint = open_checkpoint(locate(str(model)))

@@ -26,6 +26,7 @@ from crumb.kernels.engine import (
 )
 from crumb.machine.memory import available_bytes
 from crumb.machine.processors import processors
+from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
 
 BLOCK_INPUTS = 128
@@ -99,15 +100,16 @@ class EngineSettings:
             value = getattr(self, name)
             if value is None and name in ("context_tokens", "threads"):
                 continue
-            is_count = isinstance(value, int) and not isinstance(value, bool)
+            count = as_integer(value)
             most = most_threads() if name == "threads" else MOST
-            if not is_count or not 1 <= value <= most:
+            if count is None or not 1 <= count <= most:
                 raise UsageError(
                     "an engine setting is out of range",
                     where=name,
                     expected=f"a whole number from 1 to {most}",
                     found=repr(value)[:80],
                 )
+            object.__setattr__(self, name, count)
 
     def context(self, plan: Plan) -> int:
         """Tokens of a sequence. Raises: UsageError."""

@@ -3,17 +3,17 @@
 In: logits (vocabulary,) f32, a Sampling, the tokens so far. Out: a token; `measure` gives logprobs.
 The order: logit_bias, repetition_penalty, frequency and presence penalty; then, unless greedy,
 temperature, top_k, top_p of what top_k left, min_p, one draw. Equal logits: the lowest token first.
-Refuses settings outside their range, and logits that are not numbers.
-Sources: CTRL (arXiv 1909.05858, section 4.1) for the repetition penalty; OpenAI's API reference for
-frequency and presence; the order of the filters is that of transformers' logits warpers (llama.cpp
-applies temperature last, vLLM min_p first). Unlike transformers, top_k keeps exactly k when tied.
+Refuses tokens outside the vocabulary, and logits that are not numbers.
+Source: the order of the filters is that of transformers' logits warpers (llama.cpp applies
+temperature last, vLLM min_p first). Unlike transformers, top_k keeps exactly k when tied.
 """
 
 from __future__ import annotations
 
 import math
+import secrets
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,71 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import CheckpointError, UsageError
+from crumb.requests.generate_request import LogitsHook, Sampling
 
 Logits = NDArray[np.float32] | NDArray[np.float64]
 Tokens = NDArray[np.intp]
 
-LogitsHook = Callable[
-    [tuple[int, ...], NDArray[np.float32]], NDArray[np.bool_] | NDArray[np.floating[Any]] | None
-]
-"""Told the tokens generated so far and a copy of the logits, (vocabulary,) f32, before each choice.
-
-It edits the copy and gives None, or gives (vocabulary,): True for tokens that may be chosen, or
-numbers to add. It runs in the scheduler's thread, so it must be quick.
-"""
-
-NUMBERS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 100.0),
-    "top_p": (0.0, 1.0),
-    "min_p": (0.0, 1.0),
-    "repetition_penalty": (0.01, 100.0),
-    "frequency_penalty": (-2.0, 2.0),
-    "presence_penalty": (-2.0, 2.0),
-}
-INTEGERS: dict[str, int] = {"top_k": 1 << 31, "penalty_window_tokens": 1 << 31, "seed": 1 << 64}
-"""Setting -> the first integer above its range, which begins at 0."""
+SEED_BITS = 32
+"""Of a seed that nobody gave: short enough to be typed again."""
 
 FIRST_GUESS = 256
 """Tokens looked at first when the smallest set for top_p is sought; eight times more each time."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. The defaults are greedy decoding of the model's own distribution."""
-
-    temperature: float = 0.0  # 0: the most likely token
-    top_k: int = 0  # so many most likely tokens; 0: all
-    top_p: float = 1.0  # the smallest set of most likely tokens that holds this probability
-    min_p: float = 0.0  # at least this share of the most likely token's probability
-    repetition_penalty: float = 1.0  # positive logits of seen tokens divided, negative multiplied
-    frequency_penalty: float = 0.0  # taken from a logit for each time the token was generated
-    presence_penalty: float = 0.0  # taken once from the logit of a generated token
-    penalty_window_tokens: int = 0  # how many last tokens, prompt included, penalties see; 0: all
-    seed: int = 0
-    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()  # kept as a sorted tuple
-
-    def __post_init__(self) -> None:
-        for name, (low, high) in NUMBERS.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not low <= value <= high:  # NaN comes here too
-                raise _refuse(name, f"{low:g} to {high:g}", value)
-        for name, above in INTEGERS.items():
-            value = getattr(self, name)
-            if not _is_integer(value) or not 0 <= value < above:
-                raise _refuse(name, f"an integer from 0 to {above - 1}", value)
-        biases = dict(self.logit_bias)
-        for token, bias in biases.items():
-            if not _is_integer(token) or token < 0:
-                raise _refuse("logit_bias", "tokens as integers from 0", token)
-            if not _is_number(bias) or math.isnan(bias) or bias == math.inf:
-                raise _refuse(f"logit_bias of token {token}", "a number, or -inf for never", bias)
-        object.__setattr__(self, "logit_bias", tuple(sorted(biases.items())))
-
-    @property
-    def has_penalties(self) -> bool:
-        """Whether any penalty changes anything."""
-        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty)
-        return penalties != (1.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +65,10 @@ class Sampler:
         self._seen = _Seen(sampling, vocabulary, prompt_tokens) if sampling.has_penalties else None
         self._adjusts = bool(biases) or self._seen is not None
         self._random: np.random.PCG64 | None = None
+        self.seed: int | None = None  # of the draws; None where nothing is drawn
         if sampling.temperature > 0.0:
-            self._random = np.random.PCG64(sampling.seed)
+            self.seed = secrets.randbits(SEED_BITS) if sampling.seed is None else sampling.seed
+            self._random = np.random.PCG64(self.seed)
             self._random.advance(len(prompt_tokens))
 
     def choose(self, logits: NDArray[np.float32], tokens: Sequence[int] = ()) -> int:
@@ -290,17 +237,3 @@ def _check_tokens(where: str, tokens: Any, vocabulary: int) -> None:
             expected=f"0 to {vocabulary - 1}",
             found=outside[0],
         )
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _refuse(name: str, expected: str, found: object) -> UsageError:
-    return UsageError(
-        "a sampling setting is out of range", where=name, expected=expected, found=str(found)[:80]
-    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crumb.errors import UsageError
+from crumb.requests.generate_request import check_stops
 
 
 class StopStrings:
@@ -55,16 +55,6 @@ class StopStrings:
         while matched and stop[matched] != character:
             matched = failures[matched - 1]
         return matched + (stop[matched] == character)
-
-
-def check_stops(stops: Sequence[str]) -> None:
-    """Raises: UsageError for stop strings that are empty or no text."""
-    if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
-        raise UsageError("stop strings are a list of texts", where="stop", found=str(stops)[:80])
-    if "" in stops:
-        raise UsageError(
-            "a stop string is empty", where="stop", do="Leave it out: every text begins with it"
-        )
 
 
 def _failures(stop: str) -> list[int]:

@@ -17,9 +17,9 @@ from command_line import crumb, start
 
 import crumb as package
 from crumb.machine.processors import processors
-from crumb.run.generation import FinishReason, GenerateRequest
+from crumb.requests.generate_request import GenerateRequest, Sampling
+from crumb.run.generation import FinishReason
 from crumb.run.language_model import LanguageModel
-from crumb.run.sampling import Sampling
 
 Capsys = pytest.CaptureFixture[str]
 MODEL = "novella-7m"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from crumb.errors import CrumbError
-from crumb.run.language_model import LanguageModel, load, make_request
+from crumb.requests.generate_request import make_request
+from crumb.run.language_model import LanguageModel, load
 
 SECONDS = 60
 PROMPT = "the sea was calm"

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from crumb.embedded import MODELS
 from crumb.errors import CheckpointError, UsageError
 from crumb.files.model_files import DirectoryFiles
+from crumb.requests.generate_request import GenerateRequest, Sampling
 from crumb.run.generation import (
     FinishReason,
-    GenerateRequest,
     Generation,
     PromptMeter,
     TextPiece,
     TextState,
     Timings,
 )
-from crumb.run.sampling import Sampling
 from crumb.tokenizer.tokenizer import load_tokenizer
 
 TOKENIZER = load_tokenizer(DirectoryFiles(Path(str(MODELS["novella-7m"]))))

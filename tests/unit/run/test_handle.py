@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from crumb.errors import UsageError
-from crumb.run.generation import FinishReason, GenerateRequest
-from crumb.run.language_model import LanguageModel, load, make_request
+from crumb.requests.generate_request import GenerateRequest, make_request
+from crumb.run.generation import FinishReason
+from crumb.run.language_model import LanguageModel, load
 
 
 @pytest.fixture(scope="module")

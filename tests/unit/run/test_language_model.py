@@ -16,9 +16,9 @@ from command_line import run_process
 
 import crumb
 from crumb.errors import CrumbError, UsageError
+from crumb.requests.generate_request import Sampling
 from crumb.run.language_model import LanguageModel
 from crumb.run.model import open_model
-from crumb.run.sampling import Sampling
 
 PROMPTS = ["The old man looked at the sea and", "Once", "It was a dark night. " * 6, "She said"]
 

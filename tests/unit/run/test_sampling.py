@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from crumb.errors import CheckpointError, UsageError
-from crumb.run.sampling import Sampler, Sampling, log_softmax, measure, most_likely
+from crumb.requests.generate_request import Sampling
+from crumb.run.sampling import Sampler, log_softmax, measure, most_likely
 
 VOCABULARY = 12
 EPSILON = 1e-9

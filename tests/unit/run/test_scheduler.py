@@ -20,10 +20,11 @@ import pytest
 from numpy.typing import NDArray
 
 from crumb.errors import DoesNotFit, QueueFull, RequestCancelled, UsageError
+from crumb.requests.generate_request import GenerateRequest, make_request
 from crumb.run.engine import Engine, Rows, StepPart
-from crumb.run.generation import FinishReason, GenerateRequest, Generation, TextPiece
+from crumb.run.generation import FinishReason, Generation, TextPiece
 from crumb.run.handle import Handle
-from crumb.run.language_model import LanguageModel, load, make_request
+from crumb.run.language_model import LanguageModel, load
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import open_model
 
