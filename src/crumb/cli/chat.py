@@ -198,7 +198,8 @@ class Chat:
     def retry(self, rest: str) -> bool:
         """Answer the last message again."""
         del rest
-        if self.conversation.text.temperature == 0:
+        said, own = self.conversation.text.temperature, self.conversation.model.chat_sampling
+        if (own.temperature if said is None else said) == 0:
             log("temperature 0 gives the same answer; /set temperature 0.7 lets it differ")
         out = Stream()
         with interruption() as cancelled:
@@ -243,7 +244,7 @@ def _words(value: str) -> tuple[str, ...]:
 
 
 PARSERS: dict[str, Callable[[str], Any]] = {
-    field.name: {"OptionalWhole": int, "Whole": int, "float": float}.get(str(field.type), _words)
+    field.name: {"OptionalWhole": int, "float | None": float}.get(str(field.type), _words)
     for field in fields(TextOptions)
 } | {"ignore_end": _flag}
 """How the value of each setting is read, from the types of TextOptions."""

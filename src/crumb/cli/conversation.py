@@ -118,8 +118,12 @@ class Conversation:
         self, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
     ) -> Answer:
         prompt, dropped = self._fitting_prompt()
-        text = replace(self.text, seed=self.text.seed + self.retries)
-        (generation,) = self.model.run([text.request(prompt)], piece, cancelled)
+        seed = self.text.seed
+        text = self.text if seed is None else replace(self.text, seed=seed + self.retries)
+        request = text.request(prompt, self.model.chat_sampling, max_tokens=None)
+        (generation,) = self.model.run([request], piece, cancelled)
+        if generation.error is not None:
+            raise generation.error
         if generation.finish_reason is FinishReason.CANCELLED and not generation.text:
             self.undo()  # templates want a question and an answer in turn
         else:

@@ -93,6 +93,8 @@ def generate(
             out.write(given)
         (generation,) = loaded.run([request], out.piece, interrupted)
     out.end()
+    if generation.error is not None:
+        raise generation.error
     if json:
         print_json(generation)
     log(timing_line(generation))

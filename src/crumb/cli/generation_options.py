@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 from cyclopts import Parameter
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.cli.option_groups import ENGINE, ONE_WAY, SAMPLING
+from crumb.cli.option_groups import ENGINE, SAMPLING
 from crumb.cli.output import bytes_text, log
-from crumb.cli.whole_number import OptionalWhole, Whole
+from crumb.cli.whole_number import OptionalWhole
 from crumb.errors import DoesNotFit, UsageError
 from crumb.machine.memory import available_bytes
 from crumb.machine.processors import processors
-from crumb.requests.generate_request import GenerateRequest, Sampling
+from crumb.requests.generate_request import (
+    GenerateOptions,
+    GenerateRequest,
+    Sampling,
+    make_request,
+)
 from crumb.run.generation import Generation
 from crumb.run.language_model import engine_settings
 from crumb.run.memory_plan import (
@@ -69,57 +74,49 @@ class TextOptions:
     """How text is chosen and where it ends.
 
     Attributes:
-        max_tokens: end after so many tokens; by default when the context is full.
-        temperature: 0 takes the most likely token; 1 draws from the model's own distribution.
+        max_tokens: end after so many tokens; by default 256, in a chat when the answer ends.
+        temperature: 0 takes the most likely token; 1 draws from the model's own distribution. In a
+            chat this and the next ones are by default what the model's own files say.
         top_k: draw from so many most likely tokens; 0 is all.
         top_p: draw from the fewest most likely tokens that hold this probability together.
         min_p: draw from tokens with at least this share of the most likely one's probability.
         repetition_penalty: divides the score of tokens that were there, prompt included; 1 is none.
         frequency_penalty: taken from a token's score for each time it was generated.
         presence_penalty: taken once from the score of a token that was generated.
-        seed: of the draws; the same seed gives the same text.
+        seed: of the draws; the same seed gives the same text. By default it is drawn, and told.
         stop: a text that ends the generation and is not shown; repeatable.
         logit_bias: added to a token's score, as TOKEN=VALUE with the token's number; repeatable.
         ignore_end: go on after the model's own end of text.
     """
 
     max_tokens: OptionalWhole = None
-    temperature: float = 0.0
-    top_k: Whole = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    seed: Whole = 0
-    stop: Annotated[tuple[str, ...], ONE_WAY] = ()
-    logit_bias: Annotated[tuple[str, ...], ONE_WAY] = ()
-    ignore_end: Annotated[bool, ONE_WAY] = False
+    temperature: float | None = None
+    top_k: OptionalWhole = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: OptionalWhole = None
+    stop: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    logit_bias: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    ignore_end: Annotated[bool, Parameter(negative=())] = False
 
-    def request(self, prompt: str | Sequence[int], **more: Any) -> GenerateRequest:
-        """What is asked after a prompt. Raises: UsageError."""
-        return GenerateRequest(
-            prompt if isinstance(prompt, str) else tuple(prompt),
-            max_tokens=self.max_tokens,
-            sampling=self.sampling(),
-            stop=self.stop,
-            ignore_end=self.ignore_end,
-            **more,
-        )
+    def request(
+        self,
+        prompt: str | Sequence[int],
+        defaults: Sampling | None = None,
+        **more: Unpack[GenerateOptions],
+    ) -> GenerateRequest:
+        """What is asked after a prompt; `defaults` and `more` hold where no option was given.
 
-    def sampling(self) -> Sampling:
-        """Raises: UsageError."""
-        return Sampling(
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            frequency_penalty=self.frequency_penalty,
-            presence_penalty=self.presence_penalty,
-            seed=self.seed,
-            logit_bias=dict(map(parse_bias, self.logit_bias)),
-        )
+        Raises: UsageError.
+        """
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["logit_bias"] = dict(map(parse_bias, self.logit_bias))
+        options = {name: value for name, value in values.items() if value not in (None, (), {})}
+        merged: dict[str, Any] = {**more, **options}
+        return make_request(prompt, defaults, **merged)
 
 
 ENGINE_DEFAULTS, TEXT_DEFAULTS = EngineOptions(), TextOptions()
@@ -193,12 +190,13 @@ def timing_line(generation: Generation) -> str:
     """Speeds and memory of a generation."""
     timings = generation.timings
     read = generation.prompt_tokens - generation.cached_tokens
+    seed = "" if generation.seed is None else f"seed {generation.seed}; "
     cached = f" ({generation.cached_tokens} more were cached)" if generation.cached_tokens else ""
     return (
         f"prompt {read} tokens{cached}, {timings.prompt_tokens_per_second:.1f} tokens/s; "
         f"first token after {1000 * timings.prompt_seconds:.0f} ms; "
         f"generated {generation.completion_tokens} tokens, "
-        f"{timings.decode_tokens_per_second:.1f} tokens/s; "
+        f"{timings.decode_tokens_per_second:.1f} tokens/s; {seed}"
         f"peak memory {bytes_text(generation.peak_memory_bytes)}"
     )
 

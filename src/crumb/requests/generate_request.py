@@ -10,7 +10,7 @@ frequency and presence.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, Unpack
 
@@ -197,7 +197,8 @@ def prompt_list(prompts: object) -> list[Any] | None:
 
 def check_stops(stops: Sequence[str]) -> None:
     """Raises: UsageError for stop strings that are empty or no text."""
-    if isinstance(stops, str) or not all(isinstance(stop, str) for stop in stops):
+    is_list = isinstance(stops, Iterable) and not isinstance(stops, str)
+    if not is_list or not all(isinstance(stop, str) for stop in stops):
         raise UsageError("stop strings are a list of texts", where="stop", found=str(stops)[:80])
     if "" in stops:
         raise UsageError(

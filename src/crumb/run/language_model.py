@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -134,22 +134,17 @@ class LanguageModel:
 
     @cached_property
     def chat_sampling(self) -> Sampling:
-        """What the model's own generation_config.json says of sampling; greedy where it is silent.
-
-        Raises: UsageError for settings outside their range.
-        """
+        """What generation_config.json says; greedy where it is silent. Raises: UsageError."""
         return read_chat_sampling(self.checkpoint.files)
 
     def tokens_of(self, prompt: Prompt) -> tuple[int, ...]:
         """A prompt's tokens. Raises: UsageError where there are none."""
         prompt = plain_prompt(prompt)
         tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else prompt
-        if not tokens:
-            begin = self.tokenizer.begin_token
-            if begin is None:
-                raise UsageError("the prompt is empty", do="Give at least one token")
-            tokens = (begin,)
-        return tokens
+        begin = self.tokenizer.begin_token
+        if not tokens and begin is None:
+            raise UsageError("the prompt is empty", do="Give at least one token")
+        return tokens if begin is None or tokens else (begin,)
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation: ...
@@ -193,14 +188,14 @@ class LanguageModel:
         """
         arrivals: SimpleQueue[tuple[int, TextPiece | None]] = SimpleQueue()
 
-        def sink(index: int, each: TextPiece | None) -> None:
-            arrivals.put((index, each))
+        def handle_of(index: int, request: GenerateRequest) -> Handle[Generation]:
+            def sink(each: TextPiece | None) -> None:
+                arrivals.put((index, each))
 
-        consumers = [self._text_consumer(request) for request in requests]
-        sinks = [no_pieces if piece is None else partial(sink, k) for k in range(len(requests))]
-        handles = [
-            self._handle(*pair, cancelled=cancelled) for pair in zip(consumers, sinks, strict=True)
-        ]
+            to = no_pieces if piece is None else sink
+            return self._handle(self._text_consumer(request), to, cancelled=cancelled)
+
+        handles = [handle_of(*pair) for pair in enumerate(requests)]
         with self._submitted(handles):
             ended = len(handles) if piece is None else 0
             while piece is not None and ended < len(handles):
@@ -266,8 +261,8 @@ class LanguageModel:
         **options: Unpack[GenerateOptions],
     ) -> Iterator[TextPiece]:
         """Answer a conversation piece by piece. Raises: UsageError."""
-        request = self.chat_request(messages, tools, **options)
-        return self._pieces(self._handle(self._text_consumer(request)))
+        consumer = self._text_consumer(self.chat_request(messages, tools, **options))
+        return self._pieces(self._handle(consumer))
 
     @overload
     def score(self, texts: Prompt, top: int = 0) -> Score: ...
@@ -301,8 +296,8 @@ class LanguageModel:
 
         All of them in memory at once. Raises: UsageError.
         """
-        tokens = self.tokens_of(text)
-        return self._results([LogitsConsumer(tokens, self.engine.plan.vocabulary)])[0]
+        consumer = LogitsConsumer(self.tokens_of(text), self.engine.plan.vocabulary)
+        return self._results([consumer])[0]
 
     def _one(self, request: GenerateRequest) -> Generation:
         """One request; its error is raised."""

@@ -193,7 +193,7 @@ def test_retry_answers_again_with_another_seed(talk, tmp_path: Path) -> None:
     assert first[0] == second[0]
     assert len(second) == 2
     assert first[1] != second[1]
-    finished = talk(lines)
+    finished = talk(lines, "--temperature", 0)
     assert "temperature 0 gives the same answer" in finished.err
     assert json.loads(kept.read_text()) == json.loads(again.read_text())
 

@@ -228,7 +228,12 @@ BAD_REQUESTS: list[dict[str, Any]] = [
     {"max_tokens": True},
     {"logprobs": -1},
     {"stop": ("",)},
-    {"stop": "a"},
+    {"stop": 5},
+    {"stop": (5,)},
+    {"prompt": b"bytes"},
+    {"prompt": None},
+    {"prompt": np.zeros((2, 2), np.int64)},
+    {"prompt": np.zeros(2)},
 ]
 
 

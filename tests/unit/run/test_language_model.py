@@ -5,9 +5,12 @@ In: the tiny checkpoint and the embedded model. Out: generations, scores, embedd
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +116,88 @@ def test_leaving_the_with_closes_and_threads_end(float_tiny: Path) -> None:
         model.generate("abc", max_tokens=2)
         assert thread_count() == before + 4  # the scheduler, and three beside it
     assert thread_count() == before
+
+
+def test_a_single_text_has_a_single_result(model: LanguageModel) -> None:
+    text = "The sea was calm."
+    tokens = model.tokenizer.encode(text)
+    for one in (model.score(text), model.score(tokens), model.score(np.array(tokens))):
+        assert one.tokens == model.score([text])[0].tokens
+    np.testing.assert_array_equal(model.embed(text).vector, model.embed([text])[0].vector)
+    np.testing.assert_array_equal(model.logits(text), model.logits(tokens))
+    assert [model.generate([]), model.score([]), model.embed([])] == [[], [], []]
+    several = model.generate([tokens, tokens], max_tokens=2)
+    assert [each.prompt_tokens for each in several] == [len(tokens)] * 2
+    for call in (model.generate, model.score, model.embed, model.logits, model.stream):
+        for wrong in (b"The sea", None, 5, {"a": 1}):
+            with pytest.raises(UsageError, match="a prompt is a text or"):
+                call(wrong)  # type: ignore[operator]
+    with pytest.raises(UsageError, match="top: not a number of tokens"):
+        model.score(text, top=-1)
+
+
+def test_a_seed_that_nobody_gave_is_told_and_gives_the_text_again(model: LanguageModel) -> None:
+    made = [model.generate("Once", max_tokens=12, temperature=1.5) for _ in range(3)]
+    seeds = [each.seed for each in made]
+    assert None not in seeds
+    assert len(set(seeds)) == len({each.tokens for each in made}) == 3
+    again = model.generate("Once", max_tokens=12, temperature=1.5, seed=seeds[0])
+    assert (again.tokens, again.seed) == (made[0].tokens, seeds[0])
+    assert model.generate("Once", max_tokens=2).seed is None  # greedy: nothing is drawn
+
+
+def test_a_text_ends_after_256_tokens_unless_something_else_is_said(float_tiny: Path) -> None:
+    with crumb.load(float_tiny, threads=1, context_tokens=256) as tiny:
+        asked = [tiny.generate("a", ignore_end=True, max_tokens=most) for most in (None, 3)]
+        default = tiny.generate("a", ignore_end=True)
+    assert [each.completion_tokens for each in asked] == [256, 3]
+    assert default.completion_tokens == 256
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, Sampling()),
+        ({"temperature": 0.6, "top_p": 0.9}, Sampling(temperature=0.6, top_p=0.9)),
+        ({"do_sample": True, "top_k": 20}, Sampling(temperature=1.0, top_k=20)),
+        ({"do_sample": False, "temperature": 0.6}, Sampling()),
+        ({"temperature": None, "eos_token_id": 2}, Sampling()),
+    ],
+)
+def test_a_chat_is_sampled_as_the_models_own_files_say(
+    content: dict[str, object] | None, expected: Sampling, float_tiny: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(float_tiny, path)
+    (path / "generation_config.json").unlink(missing_ok=True)
+    if content is not None:
+        (path / "generation_config.json").write_text(json.dumps(content))
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    with crumb.load(path, threads=1) as tiny:
+        messages = [{"role": "user", "content": "Hello"}]
+        request = tiny.chat_request(messages)
+        assert (request.sampling, request.max_tokens) == (expected, None)
+        other = tiny.chat_request(messages, temperature=0.2, max_tokens=5)
+        assert other.sampling == replace(expected, temperature=0.2)
+        assert tiny.chat(messages, max_tokens=5, ignore_end=True).completion_tokens == 5
+        streamed = list(tiny.stream_chat(messages, max_tokens=5, ignore_end=True))
+        assert sum(len(piece.tokens) for piece in streamed) == 5
+
+
+def test_a_models_own_sampling_out_of_range_is_refused_by_its_file(
+    float_tiny: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(float_tiny, path)
+    (path / "generation_config.json").write_text('{"temperature": -2}')
+    with (
+        crumb.load(path, threads=1) as tiny,
+        pytest.raises(UsageError, match="temperature: a sampling setting is out of range"),
+    ):
+        _ = tiny.chat_sampling
 
 
 @pytest.mark.parametrize("measured", ["score", "prompt_logprobs"])
