@@ -5,9 +5,6 @@
 // instruction would multiply a quarter of what it can.
 
 constexpr int64_t kAmxTokens = 12;  // fewer are faster in vector registers
-constexpr int64_t kGroupsAtOnce = 4;  // of 32 inputs or more: all of a block of 128, or of more
-constexpr int64_t kTokensAtOnce = 32;
-constexpr int64_t kSumsOfGroup = 2 * kTokensAtOnce * kTileRows;  // (tile, 32 tokens, 16 rows)
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start = 0, reserved[14] = {};
@@ -135,57 +132,6 @@ CRUMB_INLINE void store_sums(int32_t* sums) {
   if constexpr (two_tokens && two_tiles) _tile_stored(3, sums + 768, 64);
 }
 
-// What the sums of some blocks need to join the outputs: see Strip in strip_matmul.inl.
-struct Scaled {
-  const float *scale, *beside;  // headers of the tile from the first group on
-  int64_t next_header;          // floats from one group's header to the next
-  const int32_t* sums;          // of the tile, kSumsOfGroup from one group to the next
-  const float* by;              // scales of the activations from the first token on
-  const float* totals;          // (tokens, 4): their sums
-  float* out;                   // of the tile, (32 tokens, 16 rows)
-};
-
-// The sums of some blocks' groups join the outputs of some tokens.
-template <int zero, int blocks, int groups>
-CRUMB_INLINE void scale_tokens(const Scaled& of, int64_t scales, int64_t tokens) {
-  Header header[blocks * groups];
-#pragma GCC unroll 4
-  for (int k = 0; k < blocks * groups; ++k)
-    header[k] = expanded_header(of.scale + k * of.next_header, of.beside + k * of.next_header, zero);
-#pragma GCC unroll 2
-  for (int64_t t = 0; t < tokens; ++t) {
-    Floats out = load_floats(of.out + 16 * t);
-#pragma GCC unroll 4
-    for (int b = 0; b < blocks; ++b) {
-      Floats block = all_floats(0.0f);
-#pragma GCC unroll 4
-      for (int k = b * groups; k < (b + 1) * groups; ++k) {
-        Ints dot;
-        __builtin_memcpy(&dot, of.sums + k * kSumsOfGroup + 16 * t, 64);
-        const float sum = zero == kFixed ? 0.0f : of.totals[t * kGroupsAtOnce + k];
-        if (zero == kVariable) dot = dot - header[k].zero_point * all_ints(int32_t(sum));
-        block = join_group(block, dot, header[k], zero, sum);
-      }
-      out = fma(block, of.by[t * scales + b], out);
-    }
-    store_floats(of.out + 16 * t, out);
-  }
-}
-
-template <int zero>
-void scale_groups(const Scaled& of, int64_t blocks, int64_t groups, int64_t scales, int64_t tokens) {
-  if (blocks == 4) return scale_tokens<zero, 4, 1>(of, scales, tokens);
-  if (blocks == 2) return scale_tokens<zero, 2, 2>(of, scales, tokens);
-  switch (groups) {
-    case 1: return scale_tokens<zero, 1, 1>(of, scales, tokens);
-    case 2: return scale_tokens<zero, 1, 2>(of, scales, tokens);
-    case 3: return scale_tokens<zero, 1, 3>(of, scales, tokens);
-    default: return scale_tokens<zero, 1, 4>(of, scales, tokens);
-  }
-}
-
-using Scale = void (*)(const Scaled&, int64_t, int64_t, int64_t, int64_t);
-
 // Unpacked groups of one or two tiles: all of them, or four at a time where tokens are so few that
 // they pass once.
 struct Strips {
@@ -263,10 +209,10 @@ class TokenBlocks {
   void expand_header(int64_t k, int64_t group, int64_t g) {
     const TileMatrix& m = job_.matrix;
     const uint8_t* at = header_of(m, tile_ + k, group);
-    const Header header =
-        m.sub == kNoSub ? read_header(at, m.zero) : header_of_group(at, m, group % groups_of_block(m));
     float* scale = strips_.headers + (2 * k * kGroupsAtOnce + g) * kTileRows;
     float* beside = scale + kGroupsAtOnce * kTileRows;
+    if (m.sub != kNoSub) return store_super_header(m, at, group % groups_of_block(m), scale, beside);
+    const Header header = read_header(at, m.zero);
     store_floats(scale, header.scale);
     if (m.zero == kMinimum) store_floats(beside, header.minimum);
     if (m.zero == kVariable) store_floats(beside, same_bits<Floats>(header.zero_point));
@@ -287,8 +233,9 @@ class TokenBlocks {
     const float* by = job_.x.scale + token_ * scales_ + (group + g) / strips_.of_block;
     for (int64_t k = 0; k < kTiles; ++k) {
       const float* at = strips_.headers + 2 * k * floats + first * next_header;
+      const uint8_t* super = header_of(job_.matrix, tile_ + k, group + g);
       const int32_t* sums = sums_ + g * kSumsOfGroup + k * kSumsOfGroup / 2;
-      strips_.scale({at, at + floats, next_header, sums, by, totals_ + g,
+      strips_.scale({at, at + floats, super, next_header, sums, by, totals_ + g,
                      out_ + k * kSumsOfGroup / 2},
                     blocks, groups, scales_, tokens_);
     }
@@ -325,7 +272,9 @@ void amx_tiles(const MatmulJob& job) {
   const bool once = job.tokens <= kTokensAtOnce;
   const bool is_signed = bits < 8 || m.zero == kFixed;
   const Unpack unpack = unpack_signed_block<bits, table>;
-  const Scale scale = m.zero == kMinimum ? scale_groups<kMinimum>
+  const bool super = m.sub != kNoSub;
+  const Scale scale = m.zero == kMinimum ? (super ? scale_super<kMinimum> : scale_groups<kMinimum>)
+                      : super            ? scale_super<kFixed>
                       : is_signed        ? scale_groups<kFixed>
                                          : scale_groups<kVariable>;
   const int64_t bytes = once ? kGroupsAtOnce * kBlockInputs * 16 : 16 * padded_to(m.columns, 64);
@@ -339,7 +288,8 @@ void amx_tiles(const MatmulJob& job) {
     const bool two = tile + 1 < job.last_tile;
     for (int64_t k = 0; k <= two && !once; ++k) {
       float* headers = strips.headers + 2 * k * kTileRows * strips.groups;
-      expand_headers(m, tile + k, headers, headers + kTileRows * strips.groups);
+      const auto expand = m.sub == kNoSub ? expand_headers : expand_super_headers;
+      expand(m, tile + k, headers, headers + kTileRows * strips.groups);
       uint8_t* to = strips.codes + k * strips.bytes;
       for (int64_t block = 0; block < blocks; ++block) {
         unpack(job, tile + k, block, step, to);

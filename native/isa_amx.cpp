@@ -14,6 +14,7 @@ constexpr int kVectorBytes = 64;
 #define CRUMB_MATMUL amx_matmul
 #define CRUMB_TOGETHER_FROM kAmxTokens
 #include "run_kernels.inl"
+#include "amx_join.inl"
 #include "amx_matmul.inl"
 }  // namespace
 

@@ -1,94 +1,140 @@
 // Which way a matrix is multiplied. In: MatmulJob. Out: its rows of `out`, for few tokens by
-// tile_matmul.inl or, of super-blocks, by super_matmul.inl; for many by strip_matmul.inl.
-// `width` below is the inputs of a super-block's group, 0 where each group is a block of its own.
+// tile_matmul.inl or, of super-blocks, by super_matmul.inl; for many by strip_matmul.inl or
+// super_strip.inl. `width` below is the inputs of a super-block's group.
 
-template <int bits, bool table, int tokens, int width>
-CRUMB_INLINE void fused_tokens(const MatmulJob& job, int64_t tile, int64_t token) {
-  if constexpr (width > 0)
-    fused_super_tile<bits, table, tokens, width>(job, tile, token);
-  else
-    fused_tile<bits, table, tokens>(job, tile, token);
-}
-
-// All tokens of a tile, as many at a time as registers hold.
-template <int bits, bool table, int width>
-void fused_tiles(const MatmulJob& job) {
+// All tokens of a tile, as many at a time as registers hold: work.run<tokens>(tile, token).
+template <class Work>
+CRUMB_INLINE void fused_tiles(const MatmulJob& job, const Work& work) {
   for (int64_t tile = job.first_tile; tile < job.last_tile; ++tile) {
     int64_t token = 0;
     if constexpr (kFusedTokens >= 8)
-      for (; token + 8 <= job.tokens; token += 8) fused_tokens<bits, table, 8, width>(job, tile, token);
-    for (; token + 4 <= job.tokens; token += 4) fused_tokens<bits, table, 4, width>(job, tile, token);
-    for (; token + 2 <= job.tokens; token += 2) fused_tokens<bits, table, 2, width>(job, tile, token);
-    for (; token < job.tokens; ++token) fused_tokens<bits, table, 1, width>(job, tile, token);
+      for (; token + 8 <= job.tokens; token += 8) work.template run<8>(tile, token);
+    for (; token + 4 <= job.tokens; token += 4) work.template run<4>(tile, token);
+    for (; token + 2 <= job.tokens; token += 2) work.template run<2>(tile, token);
+    for (; token < job.tokens; ++token) work.template run<1>(tile, token);
   }
 }
 
-template <int dot_bits, int kind, int tiles, int width>
-void strip_tokens(const MatmulJob& job, int64_t tile, int32_t zero) {
+template <int bits, bool table>
+struct FusedTiles {
+  const MatmulJob& job;
+  template <int tokens>
+  CRUMB_INLINE void run(int64_t tile, int64_t token) const {
+    fused_tile<bits, table, tokens>(job, tile, token);
+  }
+};
+
+template <int bits, bool table, int width>
+struct FusedSuperTiles {
+  const MatmulJob& job;
+  const int32_t* sums;
+  template <int tokens>
+  CRUMB_INLINE void run(int64_t tile, int64_t token) const {
+    fused_super_tile<bits, table, tokens, width>(job, tile, token,
+                                                 sums + token * job.x.blocks / 2);
+  }
+};
+
+// All tiles of a job, unpacked one or two at a time: work.unpack(tile, place), then
+// work.run<tiles, tokens>(tile, token).
+template <int tiles, class Work>
+CRUMB_INLINE void strip_tokens(const MatmulJob& job, int64_t tile, const Work& work) {
   int64_t token = 0;
-  if constexpr (kStripTokens == 6) {
-    for (; token + 6 <= job.tokens; token += 6)
-      strip_block<dot_bits, kind, tiles, 6, width>(job, tile, token, zero);
-  }
-  for (; token + 4 <= job.tokens; token += 4)
-    strip_block<dot_bits, kind, tiles, 4, width>(job, tile, token, zero);
-  for (; token < job.tokens; ++token)
-    strip_block<dot_bits, kind, tiles, 1, width>(job, tile, token, zero);
+  if constexpr (kStripTokens == 6)
+    for (; token + 6 <= job.tokens; token += 6) work.template run<tiles, 6>(tile, token);
+  for (; token + 4 <= job.tokens; token += 4) work.template run<tiles, 4>(tile, token);
+  for (; token < job.tokens; ++token) work.template run<tiles, 1>(tile, token);
 }
 
-template <int bits, bool table, int dot_bits, int kind, int width>
-void strip_tiles(const MatmulJob& job, int32_t zero) {
-  const Strip strip(job);
-  const auto unpack = [&](int64_t tile, int64_t k) {
-    float* headers = strip.headers + k * strip.header_floats();
-    unpack_tile<bits, table>(job.matrix, tile, strip.codes + k * strip.bytes);
-    expand_headers(job.matrix, tile, headers, headers + kTileRows * strip.groups);
-  };
+template <class Work>
+void strip_tiles(const MatmulJob& job, const Work& work) {
   int64_t tile = job.first_tile;
   if constexpr (kStripTiles == 2)
     for (; tile + 2 <= job.last_tile; tile += 2) {
-      unpack(tile, 0);
-      unpack(tile + 1, 1);
-      strip_tokens<dot_bits, kind, 2, width>(job, tile, zero);
+      work.unpack(tile, 0);
+      work.unpack(tile + 1, 1);
+      strip_tokens<2>(job, tile, work);
     }
   for (; tile < job.last_tile; ++tile) {
-    unpack(tile, 0);
-    strip_tokens<dot_bits, kind, 1, width>(job, tile, zero);
+    work.unpack(tile, 0);
+    strip_tokens<1>(job, tile, work);
   }
 }
 
+template <int bits, bool table, int dot_bits, int kind>
+struct StripTiles {
+  const MatmulJob& job;
+  const Strip strip;
+  const int32_t zero;
+  void unpack(int64_t tile, int64_t place) const {
+    float* headers = strip.headers + place * strip.header_floats();
+    unpack_tile<bits, table>(job.matrix, tile, strip.codes + place * strip.bytes);
+    expand_headers(job.matrix, tile, headers, headers + kTileRows * strip.groups);
+  }
+  template <int tiles, int tokens>
+  void run(int64_t tile, int64_t token) const {
+    strip_block<dot_bits, kind, tiles, tokens>(job, tile, token, zero);
+  }
+};
+
 template <int bits, bool table, int width>
+struct StripSuperTiles {
+  const MatmulJob& job;
+  const SuperStrip strip;
+  void unpack(int64_t tile, int64_t place) const {
+    unpack_super_tile<bits, table, width>(job, tile, strip.codes + place * strip.bytes,
+                                          strip.numbers + place * strip.of_tile);
+  }
+  template <int tiles, int tokens>
+  void run(int64_t tile, int64_t token) const {
+    super_strip_block<bits, table, width, tiles, tokens>(job, tile, token);
+  }
+};
+
+template <int bits, bool table, int dot_bits, int kind>
+void strip_matmul_of(const MatmulJob& job, int32_t zero) {
+  strip_tiles(job, StripTiles<bits, table, dot_bits, kind>{job, Strip(job), zero});
+}
+
+template <int bits, bool table>
 void strip_matmul(const MatmulJob& job) {
   constexpr int kPlain = table ? 8 : bits, kFolded = bits < 7 ? bits + 1 : bits;
   const int32_t zero = common_zero(job.matrix, kPlain);
   switch (job.matrix.zero) {
-    case kFixed: return strip_tiles<bits, table, kPlain, kFixed, width>(job, zero);
-    case kMinimum: return strip_tiles<bits, table, kPlain, kMinimum, width>(job, zero);
+    case kFixed: return strip_matmul_of<bits, table, kPlain, kFixed>(job, zero);
+    case kMinimum: return strip_matmul_of<bits, table, kPlain, kMinimum>(job, zero);
   }
-  if constexpr (width > 0)
-    return;  // super-blocks have no variable zero
-  else if constexpr (bits < 8)
-    strip_tiles<bits, table, kFolded, kFixed, 0>(job, 1 << bits);
+  if constexpr (bits < 8)
+    strip_matmul_of<bits, table, kFolded, kFixed>(job, 1 << bits);
   else
-    strip_tiles<bits, table, kPlain, kVariable, 0>(job, zero);
+    strip_matmul_of<bits, table, kPlain, kVariable>(job, zero);
 }
 
-template <int bits, bool table, int width = 0>
+template <int bits, bool table>
 void tile_matmul_of(const MatmulJob& job) {
   if (job.tokens <= kMostFusedTokens)
-    fused_tiles<bits, table, width>(job);
+    fused_tiles(job, FusedTiles<bits, table>{job});
   else
-    strip_matmul<bits, table, width>(job);
+    strip_matmul<bits, table>(job);
+}
+
+template <int bits, bool table, int width>
+void super_matmul_of(const MatmulJob& job) {
+  if (job.tokens > kMostFusedTokens)
+    return strip_tiles(job, StripSuperTiles<bits, table, width>{job, SuperStrip(job)});
+  int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
+  pair_sums(job.x, 0, job.tokens, sums);
+  fused_tiles(job, FusedSuperTiles<bits, table, width>{job, sums});
 }
 
 void super_matmul(const MatmulJob& job) {
-  if (job.matrix.table) return tile_matmul_of<4, true, 32>(job);
+  if (job.matrix.table) return super_matmul_of<4, true, 32>(job);
   switch (job.matrix.bits) {
-    case 2: return tile_matmul_of<2, false, 16>(job);
-    case 3: return tile_matmul_of<3, false, 16>(job);
-    case 4: return tile_matmul_of<4, false, 32>(job);
-    case 5: return tile_matmul_of<5, false, 32>(job);
-    default: return tile_matmul_of<6, false, 16>(job);
+    case 2: return super_matmul_of<2, false, 16>(job);
+    case 3: return super_matmul_of<3, false, 16>(job);
+    case 4: return super_matmul_of<4, false, 32>(job);
+    case 5: return super_matmul_of<5, false, 32>(job);
+    default: return super_matmul_of<6, false, 16>(job);
   }
 }
 

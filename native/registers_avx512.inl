@@ -5,6 +5,7 @@
 constexpr int kUnsignedByteZero = 0;
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = true;  // odd slices are multiplied where they lie
+constexpr bool kScaledCodes = true;  // small codes are multiplied by sub-scales when unpacked
 constexpr int kScoredPages = 2, kMixedQueries = 8;
 constexpr int kFusedTokens = 8, kMostFusedTokens = 32, kStripTiles = 2, kStripTokens = 6;
 
@@ -31,6 +32,12 @@ CRUMB_INLINE IntPart widen_signed_bytes_part(const int8_t* at) {
 CRUMB_INLINE CodePart lookup_part(CodePart index, const uint8_t* table) {
   const __m128i quarter = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return (CodePart)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(quarter), (__m512i)index);
+}
+
+// sum += products of pairs of 16-bit integers with one pair.
+CRUMB_INLINE IntPart add_pair_products_part(IntPart sum, IntPart pairs, int32_t pair) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(pairs), "v"(_mm512_set1_epi32(pair)));
+  return sum;
 }
 
 // sum += each row's four codes times the same four activations.

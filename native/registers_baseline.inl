@@ -5,11 +5,11 @@
 constexpr int kUnsignedByteZero = 0;  // what a dot product of 8-bit codes has subtracted
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = false;  // odd slices are multiplied where they lie
+constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scales when unpacked
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
 #define CRUMB_CALLED __attribute__((noinline))
 
-typedef int16_t ShortPart __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t UnsignedShortPart __attribute__((vector_size(kVectorBytes)));
 
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) { return a * b + c; }
@@ -59,6 +59,11 @@ CRUMB_CALLED CodePart lookup_part(CodePart index, const uint8_t* table) {
   for (int k = 0; k < kVectorBytes; ++k) byte[k] = table[byte[k]];
   __builtin_memcpy(&index, byte, sizeof byte);
   return index;
+}
+
+// sum += products of pairs of 16-bit integers with one pair.
+CRUMB_INLINE IntPart add_pair_products_part(IntPart sum, IntPart pairs, int32_t pair) {
+  return sum + (pairs << 16 >> 16) * (pair << 16 >> 16) + (pairs >> 16) * (pair >> 16);
 }
 
 // Pairs of 16-bit integers, added.

@@ -9,6 +9,7 @@ constexpr int kUnsignedByteZero = 128;  // 8-bit codes are multiplied as signed:
 #endif
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = false;  // odd slices are multiplied where they lie
+constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scales when unpacked
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
 
@@ -37,6 +38,11 @@ CRUMB_INLINE IntPart widen_signed_bytes_part(const int8_t* at) {
 // Bytes of the table by index below 16.
 CRUMB_INLINE CodePart lookup_part(CodePart index, const uint8_t* table) {
   return (CodePart)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)index);
+}
+
+// sum += products of pairs of 16-bit integers with one pair.
+CRUMB_INLINE IntPart add_pair_products_part(IntPart sum, IntPart pairs, int32_t pair) {
+  return sum + (pairs << 16 >> 16) * (pair << 16 >> 16) + (pairs >> 16) * (pair >> 16);
 }
 
 // sum += each of 4 rows' four codes times the lane's four activations.

@@ -6,6 +6,7 @@
 #include "tile_matmul.inl"
 #include "super_matmul.inl"
 #include "strip_matmul.inl"
+#include "super_strip.inl"
 #include "matmul.inl"
 #include "float_matmul.inl"
 #include "rows.inl"

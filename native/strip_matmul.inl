@@ -1,7 +1,7 @@
 // Quantized matrices times int8 activations of many tokens. In: MatmulJob. Out: its rows of `out`.
 // One or two tiles are unpacked once, codes to bytes and headers to floats, and multiplied with all
-// tokens: super-blocks are smaller groups once their headers are floats. amx_matmul.inl takes these
-// headers too. The order of sums is that of tile_matmul.inl.
+// tokens. amx_matmul.inl takes these headers too. The order of sums is that of tile_matmul.inl.
+// Super-blocks: super_strip.inl.
 
 // How a tile's blocks lie on its inputs.
 struct Blocks {
@@ -30,17 +30,15 @@ struct Strip {
 // Headers of a tile's groups: their scales and then, at `beside`, minima or zero points.
 inline void expand_headers(const TileMatrix& m, int64_t tile, float* scale, float* beside) {
   const uint8_t* at = m.tiles + tile * m.tile_bytes;
-  const int64_t width = block_width(m), count = m.sub == kNoSub ? 1 : super_groups(m);
-  for (int64_t first = 0; first < m.columns; first += width) {
-    for (int64_t group = 0; group < count; ++group) {
-      const Header header = m.sub == kNoSub ? read_header(at, m.zero) : header_of_group(at, m, group);
-      store_floats(scale, header.scale);
-      if (m.zero == kMinimum) store_floats(beside, header.minimum);
-      if (m.zero == kVariable) store_floats(beside, same_bits<Floats>(header.zero_point));
-      scale += kTileRows;
-      beside += kTileRows;
-    }
-    at += block_bytes(m, block_inputs(width, m.columns, first / width));
+  const Blocks blocks(m);
+  for (int64_t block = 0; block < blocks.count; ++block) {
+    const Header header = read_header(at, m.zero);
+    store_floats(scale, header.scale);
+    if (m.zero == kMinimum) store_floats(beside, header.minimum);
+    if (m.zero == kVariable) store_floats(beside, same_bits<Floats>(header.zero_point));
+    scale += kTileRows;
+    beside += kTileRows;
+    at += block_bytes(m, blocks.inputs(block));
   }
 }
 
@@ -78,7 +76,7 @@ void unpack_tile(const TileMatrix& m, int64_t tile, uint8_t* to) {
 }
 
 // One group, or a block of a wider one: its sums join those of its block.
-template <int dot_bits, int kind, int slices, int tiles, int tokens>
+template <int dot_bits, int kind, int tiles, int tokens>
 CRUMB_INLINE void strip_group(const MatmulJob& job, const Strip& strip, Floats (&block)[tiles][tokens],
                               const uint8_t* codes, const int8_t* x, int64_t chunks,
                               const float* scale, const int32_t* shift, const float* total) {
@@ -88,7 +86,7 @@ CRUMB_INLINE void strip_group(const MatmulJob& job, const Strip& strip, Floats (
   for (int t = 0; t < tokens; ++t)
 #pragma GCC unroll 8
     for (int k = 0; k < tiles; ++k) dot[k][t] = all_ints(shift[t * blocks]);
-  dot_strip<dot_bits, slices>(dot, codes, strip.bytes, x, job.x.stride, chunks);
+  dot_strip<dot_bits>(dot, codes, strip.bytes, x, job.x.stride, chunks);
 #pragma GCC unroll 8
   for (int k = 0; k < tiles; ++k) {
     const float* at = scale + k * strip.header_floats();
@@ -104,13 +102,11 @@ CRUMB_INLINE void strip_group(const MatmulJob& job, const Strip& strip, Floats (
 }
 
 // Unpacked tiles times some tokens. `kind` is the zero that unpacking left: kFixed for a common one.
-// `width`: inputs of a super-block's group, else 0.
-template <int dot_bits, int kind, int tiles, int tokens, int width>
+template <int dot_bits, int kind, int tiles, int tokens>
 void strip_block(const MatmulJob& job, int64_t tile, int64_t token, int32_t zero) {
-  constexpr int kSlicesAtOnce = width == 16 ? 4 : 8;
   const TileMatrix& m = job.matrix;
   const Strip strip(job);
-  const int64_t inputs = width ? width : job.x.block_inputs, scales = scale_count(job.x);
+  const int64_t inputs = job.x.block_inputs, scales = scale_count(job.x);
   const int64_t next_header = m.group_width <= kBlockInputs ? kTileRows : 0;  // wider: all the row
   const int8_t* x = job.x.codes + token * job.x.stride;
   const float* scale = job.x.scale + token * scales;
@@ -136,9 +132,9 @@ void strip_block(const MatmulJob& job, int64_t tile, int64_t token, int32_t zero
       for (int t = 0; t < tokens; ++t) block[k][t] = all_floats(0.0f);
     for (int64_t input = first; input < end; input += inputs) {
       const int64_t here = end - input < inputs ? end - input : inputs;
-      strip_group<dot_bits, kind, kSlicesAtOnce>(job, strip, block, codes, x, chunk_count(here),
+      strip_group<dot_bits, kind>(job, strip, block, codes, x, chunk_count(here),
                                                  header, strip.shift + group, strip.totals + group);
-      codes += kTileRows * (width ? width : padded_to(here, kChunkInputs));
+      codes += kTileRows * padded_to(here, kChunkInputs);
       x += inputs;
       header += next_header;
       ++group;

@@ -1,6 +1,7 @@
 // Quantized matrices of super-blocks times int8 activations. In: MatmulJob. Out: its rows of `out`.
-// The header gives each of a super-block's groups a scale (and minimum) of its own, exact in f32;
-// with these it is added as a group of tile_matmul.inl is. A group is a chunk or half of one.
+// Groups stay whole numbers: their sums are multiplied by sub-scales and added, for the 128 inputs
+// that share a scale of their activations, before anything is rounded. Few tokens here, many in
+// super_strip.inl. A group is a chunk or half of one.
 
 // The zero of the super-blocks whose codes have these bits; engine_bindings.cpp lets in no other.
 constexpr int super_zero(int bits, bool table) {
@@ -45,69 +46,148 @@ CRUMB_INLINE Header header_of_group(const uint8_t* block, const TileMatrix& m, i
   return header_of_group<kMinimum, 32>(all, block, group);
 }
 
-// One group, `count` slices of a chunk from `first` on, joins the sums of its block of some tokens.
-template <int dot_bits, int kind, int raised, int first, int count, int tokens>
-CRUMB_INLINE void fused_super_group(const MatmulJob& job, Floats (&block)[tokens],
-                                    const Codes (&slices)[8], const int8_t* x,
-                                    const int32_t* total, int32_t zero, const Header& header) {
-  constexpr int kChains = tokens == 1 ? 2 : 1;
-#pragma GCC unroll 8
-  for (int t = 0; t < tokens; ++t) {
-    const int32_t sum = total[t * job.x.blocks];
-    Ints dot[kChains];
-    dot[0] = all_ints(-zero * sum);
-    if constexpr (kChains > 1) dot[1] = all_ints(0);
-    dot_chunk<dot_bits, kChains, first, count>(dot, slices, x + t * job.x.stride);
-    if constexpr (kChains > 1) dot[0] = dot[0] + shift_right<raised>(dot[1]);
-    block[t] = join_group(block[t], dot[0], header, kind, float(sum));
-  }
+// The whole numbers of a group's 16 rows, `sub` at those of its super-block: what multiplies the
+// scale, and what multiplies a sum of activations: the minimum's, or with a fixed zero the same.
+template <int zero, int width>
+CRUMB_INLINE Ints sub_scale_of(const uint8_t* sub, int64_t group) {
+  if constexpr (zero == kMinimum && width == 16) return low_digit(widen_bytes(sub + 16 * group));
+  return widen_signed_bytes(sub + 16 * group);
+}
+template <int zero, int width>
+CRUMB_INLINE Ints sub_term_of(const uint8_t* sub, int64_t group) {
+  if constexpr (zero == kFixed) return sub_scale_of<zero, width>(sub, group);
+  if constexpr (width == 16) return shift_right<4>(widen_bytes(sub + 16 * group));
+  return widen_bytes(sub + 16 * (kSuperInputs / width + group));
+}
+// Terms of a group and the next as pairs of 16-bit integers.
+template <int zero, int width>
+CRUMB_INLINE Ints sub_terms_of(const uint8_t* sub, int64_t group) {
+  return make_pairs(sub_term_of<zero, width>(sub, group), sub_term_of<zero, width>(sub, group + 1));
 }
 
-constexpr int64_t kSuperChunks = kSuperInputs / kChunkInputs;
-constexpr int64_t kBlockChunks = kBlockInputs / kChunkInputs;
+// Sums of activations of two groups as a pair: (tokens, pairs).
+inline void pair_sums(const Activations& x, int64_t token, int64_t tokens, int32_t* to) {
+  const int32_t* sum = x.sum + token * x.blocks;
+  for (int64_t k = 0; k < tokens * x.blocks / 2; ++k)
+    to[k] = int32_t((uint32_t(sum[2 * k]) & 0xffff) | uint32_t(sum[2 * k + 1]) << 16);
+}
 
+#ifndef CRUMB_MULTIPLIES_PAIRS
+// A group's sub-scales as add_group takes them.
+CRUMB_INLINE Ints multiplier(Ints sub_scale) { return sub_scale; }
+
+// sum += by times what `count` slices of a chunk from `first` on give with one token.
+// `raised`: how much higher odd slices lie.
+template <int bits, int chains, int raised, int first, int count>
+CRUMB_INLINE void add_group(Ints& sum, const Codes (&slices)[8], const int8_t* x, Ints by) {
+  Ints dot[chains];
+#pragma GCC unroll 2
+  for (int c = 0; c < chains; ++c) dot[c] = all_ints(0);
+  dot_chunk<bits, chains, first, count>(dot, slices, x);
+  if constexpr (chains > 1) dot[0] = dot[0] + shift_right<raised>(dot[1]);
+  sum = sum + dot[0] * by;
+}
+
+// sum[k][t] += by of tile k times what so many slices of it give with token t.
+template <int bits, int slices, int tiles, int tokens>
+CRUMB_INLINE void add_strip_group(Ints (&sum)[tiles][tokens], const uint8_t* codes,
+                                  int64_t strip_bytes, const int8_t* x, int64_t stride,
+                                  const Ints (&by)[tiles]) {
+  Ints dot[tiles][tokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < tokens; ++t)
+#pragma GCC unroll 2
+    for (int k = 0; k < tiles; ++k) dot[k][t] = all_ints(0);
+  dot_strip<bits, slices>(dot, codes, strip_bytes, x, stride, 1);
+#pragma GCC unroll 8
+  for (int t = 0; t < tokens; ++t)
+#pragma GCC unroll 2
+    for (int k = 0; k < tiles; ++k) sum[k][t] = sum[k][t] + dot[k][t] * by[k];
+}
+#endif
+
+// What 128 inputs add to an output. `sum`: products of codes with sub-scales; `term`: of sums of
+// activations with sub-minima, or sub-scales where codes have a fixed zero; `by`: of activations.
+template <int kind>
+CRUMB_INLINE Floats join_super(Floats out, Ints sum, Ints term, int32_t zero, const Header& header,
+                               float by) {
+  if constexpr (kind == kFixed)
+    return fma(to_floats(sum - term * all_ints(zero)) * header.scale, by, out);
+  return fma(fma(to_floats(sum), header.scale, to_floats(term) * header.minimum), by, out);
+}
+
+constexpr int64_t kBlockChunks = kBlockInputs / kChunkInputs;
+constexpr int64_t kSuperBlocks = kSuperInputs / kBlockInputs;
+
+// The codes of 128 inputs join the sums of some tokens. `group`: the first of them.
 template <int bits, bool table, int tokens, int width>
-CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t token) {
-  constexpr int kDotBits = table ? 8 : bits, kGroups = kChunkInputs / width;
+CRUMB_INLINE void fused_super_sums(const MatmulJob& job, Ints (&sum)[tokens], const uint8_t* at,
+                                   const int8_t* x, const uint8_t* sub, int64_t group) {
+  constexpr int kDotBits = table ? 8 : bits, kChains = tokens == 1 ? 2 : 1;
   constexpr bool kRaised = kRaisedCodes && tokens == 1 && !table && raised_by(bits) > 0;
   constexpr int kUp = kRaised ? raised_by(bits) : 0, kSlicesOfGroup = width / kSliceInputs;
   constexpr int kKind = super_zero(bits, table);
+  for (int64_t chunk = 0; chunk < kBlockChunks; ++chunk) {
+    Codes slices[8];
+    unpack_chunk<bits, kRaised>(at, slices);
+    if constexpr (table) look_up(slices, job.matrix.table);
+    prefetch_codes<bits>(at);
+    const Ints first = multiplier(sub_scale_of<kKind, width>(sub, group++));
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; ++t)
+      add_group<kDotBits, kChains, kUp, 0, kSlicesOfGroup>(sum[t], slices, x + t * job.x.stride,
+                                                           first);
+    if constexpr (width < kChunkInputs) {
+      const Ints second = multiplier(sub_scale_of<kKind, width>(sub, group++));
+#pragma GCC unroll 8
+      for (int t = 0; t < tokens; ++t)
+        add_group<kDotBits, kChains, kUp, kSlicesOfGroup, kSlicesOfGroup>(
+            sum[t], slices, x + t * job.x.stride, second);
+    }
+    at += chunk_bytes(bits);
+    x += kChunkInputs;
+  }
+}
+
+// `sums`: of the activations of the token and those behind it, in pairs.
+template <int bits, bool table, int tokens, int width>
+CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t token,
+                                   const int32_t* sums) {
+  constexpr int kKind = super_zero(bits, table);
+  constexpr int64_t kGroups = kBlockInputs / width;
   const TileMatrix& m = job.matrix;
-  const int32_t zero = common_zero(m, kDotBits);
+  const int32_t zero = common_zero(m, table ? 8 : bits);
+  const int64_t scales = scale_count(job.x), pairs = job.x.blocks / 2;
   const int8_t* x = job.x.codes + token * job.x.stride;
-  const float* scale = job.x.scale + token * scale_count(job.x);
-  const int32_t* total = job.x.sum + token * job.x.blocks;
+  const float* scale = job.x.scale + token * scales;
   const uint8_t* at = m.tiles + tile * m.tile_bytes;
   Floats out[tokens];
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t) out[t] = all_floats(0.0f);
 
   for (int64_t first = 0; first < m.columns; first += kSuperInputs) {
-    const uint8_t* super = at;
-    const Header all = read_super_header<kKind>(super);
+    const Header header = read_super_header<kKind>(at);
+    const uint8_t* sub = at + own_header_bytes(kKind);
     at += header_bytes(m);
-    for (int64_t begin = 0; begin < kSuperChunks; begin += kBlockChunks) {
-      Floats block[tokens];
+    for (int64_t group = 0; group < kSuperBlocks * kGroups; group += kGroups) {
+      Ints sum[tokens], term[tokens];
 #pragma GCC unroll 8
-      for (int t = 0; t < tokens; ++t) block[t] = all_floats(0.0f);
-      for (int64_t chunk = begin; chunk < begin + kBlockChunks; ++chunk) {
-        Codes slices[8];
-        unpack_chunk<bits, kRaised>(at, slices);
-        if constexpr (table) look_up(slices, m.table);
-        prefetch_codes<bits>(at);
-        fused_super_group<kDotBits, kKind, kUp, 0, kSlicesOfGroup>(
-            job, block, slices, x, total, zero,
-            header_of_group<kKind, width>(all, super, chunk * kGroups));
-        if constexpr (kGroups == 2)
-          fused_super_group<kDotBits, kKind, kUp, kSlicesOfGroup, kSlicesOfGroup>(
-              job, block, slices, x, total + 1, zero,
-              header_of_group<kKind, width>(all, super, chunk * kGroups + 1));
-        at += chunk_bytes(bits);
-        x += kChunkInputs;
-        total += kGroups;
-      }
+      for (int t = 0; t < tokens; ++t) sum[t] = term[t] = all_ints(0);
+      fused_super_sums<bits, table, tokens, width>(job, sum, at, x, sub, group);
+      if (kKind == kMinimum || zero != 0)
+#pragma GCC unroll 4
+        for (int64_t k = 0; k < kGroups / 2; ++k) {
+          const Ints terms = sub_terms_of<kKind, width>(sub, group + 2 * k);
 #pragma GCC unroll 8
-      for (int t = 0; t < tokens; ++t) out[t] = fma(block[t], scale[t * scale_count(job.x)], out[t]);
+          for (int t = 0; t < tokens; ++t)
+            term[t] = add_pair_products(term[t], terms, sums[t * pairs + k]);
+        }
+#pragma GCC unroll 8
+      for (int t = 0; t < tokens; ++t)
+        out[t] = join_super<kKind>(out[t], sum[t], term[t], zero, header, scale[t * scales]);
+      at += kBlockChunks * chunk_bytes(bits);
+      x += kBlockInputs;
+      sums += kGroups / 2;
       ++scale;
     }
   }

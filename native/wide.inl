@@ -6,6 +6,7 @@ typedef float FloatPart __attribute__((vector_size(kVectorBytes)));
 typedef int32_t IntPart __attribute__((vector_size(kVectorBytes)));
 typedef uint32_t CodePart __attribute__((vector_size(kVectorBytes)));
 typedef int8_t BytePart __attribute__((vector_size(kVectorBytes / 4)));
+typedef int16_t ShortPart __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t HalfPart __attribute__((vector_size(kVectorBytes / 2)));
 
 constexpr int kParts = 64 / kVectorBytes;
@@ -89,6 +90,14 @@ CRUMB_INLINE Ints all_ints(int32_t value) {
   EACH_PART(ints.part[i] = value - IntPart{});
   return ints;
 }
+CRUMB_INLINE Ints load_ints(const int32_t* at) {
+  Ints ints;
+  EACH_PART(ints.part[i] = load_part<IntPart>(at + i * kPartLanes));
+  return ints;
+}
+CRUMB_INLINE void store_ints(int32_t* at, Ints ints) {
+  EACH_PART(__builtin_memcpy(at + i * kPartLanes, &ints.part[i], kVectorBytes));
+}
 CRUMB_INLINE Ints operator+(Ints a, Ints b) { EACH_PART(a.part[i] += b.part[i]); return a; }
 CRUMB_INLINE Ints operator-(Ints a, Ints b) { EACH_PART(a.part[i] -= b.part[i]); return a; }
 CRUMB_INLINE Ints operator*(Ints a, Ints b) { EACH_PART(a.part[i] *= b.part[i]); return a; }
@@ -111,6 +120,15 @@ CRUMB_INLINE Ints shift_right(Ints ints) {
 CRUMB_INLINE Ints low_digit(Ints ints) {
   EACH_PART(ints.part[i] &= 15);
   return ints;
+}
+// Pairs of 16-bit integers, the first low; and sum += both products of pairs with one pair.
+CRUMB_INLINE Ints make_pairs(Ints first, Ints second) {
+  EACH_PART(first.part[i] = (first.part[i] & 0xffff) | (second.part[i] << 16));
+  return first;
+}
+CRUMB_INLINE Ints add_pair_products(Ints sum, Ints pairs, int32_t pair) {
+  EACH_PART(sum.part[i] = add_pair_products_part(sum.part[i], pairs.part[i], pair));
+  return sum;
 }
 CRUMB_INLINE Floats to_floats(Ints ints) {
   Floats floats;

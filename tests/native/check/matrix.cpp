@@ -86,11 +86,13 @@ int64_t bytes_of_tile(const Format& format, int64_t columns, int64_t width) {
   return bytes;
 }
 
-// Any byte that a super-block may hold; exact: whole numbers so small that sums of 768 inputs stay.
+// Any byte that a super-block may hold, of int3 -32 to 31, the lowest of which comes in every row;
+// exact: whole numbers so small that sums of 768 inputs stay.
 void draw_sub(Matrix& m, bool exact, Random& random) {
   for (int64_t k = 0; k < m.rows * m.groups; ++k) {
-    const bool digits = m.format.sub == kSubDigits;
-    const int scale = digits ? random.below(16) : random.below(256) - 128;
+    const bool digits = m.format.sub == kSubDigits, small = m.format.bits == 3;
+    const int any = small ? random.below(64) - 32 : random.below(256) - 128;
+    const int scale = digits ? random.below(16) : small && k % m.groups == 1 ? -32 : any;
     m.sub_scale.push_back(exact ? random.below(2) : scale);
     m.sub_minimum.push_back(exact ? random.below(3) : random.below(digits ? 16 : 256));
   }
