@@ -16,39 +16,18 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
-from crumb.checkpoints.crumb.reader import (
-    MANIFEST,
-    METHOD,
-    ORDER,
-    TILES,
-    matrix_metadata,
-    quantization_config,
-)
-from crumb.checkpoints.directory_writer import (
-    AGAIN,
-    Part,
-    new_directory,
-    refuse_existing,
-    write_model,
-)
-from crumb.checkpoints.export_report import TensorReport
-from crumb.checkpoints.float_parts import Told, decoded_part, plain_part, source_name
+from crumb.checkpoints.crumb.writer import write_crumb
+from crumb.checkpoints.export_report import TensorReport, Told
 from crumb.checkpoints.gguf.reader import SUFFIX
-from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
-from crumb.checkpoints.gguf.writer import VECTORS, write_gguf
+from crumb.checkpoints.gguf.writer import TypeChoice, export_gguf
 from crumb.checkpoints.gptq.writer import write_gptq
 from crumb.checkpoints.huggingface.hub import locate
+from crumb.checkpoints.huggingface.writer import write_floats
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.checkpoints.safetensors import ArrayToWrite
-from crumb.checkpoints.tensor_map import Quantized
 from crumb.errors import UsageError
-from crumb.files.atomic_file import disk_errors, write_json
-from crumb.files.model_files import optional_json
-from crumb.formats.packed_tensor import stored_shape
 
 
 class Container(StrEnum):
@@ -180,90 +159,17 @@ def export(
     return ExportResult(request.out, size, bits, tuple(reports))
 
 
-def write_crumb(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
-    """A crumb directory; every quantized matrix keeps its codes and scales."""
-    parts: list[Part] = []
-    for spec in checkpoint.plan.tensors():
-        entry = checkpoint.tensors.entry(spec.name)
-        if not isinstance(entry, Quantized):
-            parts.append(plain_part(spec.name, entry, told))
-            continue
-        parts += _packed(spec.name, entry, told)
-    configuration = dict(checkpoint.configuration)
-    configuration["quantization_config"] = quantization_config()
-    manifest = optional_json(checkpoint.files, MANIFEST) or {
-        "manifest_version": 1,
-        "exported_from": {"name": checkpoint.path.name, "sha256": checkpoint.sha256()},
-    }
-    with new_directory(request.out) as target:
-        write_model(target, parts, configuration, checkpoint.files, METHOD)
-        write_json(target / MANIFEST, manifest)
+def _write_crumb(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
+    write_crumb(checkpoint, request.out, told)
 
 
-def _packed(name: str, entry: Quantized, told: Told) -> list[Part]:
-    """A matrix in tiles, and the order of its columns where they have one."""
-    shape = stored_shape(entry.format, *entry.shape)
-
-    def read() -> NDArray[Any]:
-        told(TensorReport(name, source_name(entry), entry.format.name, exact=True))
-        return entry.read(name).tiles
-
-    metadata = {name: matrix_metadata(entry.format, entry.shape)}
-    parts = [Part(f"{name}.{TILES}", ArrayToWrite(np.dtype(np.uint8), shape, read), metadata)]
-    if entry.order is not None:
-        order = entry.order.astype(np.int32)
-        stored = ArrayToWrite(order.dtype, order.shape, lambda: order)
-        parts.append(Part(f"{name}.{ORDER}", stored))
-    return parts
+def _write_floats(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
+    write_floats(checkpoint, request.out, FLOAT_TYPES[request.float_type or "float16"], told)
 
 
-def write_floats(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
-    """A float directory that any library reads; quantized matrices are decoded."""
-    dtype = FLOAT_TYPES[request.float_type or "float16"]
-    parts = []
-    decoded = False
-    for spec in checkpoint.plan.tensors():
-        entry = checkpoint.tensors.entry(spec.name)
-        if isinstance(entry, Quantized):
-            decoded = True
-            parts.append(decoded_part(spec.name, entry, dtype, "floats asked for", told))
-        else:
-            parts.append(plain_part(spec.name, entry, told))
-    left_out = ("quantization_config", *(("torch_dtype",) if decoded else ()))
-    configuration = {
-        key: value for key, value in checkpoint.configuration.items() if key not in left_out
-    }
-    if decoded:  # else loaders would round floats that were not changed
-        configuration["dtype"] = dtype.name
-    with new_directory(request.out) as target:
-        write_model(target, parts, configuration, checkpoint.files, "pt")
-
-
-def write_gguf_file(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
-    """A GGUF file; a matrix is written in the type nearest to its format."""
-    refuse_existing(request.out)
-    entries = {}
-    for spec in checkpoint.plan.tensors():
-        entry = checkpoint.tensors.entry(spec.name)
-        if spec.matrix:
-            entries[spec.name] = entry
-        else:
-            told(TensorReport(spec.name, source_name(entry), VECTORS, exact=True))
-    types = {
-        name: choose_type(entry, request.gguf_type, request.strict)
-        for name, entry in entries.items()
-    }
-    changes = {name: start_change(types[name], request.gguf_type) for name in entries}
-
-    def encode(name: str, type_name: str, rows: slice) -> NDArray[np.uint8]:
-        entry = entries[name]
-        raw = encode_rows(entry, type_name, rows, changes[name])
-        if rows.stop == entry.shape[0]:
-            told(changes[name].report(name, entry, type_name))
-        return raw
-
-    with disk_errors(request.out, do=AGAIN):
-        write_gguf(checkpoint, request.out, types, encode, model_name(request.model))
+def _write_gguf(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
+    choice = TypeChoice(request.gguf_type, request.strict)
+    export_gguf(checkpoint, request.out, choice, model_name(request.model), told)
 
 
 def _write_gptq(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
@@ -281,9 +187,9 @@ def model_name(model: str) -> str:
 
 
 WRITERS: dict[Container, Callable[[Checkpoint, ExportRequest, Told], None]] = {
-    Container.CRUMB: write_crumb,
-    Container.GGUF: write_gguf_file,
-    Container.SAFETENSORS: write_floats,
+    Container.CRUMB: _write_crumb,
+    Container.GGUF: _write_gguf,
+    Container.SAFETENSORS: _write_floats,
     Container.GPTQ: _write_gptq,
     Container.GPTQ_V2: _write_gptq,
     Container.COMPRESSED_TENSORS: _write_compressed_tensors,

@@ -25,7 +25,6 @@ from crumb.checkpoints.crumb.reader import MANIFEST
 from crumb.checkpoints.crumb.workspace import Workspace, open_workspace
 from crumb.checkpoints.crumb.writer import assemble_directory
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.checkpoints.tensor_map import lies_as_floats
 from crumb.errors import UsageError, placed
 from crumb.files.model_files import read_json
 from crumb.fit.quantize_cost import (
@@ -144,7 +143,7 @@ def check_source(model: Model, formats: Mapping[str, Format]) -> None:
     What is quantized is checked when its turn comes. Raises: UsageError, SolveError.
     """
     for spec in model.plan.tensors():
-        if not lies_as_floats(model.checkpoint.tensors.entry(spec.name)):
+        if not model.checkpoint.tensors.entry(spec.name).lies_as_floats:
             raise UsageError(
                 "this model is quantized already",
                 where=model.checkpoint.path,
@@ -381,7 +380,7 @@ class _Run:
             return self.tensors.read_float(name)
         finished = self.workspace.finished(name)
         assert finished is not None, "stored before it is used"
-        return decode(finished.stored.read(name))
+        return decode(finished.stored.read())
 
     def float_record(self, spec: TensorSpec) -> dict[str, Any]:
         """What the manifest says of a matrix that its target cannot hold quantized."""

@@ -18,9 +18,9 @@ from random_matrices import Matrix, all_formats, random_matrix
 from tiny_models import LLAMA, VARIANTS, make_tokens, tolerance, write_model
 
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.crumb.writer import write_crumb
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import StoredCodes
-from crumb.exporting import Container, ExportRequest, write_crumb
 from crumb.formats.catalog import GROUP_SIZES, INTEGERS, ROW, Format, ZeroKind, group_name
 from crumb.formats.grid import GroupParameters
 from crumb.pipeline import QuantizeRequest, quantize
@@ -222,7 +222,7 @@ def test_columns_in_another_order_run_from_a_crumb_directory_as_from_their_file(
 ) -> None:
     """The embedding's order too, which cannot be run and is decoded."""
     foreign = of_codes(codes_model, FOREIGN[0], ordered=True)
-    write_crumb(foreign, ExportRequest("", tmp_path / "out", Container.CRUMB), lambda report: None)
+    write_crumb(foreign, tmp_path / "out", lambda report: None)
     written = open_checkpoint(tmp_path / "out")
     assert weights_bytes(written) == weights_bytes(foreign)
     tokens = make_tokens(CODES)

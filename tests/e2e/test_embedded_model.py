@@ -67,7 +67,7 @@ def test_a_quantized_model_is_the_float_model_of_its_decoded_weights(
     model = open_model(str(quantized_novella))
     decoded = {}
     for spec in model.plan.tensors():
-        stored = model.checkpoint.tensors.read(spec.name)
+        stored = model.checkpoint.tensors.entry(spec.name).read()
         is_packed = isinstance(stored, PackedTensor)
         assert is_packed == spec.matrix
         weights = decode_packed_reference(stored) if isinstance(stored, PackedTensor) else stored

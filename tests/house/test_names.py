@@ -52,6 +52,21 @@ def test_every_python_file_and_public_name_says_what_it_is(
     assert not complaints, "\n".join(complaints)
 
 
+def classes(source: str) -> list[str]:
+    """The names of all classes that a source defines."""
+    return [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+
+
+def test_no_two_classes_share_a_name(root: Path, project_files: list[Path]) -> None:
+    """A reader searches by nouns: one that names two things finds the wrong one."""
+    homes: dict[str, list[str]] = {}
+    for path in project_files:
+        if path.parts[:2] == ("src", "crumb") and path.suffix == ".py":
+            for name in classes((root / path).read_text()):
+                homes.setdefault(name, []).append(str(path))
+    assert {name: paths for name, paths in homes.items() if len(paths) > 1} == {}
+
+
 def test_every_native_file_opens_with_a_comment(root: Path, project_files: list[Path]) -> None:
     native = [path for path in project_files if path.suffix in NATIVE]
     assert native

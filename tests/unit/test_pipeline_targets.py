@@ -127,7 +127,7 @@ def test_zero_points_for_gptq_begin_at_one(
         assert format == "int2-g32-variable"
         entry = tensors.entry(name)
         assert isinstance(entry, StoredPacked)
-        _, parameters = unpack_tensor(entry.read(name))
+        _, parameters = unpack_tensor(entry.read())
         assert parameters.zero_point is not None
         lowest.append(parameters.zero_point.min())
     assert min(lowest) == 1

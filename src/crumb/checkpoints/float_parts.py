@@ -6,37 +6,26 @@ tells what became of its tensor. Refuses weights that the float type does not ho
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.directory_writer import Part
-from crumb.checkpoints.export_report import TensorReport
+from crumb.checkpoints.export_report import TensorReport, Told
 from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray
-from crumb.checkpoints.tensor_map import Entry, Quantized, StoredFloats, StoredPacked
+from crumb.checkpoints.tensor_map import Quantized, StoredFloats
 from crumb.errors import SolveError
 
 ROWS_AT_ONCE = 4096
 """Rows that are decoded together: a large embedding never lies in memory in f32."""
-
-Told = Callable[[TensorReport], None]
-"""Told of each tensor as it is written."""
-
-
-def source_name(entry: Entry) -> str:
-    """What a tensor's format is called where it lies."""
-    if isinstance(entry, StoredPacked):
-        return entry.format.name
-    return entry.dtype.name if isinstance(entry, StoredArray) else entry.source
 
 
 def plain_part(name: str, entry: StoredArray | StoredFloats, told: Told) -> Part:
     """A float tensor as it is."""
 
     def read() -> NDArray[Any]:
-        told(TensorReport(name, source_name(entry), entry.dtype.name, exact=True))
+        told(TensorReport(name, entry.source, entry.dtype.name, exact=True))
         return entry.read()
 
     return Part(name, ArrayToWrite(entry.dtype, entry.shape, read))
@@ -52,23 +41,16 @@ def decoded_part(
         moved, size = 0.0, 0.0
         for begin in range(0, entry.shape[0], ROWS_AT_ONCE):
             rows = slice(begin, min(begin + ROWS_AT_ONCE, entry.shape[0]))
-            weights = read_float(entry, rows, name)
+            weights = entry.read_float(rows)
             stored[rows] = as_float_type(weights, dtype, name)
             moved += squares(stored[rows].astype(np.float32) - weights)
             size += squares(weights)
         change = (moved / size) ** 0.5 if moved else 0.0
         note = f"{why}: decoded, rounded to {dtype.name}" if moved else f"{why}: decoded"
-        told(TensorReport(name, source_name(entry), dtype.name, not moved, change, note))
+        told(TensorReport(name, entry.source, dtype.name, not moved, change, note))
         return stored
 
     return Part(name, ArrayToWrite(dtype, entry.shape, read))
-
-
-def read_float(entry: Quantized | StoredFloats, rows: slice, name: str) -> NDArray[np.float32]:
-    """Some rows of a matrix in f32. Raises: CheckpointError."""
-    if isinstance(entry, Quantized):
-        return entry.read_float(rows, name)
-    return entry.read(rows).astype(np.float32, copy=False)
 
 
 def squares(values: NDArray[np.float32]) -> float:

@@ -1,7 +1,7 @@
 """Write a model as a quantized Hugging Face directory that other engines read.
 
-In: a checkpoint and a Target: what its container can hold, its arrays and its settings. Out: a
-directory. The linear layers of the blocks keep their codes where the target holds them, in a row of
+In: a checkpoint and an ExportFormat: what its container can hold, its arrays and its settings.
+Out: a directory. The linear layers of the blocks keep their codes where it holds them, in a row of
 more bits if need be; all other matrices are decoded to float16. Each tensor is reported.
 Refuses models that would keep no quantized layer. One matrix is in memory at a time.
 """
@@ -21,14 +21,13 @@ from crumb.architectures.plan import Linear, Plan
 from crumb.architectures.registry import families
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import Part, new_directory, write_model
-from crumb.checkpoints.export_report import TensorReport
-from crumb.checkpoints.float_parts import Told, decoded_part, plain_part, source_name
+from crumb.checkpoints.export_report import TensorReport, Told
+from crumb.checkpoints.float_parts import decoded_part, plain_part
 from crumb.checkpoints.safetensors import ArrayToWrite
-from crumb.checkpoints.tensor_map import Entry, Matrix, Quantized, StoredFloats, StoredPacked
+from crumb.checkpoints.tensor_map import Entry, Matrix, Quantized, StoredFloats
 from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import INTEGERS, Format, ZeroKind
 from crumb.formats.grid import GroupParameters
-from crumb.kernels.tile import unpack_tensor
 
 HALF = np.dtype(np.float16)
 WEIGHT = ".weight"
@@ -37,7 +36,7 @@ OUTSIDE = ("embedding", "head")
 
 
 @dataclass(frozen=True)
-class Layer:
+class ExportedLayer:
     """A quantized linear layer as it will be written."""
 
     module: str
@@ -47,25 +46,27 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Target:
+class ExportFormat:
     """A container: which layers it holds, and how."""
 
     name: str
     bits: tuple[int, ...]
-    obstacle: Callable[[Layer], str]  # why it cannot hold a layer; empty where it can
-    sizes: Callable[[Layer], dict[str, tuple[tuple[int, ...], np.dtype[Any]]]]  # of its arrays
-    arrays: Callable[[Layer, Matrix], dict[str, NDArray[Any]]]
-    settings: Callable[[list[Layer], list[str], str], dict[str, Any]]
+    obstacle: Callable[[ExportedLayer], str]  # why it cannot hold a layer; empty where it can
+    sizes: Callable[
+        [ExportedLayer], dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+    ]  # of its arrays
+    arrays: Callable[[ExportedLayer, Matrix], dict[str, NDArray[Any]]]
+    settings: Callable[[list[ExportedLayer], list[str], str], dict[str, Any]]
     """What config.json says of its layers, of the modules left alone, and of the head's module."""
 
 
-def write_quantized(checkpoint: Checkpoint, out: Path, target: Target, told: Told) -> None:
+def write_quantized(checkpoint: Checkpoint, out: Path, target: ExportFormat, told: Told) -> None:
     """Write the directory; `told` of each tensor as it is written.
 
     Raises: UsageError, CheckpointError, OutputConflict, DoesNotFit, SolveError.
     """
     inside = {linear.weight for linear in inside_linears(checkpoint.plan)}
-    layers: list[Layer] = []
+    layers: list[ExportedLayer] = []
     parts: list[Part] = []
     obstacles: set[str] = set()
     for spec in checkpoint.plan.tensors():
@@ -118,16 +119,18 @@ def is_wide(entry: StoredFloats) -> bool:
     return entry.dtype == np.float32 and len(entry.shape) == 2
 
 
-def fitted(name: str, entry: Entry, target: Target, inside: bool) -> tuple[Layer | None, str]:
+def fitted(
+    name: str, entry: Entry, target: ExportFormat, inside: bool
+) -> tuple[ExportedLayer | None, str]:
     """A layer in the target's format, or why there is none."""
     if not isinstance(entry, Quantized):
-        return None, f"{target.name} has no format for {source_name(entry)}"
+        return None, f"{target.name} has no format for {entry.source}"
     if not inside:
         return None, "embedding and head are floats"
     format = integer_format(entry.format, target.bits)
     if format is None:
         return None, f"{target.name} has no format for {entry.format.name}"
-    layer = Layer(name.removesuffix(WEIGHT), format, entry.shape, entry.order)
+    layer = ExportedLayer(name.removesuffix(WEIGHT), format, entry.shape, entry.order)
     why = target.obstacle(layer)
     return (None, why) if why else (layer, "")
 
@@ -157,20 +160,17 @@ def integer_matrix(matrix: Matrix, source: Format, target: Format) -> Matrix:
     return codes, parameters
 
 
-def read_matrix(entry: Quantized, name: str) -> Matrix:
-    """Codes and parameters of a quantized matrix, columns as stored. Raises: CheckpointError."""
-    if isinstance(entry, StoredPacked):
-        return unpack_tensor(entry.read(name))
-    return entry.read_codes(slice(0, entry.shape[0]))
-
-
-def layer_parts(layer: Layer, entry: Quantized, target: Target, told: Told) -> list[Part]:
+def layer_parts(
+    layer: ExportedLayer, entry: Quantized, target: ExportFormat, told: Told
+) -> list[Part]:
     """The arrays of one layer: read and converted once, when the first is written."""
 
     @lru_cache(maxsize=1)
     def arrays() -> dict[str, NDArray[Any]]:
         name = layer.module + WEIGHT
-        matrix = integer_matrix(read_matrix(entry, name), entry.format, layer.format)
+        matrix = integer_matrix(
+            entry.read_codes(slice(0, entry.shape[0])), entry.format, layer.format
+        )
         if not np.isfinite(matrix[1].scale).all():
             raise SolveError(
                 "a scale is not finite",
@@ -182,7 +182,7 @@ def layer_parts(layer: Layer, entry: Quantized, target: Target, told: Told) -> l
         widened = layer.format.bits != entry.format.bits
         note = f"in codes of {layer.format.bits} bits" if widened else ""
         described = f"{target.name} {layer.format.name}"
-        told(TensorReport(name, source_name(entry), described, exact=True, note=note))
+        told(TensorReport(name, entry.source, described, exact=True, note=note))
         return made
 
     def part(suffix: str, last: bool) -> ArrayToWrite:
@@ -200,6 +200,6 @@ def layer_parts(layer: Layer, entry: Quantized, target: Target, told: Told) -> l
     return [Part(f"{layer.module}.{suffix}", part(suffix, suffix == last)) for suffix in sizes]
 
 
-def stored_zero_points(layer: Layer, parameters: GroupParameters) -> NDArray[np.uint8]:
+def stored_zero_points(layer: ExportedLayer, parameters: GroupParameters) -> NDArray[np.uint8]:
     """The zero point of each row and group, also where the format fixes it."""
     return parameters.offset(layer.format).astype(np.uint8)

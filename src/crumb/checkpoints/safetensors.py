@@ -67,6 +67,26 @@ class StoredArray:
     offset_bytes: int  # from the start of the file
     size_bytes: int
 
+    @property
+    def source(self) -> str:
+        """What the type is called where the array lies."""
+        return self.dtype.name
+
+    @property
+    def used_bytes(self) -> int:
+        """In memory, where it is read or mapped."""
+        return self.size_bytes
+
+    @property
+    def lies_as_floats(self) -> bool:
+        """Whether the file holds weights here, and not codes to make them of."""
+        return True
+
+    def read_float(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Some rows in f32. Raises: CheckpointError."""
+        with np.errstate(over="ignore"):  # an f64 beyond f32 becomes infinite, which is refused
+            return self.read(rows if self.shape else None).astype(np.float32, copy=False)
+
     def read(self, rows: slice | None = None) -> NDArray[Any]:
         """The array, or some of its rows, freshly allocated. Raises: CheckpointError."""
         shape, offset = self.shape, self.offset_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from crumb.errors import CheckpointError
 from crumb.formats.catalog import Format
 from crumb.formats.grid import GroupParameters, take_rows
 from crumb.formats.layouts.tile import TILE_ROWS, tiles_of_rows
-from crumb.formats.packed_tensor import PackedTensor, assemble
+from crumb.formats.packed_tensor import PackedTensor, assemble, stored_shape
 from crumb.kernels.decode import decode
 from crumb.kernels.tile import pack_tensor, unpack_tensor
 
@@ -34,7 +35,7 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class StoredPacked:
-    """Where a quantized matrix lies."""
+    """Where a quantized matrix lies in tiles."""
 
     format: Format
     shape: tuple[int, int]  # (out_features, in_features)
@@ -42,41 +43,61 @@ class StoredPacked:
     order: NDArray[np.intp] | None = None  # (in_features,) the input that each column belongs to
 
     @property
+    def source(self) -> str:
+        """What the type is called where the matrix lies."""
+        return self.format.name
+
+    @property
     def size_bytes(self) -> int:
+        """In its file."""
         return self.tiles.size_bytes
 
-    def read(self, where: str) -> PackedTensor:
+    @property
+    def used_bytes(self) -> int:
+        """In memory, where it is read or mapped."""
+        return self.tiles.size_bytes
+
+    @property
+    def lies_as_floats(self) -> bool:
+        """Whether the file holds weights here, and not codes to make them of."""
+        return False
+
+    def read(self) -> PackedTensor:
         """The matrix in memory. Raises: CheckpointError."""
-        return assemble(self.format, *self.shape, self.tiles.read(), where)
+        return self._assembled(self.tiles.read())
 
-    def map(self, where: str) -> PackedTensor:
-        """The matrix as it lies in the file. Raises: CheckpointError."""
-        return assemble(self.format, *self.shape, self.tiles.map(), where)
+    def map(self) -> PackedTensor:
+        """The matrix as it lies in the file. Raises: CheckpointError, DoesNotFit."""
+        return self._assembled(self.tiles.map())
 
-    def read_into(self, memory: NDArray[np.uint8], where: str) -> PackedTensor:
+    def read_into(self, memory: NDArray[np.uint8]) -> PackedTensor:
         """The matrix in memory of the caller's, size_bytes of it. Raises: CheckpointError."""
         tiles = memory.reshape(self.tiles.shape)
         self.tiles.read_into(tiles)
-        return assemble(self.format, *self.shape, tiles, where)
+        return self._assembled(tiles)
 
     def read_codes(self, rows: slice) -> Matrix:
         """Codes and parameters of some rows, columns as stored. Raises: CheckpointError."""
-        part, inside = self._read_tiles(rows, str(self.tiles.path))
+        part, inside = self._read_tiles(rows)
         codes, parameters = unpack_tensor(part)
         return codes[inside], take_rows(parameters, inside)
 
-    def read_float(self, rows: slice, where: str) -> NDArray[np.float32]:
+    def read_float(self, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Some rows in f32; only the tiles that hold them are read. Raises: CheckpointError."""
-        part, inside = self._read_tiles(rows, where)
+        part, inside = self._read_tiles(rows)
         return _restored(decode(part)[inside], self.order)
 
-    def _read_tiles(self, rows: slice, where: str) -> tuple[PackedTensor, slice]:
+    def _assembled(self, tiles: NDArray[np.uint8]) -> PackedTensor:
+        return assemble(self.format, *self.shape, tiles, str(self.tiles.path))
+
+    def _read_tiles(self, rows: slice) -> tuple[PackedTensor, slice]:
         """The tiles that hold some rows, and where in them those rows are."""
         begin, end, _ = rows.indices(self.shape[0])
         tiles = tiles_of_rows(begin, max(begin, end))
         first_row = TILE_ROWS * tiles.start
         count = min(TILE_ROWS * tiles.stop, self.shape[0]) - first_row
-        part = assemble(self.format, count, self.shape[1], self.tiles.read(tiles), where)
+        stored, where = self.tiles.read(tiles), str(self.tiles.path)
+        part = assemble(self.format, count, self.shape[1], stored, where)
         return part, slice(begin - first_row, end - first_row)
 
 
@@ -91,21 +112,31 @@ class StoredCodes:
     read_codes: Callable[[slice], Matrix]  # some rows -> codes, parameters
     order: NDArray[np.intp] | None = None  # (in_features,) the input that each column belongs to
 
-    def read(self, where: str) -> PackedTensor:
+    @property
+    def used_bytes(self) -> int:
+        """In memory, in tiles."""
+        return prod(stored_shape(self.format, *self.shape))
+
+    @property
+    def lies_as_floats(self) -> bool:
+        """Whether the file holds weights here, and not codes to make them of."""
+        return False
+
+    def read(self) -> PackedTensor:
         """The matrix in tiles; with an order, its columns stand in that order.
 
         Raises: CheckpointError.
         """
         codes, parameters = self.read_codes(slice(0, self.shape[0]))
-        assert codes.shape == self.shape, where
+        assert codes.shape == self.shape, self.source
         return pack_tensor(codes, parameters, self.format)
 
     map = read
 
-    def read_float(self, rows: slice, where: str) -> NDArray[np.float32]:
+    def read_float(self, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Some rows in f32, columns as the layer's input has them. Raises: CheckpointError."""
         codes, parameters = self.read_codes(slice(*rows.indices(self.shape[0])[:2]))
-        assert codes.shape[1] == self.shape[1], where
+        assert codes.shape[1] == self.shape[1], self.source
         return _restored(decode(pack_tensor(codes, parameters, self.format)), self.order)
 
 
@@ -128,23 +159,34 @@ class StoredFloats:
     source: str  # what its container calls the type
     read_rows: Callable[[slice], NDArray[Any]]  # some rows; all there are of a vector
 
+    @property
+    def used_bytes(self) -> int:
+        """In memory, once it is read."""
+        return self.dtype.itemsize * prod(self.shape)
+
+    @property
+    def lies_as_floats(self) -> bool:
+        """Whether the file holds weights here, and not codes to make them of."""
+        return self.source in DTYPES
+
     def read(self, rows: slice | None = None) -> NDArray[Any]:
         """The tensor, or some of its rows. Raises: CheckpointError."""
-        wanted = slice(None) if rows is None else rows
-        return self.read_rows(slice(*wanted.indices(self.shape[0])[:2]))
+        chosen = slice(None) if rows is None else rows
+        return self.read_rows(slice(*chosen.indices(self.shape[0])[:2]))
+
+    def read_float(self, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Some rows in f32. Raises: CheckpointError."""
+        with np.errstate(over="ignore"):
+            return self.read(rows).astype(np.float32, copy=False)
 
     map = read
 
 
 Entry = StoredArray | StoredPacked | StoredCodes | StoredFloats
+"""All have shape, source, size_bytes, used_bytes, lies_as_floats, read, map and read_float."""
+
 Quantized = StoredPacked | StoredCodes
-
-
-def lies_as_floats(entry: Entry) -> bool:
-    """Whether a file holds floats here, in whatever order, rather than codes to make them of."""
-    if isinstance(entry, StoredFloats):
-        return entry.source in DTYPES
-    return isinstance(entry, StoredArray)
+"""Those that give a PackedTensor; they also have format, order and read_codes."""
 
 
 @dataclass(frozen=True)
@@ -166,35 +208,21 @@ class TensorMap:
 
     def entry(self, name: str) -> Entry:
         """Raises: CheckpointError, naming tensors that look alike."""
-        found = self.entries.get(name)
-        if found is None:
+        entry = self.entries.get(name)
+        if entry is None:
             tail = name.rsplit(".", 2)[-2:]
-            alike = [known for known in self.entries if known.endswith(".".join(tail))][:3]
+            alike = [other for other in self.entries if other.endswith(".".join(tail))][:3]
             raise CheckpointError(
                 "the checkpoint lacks a tensor",
                 where=self.path,
                 expected=name,
                 found=f"{len(self.entries)} tensors, among them {', '.join(alike) or 'none alike'}",
             )
-        return found
+        return entry
 
-    def read(self, name: str) -> NDArray[Any] | PackedTensor:
-        """A tensor as it is stored. Raises: CheckpointError."""
-        entry = self.entry(name)
-        return entry.read(name) if isinstance(entry, Quantized) else entry.read()
-
-    def map(self, name: str) -> NDArray[Any] | PackedTensor:
-        """A tensor as it lies in the file, read-only. Raises: CheckpointError."""
-        entry = self.entry(name)
-        return entry.map(name) if isinstance(entry, Quantized) else entry.map()
-
-    def read_float(self, name: str, rows: slice | None = None) -> NDArray[np.float32]:
+    def read_float(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """A tensor, or some of its rows, decoded to f32. Raises: CheckpointError."""
-        entry = self.entry(name)
-        if isinstance(entry, Quantized):
-            return entry.read_float(slice(None) if rows is None else rows, name)
-        with np.errstate(over="ignore"):  # an f64 beyond f32 becomes infinite, which is refused
-            return entry.read(rows).astype(np.float32, copy=False)
+        return self.entry(name).read_float(rows)
 
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.entries.values())

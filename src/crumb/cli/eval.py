@@ -13,7 +13,7 @@ from crumb.cli.output import bytes_text, duration_text, log, print_json, progres
 from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluation.comparison import evaluate as run_evaluate
 from crumb.evaluation.execution import Execution, ExecutorKind
-from crumb.evaluation.report import Evaluation, Figure, Gate
+from crumb.evaluation.report import Evaluation, FailCondition, Figure
 from crumb.fit.evaluation_cost import estimate_evaluation
 from crumb.run.memory_plan import ActivationKind
 from crumb.run.model import Model
@@ -50,7 +50,7 @@ def evaluate(
         fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
         json: print the figures as JSON.
     """
-    gates = [Gate.parse(condition) for condition in fail_if]
+    gates = [FailCondition.parse(condition) for condition in fail_if]
     for gate in gates:
         gate.check_usable(reference is not None)
     with progress_bar() as bar:

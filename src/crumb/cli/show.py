@@ -17,7 +17,6 @@ from crumb.checkpoints.tensor_map import (
     Quantized,
     StoredCodes,
     StoredFloats,
-    lies_as_floats,
 )
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, print_json, print_table
@@ -114,7 +113,7 @@ def describe_tensor(
 
 def is_decoded(entry: Entry) -> bool:
     """Whether the file has codes, in a format that no row of the catalog holds."""
-    return isinstance(entry, StoredFloats) and not lies_as_floats(entry)
+    return isinstance(entry, StoredFloats) and not entry.lies_as_floats
 
 
 def print_description(record: dict[str, Any]) -> None:

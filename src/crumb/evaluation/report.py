@@ -134,7 +134,7 @@ PAIRED_METRICS: dict[str, Callable[[Divergence], float]] = {
 
 
 @dataclass(frozen=True)
-class Gate:
+class FailCondition:
     """A condition that must not come true."""
 
     metric: str
@@ -142,7 +142,7 @@ class Gate:
     limit: float
 
     @classmethod
-    def parse(cls, text: str) -> Gate:
+    def parse(cls, text: str) -> FailCondition:
         """A gate from "metric op number". Raises: UsageError."""
         match = re.fullmatch(r"\s*(\w+)\s*(>=|<=|>|<)\s*(\S+)\s*", text)
         metric, comparison, number = match.groups() if match else ("", "", "")

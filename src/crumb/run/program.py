@@ -174,7 +174,7 @@ class _Builder:
             if not isinstance(entry, Quantized):
                 self.matrices[name] = self.add_plain(name, entry.map())
             elif name in self.formats:
-                self.matrices[name] = self.add_packed(self.placed(name, entry))
+                self.matrices[name] = self.add_packed(self.placed(entry))
             else:
                 self.matrices[name] = self.add_plain(name, self.tensors.read_float(name))
         return self.matrices[name]
@@ -195,13 +195,13 @@ class _Builder:
             table,
         )
 
-    def placed(self, name: str, entry: Quantized) -> PackedTensor:
+    def placed(self, entry: Quantized) -> PackedTensor:
         """A matrix where it is to run from: the file's mapping, or the next place of one block."""
         if self.settings.weights is WeightsKind.MAPPED or not isinstance(entry, StoredPacked):
-            return entry.map(name)
+            return entry.map()
         begin, size = self.copied_bytes, entry.size_bytes
         self.copied_bytes += -(-size // 64) * 64
-        return entry.read_into(self.copies[begin : begin + size], name)
+        return entry.read_into(self.copies[begin : begin + size])
 
     def add_plain(self, name: str, array: NDArray[Any]) -> int:
         if array.dtype.name not in FLOAT_CODE:

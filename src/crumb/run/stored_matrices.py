@@ -13,15 +13,8 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Embed
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.tensor_map import (
-    Entry,
-    Quantized,
-    StoredCodes,
-    StoredFloats,
-    StoredPacked,
-)
+from crumb.checkpoints.tensor_map import Entry, Quantized
 from crumb.formats.catalog import Format
-from crumb.formats.packed_tensor import stored_shape
 
 Orders = dict[str, NDArray[np.int32]]
 
@@ -72,12 +65,6 @@ def _runs_packed(name: str, entry: Quantized, embedded: set[str]) -> bool:
 
 
 def _used_bytes(name: str, entry: Entry, embedded: set[str]) -> int:
-    match entry:
-        case StoredPacked() | StoredCodes() if not _runs_packed(name, entry, embedded):
-            return np.dtype(np.float32).itemsize * prod(entry.shape)
-        case StoredCodes():
-            return prod(stored_shape(entry.format, *entry.shape))
-        case StoredFloats():
-            return entry.dtype.itemsize * prod(entry.shape)
-        case _:
-            return entry.size_bytes
+    if isinstance(entry, Quantized) and not _runs_packed(name, entry, embedded):
+        return np.dtype(np.float32).itemsize * prod(entry.shape)
+    return entry.used_bytes

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from crumb.tokenizer.tokenizer import Kind, Tokenizer
+from crumb.tokenizer.tokenizer import Tokenizer, TokenKind
 
 CONTEXT_TOKENS = 4
 """Shown tokens kept before the next: each has a byte or more, and a character at most four."""
@@ -31,10 +31,10 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that is certain now and was not before; often empty."""
         kind = self._kinds[token]
-        if kind is Kind.HIDDEN:
+        if kind is TokenKind.HIDDEN:
             return ""
         self._window.append(token)
-        if kind is Kind.BYTE:
+        if kind is TokenKind.BYTE:
             return ""
         # only the last of several replacements can still become a character
         new = self._advance(self._tokenizer.decode(self._window).removesuffix(REPLACEMENT))
@@ -75,9 +75,9 @@ class Detokenizer:
         is_open = True  # no token but bytes was met
         for token in reversed(tokens):
             kind = self._kinds[token]
-            if kind is not Kind.HIDDEN:
+            if kind is not TokenKind.HIDDEN:
                 found.append(token)
-                is_open = is_open and kind is Kind.BYTE
+                is_open = is_open and kind is TokenKind.BYTE
                 if len(found) >= CONTEXT_TOKENS and not is_open:
                     break
         return found[::-1]

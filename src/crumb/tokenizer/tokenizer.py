@@ -29,7 +29,7 @@ BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 the tokenizers library replaces them all, so no part of a run is certain before it ends."""
 
 
-class Kind(Enum):
+class TokenKind(Enum):
     """What a token is to `decode`."""
 
     TEXT = "text"
@@ -54,7 +54,7 @@ class Tokenizer:
         return frozenset(token for token, entry in added.items() if entry.special)
 
     @cached_property
-    def kinds(self) -> Mapping[int, Kind]:
+    def kinds(self) -> Mapping[int, TokenKind]:
         """What each token is; any number may be asked for."""
         return _Kinds(self)
 
@@ -113,18 +113,18 @@ class Tokenizer:
         return f" {text}" if drops_space else text
 
 
-class _Kinds(dict[int, Kind]):
+class _Kinds(dict[int, TokenKind]):
     """Those that were asked for and have text, so that each is looked up once."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def __missing__(self, token: int) -> Kind:
+    def __missing__(self, token: int) -> TokenKind:
         special = token in self._tokenizer.special_tokens
         piece = None if special else self._tokenizer.piece(token)
         if piece is None:
-            return Kind.HIDDEN
-        self[token] = Kind.BYTE if BYTE_TOKEN.fullmatch(piece) else Kind.TEXT
+            return TokenKind.HIDDEN
+        self[token] = TokenKind.BYTE if BYTE_TOKEN.fullmatch(piece) else TokenKind.TEXT
         return self[token]
 
 

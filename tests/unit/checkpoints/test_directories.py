@@ -103,7 +103,7 @@ def test_a_quantized_directory_gives_packed_matrices_and_plain_norms(tmp_path: P
         entry = checkpoint.tensors.entry(spec.name)
         assert isinstance(entry, StoredPacked if spec.matrix else StoredArray)
         assert tuple(entry.shape) == spec.shape
-    packed = checkpoint.tensors.read(QUERY)
+    packed = checkpoint.tensors.entry(QUERY).read()
     assert isinstance(packed, PackedTensor)
     weights = checkpoint.tensors.read_float(QUERY)
     np.testing.assert_array_equal(weights, decode(packed))
@@ -140,7 +140,10 @@ def test_some_rows_of_a_packed_matrix_read_only_their_tiles(
 def test_a_mapped_matrix_is_the_one_that_is_read(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(rounded(write_checkpoint(tmp_path / "model"), tmp_path / "out"))
     for spec in checkpoint.plan.tensors():
-        mapped, read = checkpoint.tensors.map(spec.name), checkpoint.tensors.read(spec.name)
+        mapped, read = (
+            checkpoint.tensors.entry(spec.name).map(),
+            checkpoint.tensors.entry(spec.name).read(),
+        )
         if isinstance(mapped, PackedTensor):
             assert isinstance(read, PackedTensor)
             assert not mapped.tiles.flags.owndata

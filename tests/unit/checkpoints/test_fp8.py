@@ -18,7 +18,7 @@ from tiny_checkpoint import DOWN, QUERY, make_tensors, write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
-from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats, lies_as_floats
+from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.solve.problem import Method, SolveSettings
@@ -100,7 +100,7 @@ def test_eight_bit_floats_are_read_with_every_kind_of_scale(case: str, tmp_path:
         assert np.array_equal(tensors.read_float(name), expected.astype(np.float32)), name
         part = tensors.read_float(name, slice(3, 21))
         assert np.array_equal(part, expected[3:21].astype(np.float32)), name
-        assert lies_as_floats(tensors.entry(name))
+        assert tensors.entry(name).lies_as_floats
 
 
 def test_signed_bytes_keep_their_codes(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def test_an_output_that_exists_is_not_replaced(tmp_path: Path) -> None:
     format = parse_format("int4-g32-fixed")
     source = model_with(tmp_path / "model", {WEIGHT: (format, fitting(format, 64, 96))})
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
     with pytest.raises(OutputConflict):
         write_gptq(source, tmp_path / "out")
     with pytest.raises(UsageError, match="gptq_v3"):

@@ -21,8 +21,8 @@ from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.gptq.writer import HALF, WORD, pack_words
 from crumb.checkpoints.grouped_codes import words
 from crumb.checkpoints.quantized_writer import (
-    Layer,
-    Target,
+    ExportedLayer,
+    ExportFormat,
     stored_zero_points,
     write_quantized,
 )
@@ -41,10 +41,10 @@ def write_compressed_tensors(
 
     Raises: UsageError, CheckpointError, OutputConflict, DoesNotFit, SolveError.
     """
-    write_quantized(checkpoint, out, TARGET, told)
+    write_quantized(checkpoint, out, EXPORT_FORMAT, told)
 
 
-def _obstacle(layer: Layer) -> str:
+def _obstacle(layer: ExportedLayer) -> str:
     if layer.order is not None:
         return f"{METHOD} has no other order of inputs"
     if layer.shape[1] % layer.format.group_width(layer.shape[1]):
@@ -52,7 +52,7 @@ def _obstacle(layer: Layer) -> str:
     return ""
 
 
-def _sizes(layer: Layer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def _sizes(layer: ExportedLayer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     rows, columns = layer.shape
     bits, groups = layer.format.bits, layer.format.groups(columns)
     sizes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
@@ -65,7 +65,7 @@ def _sizes(layer: Layer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     return sizes
 
 
-def compressed_arrays(layer: Layer, matrix: Matrix) -> dict[str, NDArray[Any]]:
+def compressed_arrays(layer: ExportedLayer, matrix: Matrix) -> dict[str, NDArray[Any]]:
     """The arrays of one layer. Raises: UsageError for a zero point that cannot be stored."""
     codes, parameters = matrix
     bits = layer.format.bits
@@ -88,7 +88,7 @@ def compressed_arrays(layer: Layer, matrix: Matrix) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def compressed_settings(layers: list[Layer], alone: list[str], head: str) -> dict[str, Any]:
+def compressed_settings(layers: list[ExportedLayer], alone: list[str], head: str) -> dict[str, Any]:
     """What config.json says: the format of most layers is that of the class, others by name."""
     most = Counter(layer.format for layer in layers).most_common()
     groups: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _weights(format: Format) -> dict[str, Any]:
     }
 
 
-TARGET = Target(
+EXPORT_FORMAT = ExportFormat(
     name=METHOD,
     bits=BITS,
     obstacle=_obstacle,

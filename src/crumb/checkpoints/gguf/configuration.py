@@ -185,7 +185,7 @@ def _token_ids(metadata: Metadata, vocabulary: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Target:
+class GgufModel:
     """What a model becomes as a GGUF file."""
 
     architecture: Architecture
@@ -195,7 +195,7 @@ class Target:
     metadata: dict[str, Value]
 
 
-def target_of(configuration: Configuration) -> Target:
+def gguf_model_of(configuration: Configuration) -> GgufModel:
     """The architecture and its keys for a configuration.
 
     Raises: UsageError for what llama.cpp has no architecture or no key for; CheckpointError.
@@ -233,7 +233,7 @@ def target_of(configuration: Configuration) -> Target:
     keys |= scaling_keys(rope, row.name)
     metadata: dict[str, Value] = {"general.architecture": row.name}
     metadata |= {row.key(short): value for short, value in keys.items()}
-    return Target(row, family, sizes, rope, metadata)
+    return GgufModel(row, family, sizes, rope, metadata)
 
 
 def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:

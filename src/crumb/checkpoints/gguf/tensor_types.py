@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.export_report import TensorReport
-from crumb.checkpoints.float_parts import source_name
 from crumb.checkpoints.tensor_map import Entry, Quantized
 from crumb.errors import SolveError, UsageError
 from crumb.formats.grid import decode_reference
@@ -81,7 +80,7 @@ class Change:
         """What to tell of the tensor."""
         size = max(self.size, float(np.finfo(np.float64).tiny))
         change = float(np.sqrt(self.moved / size))
-        return TensorReport(name, source_name(entry), type_name, not self.moved, change, self.why)
+        return TensorReport(name, entry.source, type_name, not self.moved, change, self.why)
 
 
 def encode_rows(entry: Entry, type_name: str, rows: slice, change: Change) -> NDArray[np.uint8]:
@@ -90,10 +89,10 @@ def encode_rows(entry: Entry, type_name: str, rows: slice, change: Change) -> ND
     Raises: CheckpointError, SolveError, UsageError.
     """
     if not isinstance(entry, Quantized):
-        weights = entry.read(rows).astype(np.float32)
+        weights = entry.read_float(rows)
         return _rounded(weights, type_name, change, "floats rounded")
     if entry.order is not None:
-        weights = entry.read_float(rows, source_name(entry))
+        weights = entry.read_float(rows)
         return _rounded(weights, type_name, change, "columns in another order: rounded anew")
     codes, parameters = entry.read_codes(rows)
     target = GGUF_TYPES[type_name].format

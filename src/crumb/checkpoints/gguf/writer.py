@@ -18,13 +18,17 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import TensorSpec
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
+from crumb.checkpoints.export_report import TensorReport, Told
 from crumb.checkpoints.gguf.architecture import Order, names_of
-from crumb.checkpoints.gguf.configuration import Target, target_of
+from crumb.checkpoints.gguf.configuration import GgufModel, gguf_model_of
 from crumb.checkpoints.gguf.container import TensorToWrite, write_container
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors, frequency_factors
+from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
 from crumb.errors import placed
+from crumb.files.atomic_file import disk_errors
 from crumb.formats.layouts.gguf_blocks import encode_floats
 from crumb.formats.layouts.gguf_types import QUANTIZATION_VERSION, find_type
 from crumb.formats.layouts.tile import TILE_ROWS
@@ -40,6 +44,45 @@ PART_BYTES = 1 << 26
 VECTORS = "F32"
 
 
+@dataclass(frozen=True)
+class TypeChoice:
+    """What a user asks of the types."""
+
+    type: str | None = None  # of every matrix; None: the nearest to what it is
+    strict: bool = False  # a larger type goes before one that changes weights
+
+
+def export_gguf(
+    checkpoint: Checkpoint, out: Path, choice: TypeChoice, name: str, told: Told
+) -> None:
+    """Write a file, each matrix in a type chosen for it, and tell of every tensor.
+
+    Raises: UsageError, CheckpointError, OutputConflict, DoesNotFit, SolveError.
+    """
+    refuse_existing(out)
+    entries = {}
+    for spec in checkpoint.plan.tensors():
+        entry = checkpoint.tensors.entry(spec.name)
+        if spec.matrix:
+            entries[spec.name] = entry
+        else:
+            told(TensorReport(spec.name, entry.source, VECTORS, exact=True))
+    types = {
+        each: choose_type(entry, choice.type, choice.strict) for each, entry in entries.items()
+    }
+    changes = {each: start_change(types[each], choice.type) for each in entries}
+
+    def encode(matrix: str, type_name: str, rows: slice) -> Bytes:
+        entry = entries[matrix]
+        raw = encode_rows(entry, type_name, rows, changes[matrix])
+        if rows.stop == entry.shape[0]:
+            told(changes[matrix].report(matrix, entry, type_name))
+        return raw
+
+    with disk_errors(out, do=AGAIN):
+        write_gguf(checkpoint, out, types, encode, name)
+
+
 def write_gguf(
     checkpoint: Checkpoint, out: Path, types: Mapping[str, str], encode: Encode, name: str
 ) -> None:
@@ -47,16 +90,16 @@ def write_gguf(
 
     Raises: UsageError before anything is written; what `encode` raises.
     """
-    target = target_of(checkpoint.configuration)
+    model = gguf_model_of(checkpoint.configuration)
     metadata: dict[str, Value] = {
-        **target.metadata,
+        **model.metadata,
         "general.type": "model",
         "general.name": name,
         "general.file_type": file_type(checkpoint.plan.tensors(), types),
         "general.quantization_version": QUANTIZATION_VERSION,
         **tokenizer_metadata(checkpoint.files, checkpoint.configuration),
     }
-    tensors = _tensors(checkpoint, target, types, encode)
+    tensors = _tensors(checkpoint, model, types, encode)
     for tensor in tensors:
         with placed(tensor.name):
             tensor.size_bytes()
@@ -81,19 +124,19 @@ def encode_plain(checkpoint: Checkpoint) -> Encode:
 
 
 def _tensors(
-    checkpoint: Checkpoint, target: Target, types: Mapping[str, str], encode: Encode
+    checkpoint: Checkpoint, model: GgufModel, types: Mapping[str, str], encode: Encode
 ) -> list[TensorToWrite]:
     """Every tensor of the plan, in its order, and the frequency factors where there are some."""
-    named = {each.ours: each for each in names_of(target.family, target.sizes.blocks)}
+    named = {each.ours: each for each in names_of(model.family, model.sizes.blocks)}
     plain = encode_plain(checkpoint)
     tensors = []
     for spec in checkpoint.plan.tensors():
         name = named[spec.name]
-        order = target.architecture.row_order(name.role, spec.shape[0], target.sizes)
+        order = model.architecture.row_order(name.role, spec.shape[0], model.sizes)
         type_name = types[spec.name] if spec.matrix else VECTORS
-        source = _Source(spec, type_name, order, encode if spec.matrix else plain)
+        source = _TensorSource(spec, type_name, order, encode if spec.matrix else plain)
         tensors.append(TensorToWrite(name.theirs, type_name, spec.shape, source.parts))
-    factors = frequency_factors(target.rope)
+    factors = frequency_factors(model.rope)
     if factors is not None:
         tensors.insert(1, _factors_to_write(factors))
     return tensors
@@ -105,7 +148,7 @@ def _factors_to_write(factors: Factors) -> TensorToWrite:
 
 
 @dataclass(frozen=True)
-class _Source:
+class _TensorSource:
     """Where the bytes of one tensor come from."""
 
     spec: TensorSpec

@@ -23,8 +23,8 @@ from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.gptq.reader import BITS, METHOD, MISSING_FROM_ZERO, NEGATIVE, POSITIVE
 from crumb.checkpoints.grouped_codes import WORD_BITS, words
 from crumb.checkpoints.quantized_writer import (
-    Layer,
-    Target,
+    ExportedLayer,
+    ExportFormat,
     stored_zero_points,
     write_quantized,
 )
@@ -52,17 +52,17 @@ def write_gptq(
 
     Raises: UsageError, CheckpointError, OutputConflict, DoesNotFit, SolveError.
     """
-    write_quantized(checkpoint, out, gptq_target(version), told)
+    write_quantized(checkpoint, out, gptq_format(version), told)
 
 
-def gptq_target(version: str) -> Target:
+def gptq_format(version: str) -> ExportFormat:
     """GPTQ in one of its versions. Raises: UsageError."""
     if version not in VERSIONS:
         raise UsageError(
             "no such version of GPTQ files", expected=" or ".join(VERSIONS), found=version
         )
     missing = MISSING_FROM_ZERO[version]
-    return Target(
+    return ExportFormat(
         name=METHOD,
         bits=BITS,
         obstacle=_obstacle,
@@ -72,12 +72,12 @@ def gptq_target(version: str) -> Target:
     )
 
 
-def _obstacle(layer: Layer) -> str:
+def _obstacle(layer: ExportedLayer) -> str:
     ragged = [size for size in layer.shape if size % MULTIPLE]
     return f"{METHOD} needs inputs and outputs in multiples of {MULTIPLE}" if ragged else ""
 
 
-def _sizes(layer: Layer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+def _sizes(layer: ExportedLayer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     rows, columns = layer.shape
     bits, groups = layer.format.bits, layer.format.groups(columns)
     return {
@@ -88,7 +88,9 @@ def _sizes(layer: Layer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     }
 
 
-def gptq_arrays(layer: Layer, matrix: Matrix, missing_from_zero: int) -> dict[str, NDArray[Any]]:
+def gptq_arrays(
+    layer: ExportedLayer, matrix: Matrix, missing_from_zero: int
+) -> dict[str, NDArray[Any]]:
     """The arrays of one layer. Raises: UsageError for a zero point that cannot be stored."""
     codes, parameters = matrix
     group = group_of_column(layer.format, layer.shape[1])
@@ -113,7 +115,9 @@ def pack_words(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     return padded.view(WORD)
 
 
-def _checked_zeros(layer: Layer, parameters: GroupParameters, lowest: int) -> NDArray[np.uint8]:
+def _checked_zeros(
+    layer: ExportedLayer, parameters: GroupParameters, lowest: int
+) -> NDArray[np.uint8]:
     zeros = stored_zero_points(layer, parameters)
     highest = layer.format.row.largest_code
     if zeros.min() < lowest or zeros.max() > highest:
@@ -131,7 +135,7 @@ Settings = tuple[int, int, bool]
 """bits, group_size (-1: the whole input), sym: what `dynamic` may say of a layer."""
 
 
-def _settings_of(layer: Layer) -> Settings:
+def _settings_of(layer: ExportedLayer) -> Settings:
     size = -1 if layer.format.group_size == ROW else layer.format.group_size
     return layer.format.bits, size, layer.format.zero is ZeroKind.FIXED
 
@@ -140,7 +144,9 @@ def _named(settings: Settings) -> dict[str, Any]:
     return dict(zip(("bits", "group_size", "sym"), settings, strict=True))
 
 
-def gptq_settings(layers: list[Layer], alone: list[str], head: str, version: str) -> dict[str, Any]:
+def gptq_settings(
+    layers: list[ExportedLayer], alone: list[str], head: str, version: str
+) -> dict[str, Any]:
     """What config.json says: the settings of most layers, and those of the others by name.
 
     The head needs no name: lm_head speaks of it.

@@ -49,7 +49,7 @@ Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Place:
+class BitPlace:
     """Where some bits of a slice's codes lie: in every byte of one vector of the chunk."""
 
     vector: int
@@ -58,21 +58,21 @@ class Place:
     width: int  # bits
 
 
-def _whole(bits: int, *places: tuple[int, int]) -> list[tuple[Place, ...]]:
+def _whole(bits: int, *places: tuple[int, int]) -> list[tuple[BitPlace, ...]]:
     """Slices whose codes lie in one piece, at (vector, lowest bit)."""
-    return [(Place(vector, low, 0, bits),) for vector, low in places]
+    return [(BitPlace(vector, low, 0, bits),) for vector, low in places]
 
 
-def _pieces(*pieces: tuple[int, int, int]) -> tuple[Place, ...]:
+def _pieces(*pieces: tuple[int, int, int]) -> tuple[BitPlace, ...]:
     """One slice in pieces (vector, lowest bit, width), its low bits first."""
     low_in_code = [sum(piece[2] for piece in pieces[:place]) for place in range(len(pieces))]
     return tuple(
-        Place(vector, low, start, width)
+        BitPlace(vector, low, start, width)
         for (vector, low, width), start in zip(pieces, low_in_code, strict=True)
     )
 
 
-PLACES: dict[int, list[tuple[Place, ...]]] = {
+PLACES: dict[int, list[tuple[BitPlace, ...]]] = {
     2: _whole(2, *((number // 4, 2 * (number % 4)) for number in range(SLICES))),
     3: [
         *_whole(3, (0, 0), (0, 3), (1, 0), (1, 3), (2, 0), (2, 3)),

@@ -95,7 +95,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Kind:
+class VocabularyKind:
     """What decides how a kind of vocabulary is read."""
 
     longest: int  # of a token, in characters
@@ -131,7 +131,7 @@ def tokenizer_files(metadata: Mapping[str, Any], where: Path) -> dict[str, bytes
     return {file: msgspec.json.encode(value) for file, value in files.items()}
 
 
-def _read_vocabulary(values: Metadata, kind: Kind) -> Vocabulary:
+def _read_vocabulary(values: Metadata, kind: VocabularyKind) -> Vocabulary:
     texts = _token_texts(values, kind.longest)
     types = np.ones(len(texts), np.int64)
     scores = np.zeros(len(texts), np.float64)
@@ -372,8 +372,8 @@ def _generation_configuration(vocabulary: Vocabulary) -> dict[str, Any]:
     return {key: value for key, value in content.items() if value is not None}
 
 
-KINDS: Mapping[str, Kind] = {
-    "llama": Kind(
+KINDS: Mapping[str, VocabularyKind] = {
+    "llama": VocabularyKind(
         longest=LONGEST_PIECE_CHARACTERS,
         scored=True,
         default_tokens={
@@ -383,6 +383,8 @@ KINDS: Mapping[str, Kind] = {
         },
         build=_scored,
     ),
-    "gpt2": Kind(LONGEST_TOKEN_CHARACTERS, scored=False, default_tokens={}, build=_merged),
+    "gpt2": VocabularyKind(
+        LONGEST_TOKEN_CHARACTERS, scored=False, default_tokens={}, build=_merged
+    ),
 }
 """Kinds of tokenizer.ggml.model."""
