@@ -17,8 +17,8 @@ from crumb.evaluation.report import (
     PAIRED_METRICS,
     Divergence,
     Evaluation,
+    FailCondition,
     Figure,
-    Gate,
 )
 
 MOVED = Divergence(
@@ -51,16 +51,16 @@ EVALUATION = Evaluation(
 )
 
 GOOD = [
-    ("kl > 0.05", Gate("kl", ">", 0.05)),
-    ("kl>.05", Gate("kl", ">", 0.05)),
-    ("  perplexity  >=  12.5  ", Gate("perplexity", ">=", 12.5)),
-    ("top1_agreement<0.9", Gate("top1_agreement", "<", 0.9)),
-    ("top1_agreement <= 1", Gate("top1_agreement", "<=", 1.0)),
-    ("perplexity_ratio > 1e-1", Gate("perplexity_ratio", ">", 0.1)),
-    ("kl_99_9 > +2", Gate("kl_99_9", ">", 2.0)),
-    ("probability_rms > -1", Gate("probability_rms", ">", -1.0)),
-    ("bits_per_weight > 4", Gate("bits_per_weight", ">", 4.0)),
-    ("perplexity > inf", Gate("perplexity", ">", math.inf)),
+    ("kl > 0.05", FailCondition("kl", ">", 0.05)),
+    ("kl>.05", FailCondition("kl", ">", 0.05)),
+    ("  perplexity  >=  12.5  ", FailCondition("perplexity", ">=", 12.5)),
+    ("top1_agreement<0.9", FailCondition("top1_agreement", "<", 0.9)),
+    ("top1_agreement <= 1", FailCondition("top1_agreement", "<=", 1.0)),
+    ("perplexity_ratio > 1e-1", FailCondition("perplexity_ratio", ">", 0.1)),
+    ("kl_99_9 > +2", FailCondition("kl_99_9", ">", 2.0)),
+    ("probability_rms > -1", FailCondition("probability_rms", ">", -1.0)),
+    ("bits_per_weight > 4", FailCondition("bits_per_weight", ">", 4.0)),
+    ("perplexity > inf", FailCondition("perplexity", ">", math.inf)),
 ]
 
 BAD = [
@@ -89,14 +89,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("text", "gate"), GOOD)
-def test_a_condition_is_a_metric_a_comparison_and_a_number(text: str, gate: Gate) -> None:
-    assert Gate.parse(text) == gate
+def test_a_condition_is_a_metric_a_comparison_and_a_number(text: str, gate: FailCondition) -> None:
+    assert FailCondition.parse(text) == gate
 
 
 @pytest.mark.parametrize("text", BAD, ids=lambda text: text[:20])
 def test_anything_else_is_refused_with_the_metrics_there_are(text: str) -> None:
     with pytest.raises(UsageError, match="not a condition") as caught:
-        Gate.parse(text)
+        FailCondition.parse(text)
     line = str(caught.value)
     for metric in (*METRICS, *PAIRED_METRICS):
         assert metric in line
@@ -128,7 +128,7 @@ def test_anything_else_is_refused_with_the_metrics_there_are(text: str) -> None:
     ],
 )
 def test_a_gate_fails_exactly_where_its_condition_holds(condition: str, fails: bool) -> None:
-    gate = Gate.parse(condition)
+    gate = FailCondition.parse(condition)
     if not fails:
         gate.check(EVALUATION)
         return
@@ -142,17 +142,19 @@ def test_a_figure_that_is_no_number_fails_every_gate(comparison: str) -> None:
     """No comparison with NaN holds, but a model that cannot be measured must not pass."""
     unmeasured = replace(EVALUATION, perplexity=Figure(math.nan, None))
     with pytest.raises(GateFailed, match="nan"):
-        Gate("perplexity", comparison, 10.0).check(unmeasured)
+        FailCondition("perplexity", comparison, 10.0).check(unmeasured)
 
 
 def test_an_infinite_perplexity_fails_its_gate() -> None:
     with pytest.raises(GateFailed):
-        Gate.parse("perplexity > 100").check(replace(EVALUATION, perplexity=Figure(math.inf, None)))
+        FailCondition.parse("perplexity > 100").check(
+            replace(EVALUATION, perplexity=Figure(math.inf, None))
+        )
 
 
 @pytest.mark.parametrize("metric", PAIRED_METRICS)
 def test_a_metric_of_two_models_needs_a_reference(metric: str) -> None:
-    gate = Gate(metric, ">", 0.0)
+    gate = FailCondition(metric, ">", 0.0)
     with pytest.raises(UsageError, match="--reference"):
         gate.check_usable(with_reference=False)
     with pytest.raises(UsageError, match="compares two models"):
