@@ -31,7 +31,7 @@ lint: $(VENV)/editable.stamp
 
 bench: $(VENV)/oracle.stamp
 	$(BIN)/python benchmarks/quality_table.py --model src/crumb/embedded/novella-7m \
-		--calibrate excerpt-calibration --text excerpt-evaluation
+		--calibration excerpt-calibration --text excerpt-evaluation
 	$(BIN)/python benchmarks/speed_quantize.py
 
 docs: $(VENV)/editable.stamp

@@ -97,7 +97,7 @@ def measure(sizes: Sizes, asked: argparse.Namespace, scratch: Path) -> Measured:
         "--bits": asked.bits,
         "--group-size": asked.group_size,
         "--out": out,
-        "--calibrate": "excerpt-calibration",
+        "--calibration": "excerpt-calibration",
         "--sequences": asked.sequences,
         "--length": asked.length,
     }

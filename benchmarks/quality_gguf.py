@@ -93,8 +93,8 @@ def our_file(type_name: str, arguments: argparse.Namespace) -> Path:
                 model=arguments.model,
                 out=folder,
                 target=f"gguf:{lower}",
-                embedding_type=outer,
-                head_type=outer,
+                embedding=outer,
+                head=outer,
                 calibration=calibration_of(arguments),
             )
         )
@@ -103,7 +103,7 @@ def our_file(type_name: str, arguments: argparse.Namespace) -> Path:
 
 
 def calibration_of(arguments: argparse.Namespace) -> Calibration:
-    return Calibration(arguments.calibrate, arguments.sequences, arguments.length, arguments.seed)
+    return Calibration(arguments.calibration, arguments.sequences, arguments.length, arguments.seed)
 
 
 def measure(
@@ -140,7 +140,7 @@ def print_markdown(rows: list[dict[str, Any]], texts: list[str]) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--calibrate", required=True)
+    parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", action="append", required=True)
     parser.add_argument("--types", nargs="+", default=["Q2_K", "Q3_K", "Q4_K", "Q4_0"])
     parser.add_argument("--embedding", help="type of embedding and head; default: the file's")
@@ -178,7 +178,7 @@ def main() -> None:
         key: getattr(arguments, key)
         for key in ("sequences", "length", "seed", "limit", "types", "embedding")
     }
-    settings |= {"model": Path(arguments.model).name, "calibrate": Path(arguments.calibrate).name}
+    settings |= {"model": Path(arguments.model).name, "calibrate": Path(arguments.calibration).name}
     record = {
         "machine": describe_machine(),
         "settings": settings,

@@ -72,7 +72,7 @@ def make_model(variant: Variant, arguments: argparse.Namespace) -> Model:
         group_size=variant.group_size,
         zero=variant.zero,
         solve=settings,
-        calibration=Calibration(arguments.calibrate, sequences, length, arguments.seed),
+        calibration=Calibration(arguments.calibration, sequences, length, arguments.seed),
     )
     return open_model(str(quantize(request).out))
 
@@ -134,7 +134,7 @@ def print_markdown(rows: list[dict[str, Any]], references: list[Evaluation]) -> 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--calibrate", required=True)
+    parser.add_argument("--calibration", required=True)
     parser.add_argument("--text", action="append", required=True)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--group-size", type=int, nargs="+", default=[32, 64, 128])

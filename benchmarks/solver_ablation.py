@@ -41,7 +41,7 @@ FORMATS += ("int4-g128-fixed", "int2-g128-minimum")
 
 def errors_of(model: Model, arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
     """(format, variant) -> relative error of each layer."""
-    drawn = draw_calibration(arguments.calibrate, model.tokenizer.encode).tokens
+    drawn = draw_calibration(arguments.calibration, model.tokenizer.encode).tokens
     flowing = [
         start_buffers(drawn[begin : begin + BATCH_SEQUENCES])
         for begin in range(0, len(drawn), BATCH_SEQUENCES)
@@ -68,7 +68,7 @@ def errors_of(model: Model, arguments: argparse.Namespace) -> dict[tuple[str, st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="novella-7m")
-    parser.add_argument("--calibrate", default="excerpt-calibration")
+    parser.add_argument("--calibration", default="excerpt-calibration")
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     parser.add_argument("--out", type=Path, default=RESULTS / "solver_ablation.json")
     arguments = parser.parse_args()
@@ -82,7 +82,7 @@ def main() -> None:
         for variant in VARIANTS
     }
     machine = describe_machine()
-    settings = {"model": arguments.model, "calibrate": arguments.calibrate}
+    settings = {"model": arguments.model, "calibrate": arguments.calibration}
     write_record(arguments.out, {"machine": machine, "settings": settings, "ratios": table})
     print(one_line(machine) + "\n")
     rows = [[name, *[f"{value:.3f}" for value in row.values()]] for name, row in table.items()]

@@ -290,7 +290,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--group-size", type=int, default=128, help="0 is the whole row")
     parser.add_argument("--zero", default="variable", choices=["fixed", "variable"])
-    parser.add_argument("--calibrate", default="excerpt-calibration")
+    parser.add_argument("--calibration", default="excerpt-calibration")
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)

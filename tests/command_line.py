@@ -22,7 +22,7 @@ from crumb.cli.main import main
 QUICK: dict[str, object] = {
     "bits": 3,
     "group_size": 32,
-    "calibrate": "excerpt-calibration",
+    "calibration": "excerpt-calibration",
     "sequences": 4,
     "length": 64,
 }

@@ -1,74 +1,192 @@
-"""Crumb: run the largest language model your memory can hold, and prove what it cost."""
+"""Crumb: run the largest language model your memory can hold, and prove what it cost.
+
+load, quantize, evaluate and export, the records they take and give, and the errors they raise.
+`import crumb` itself loads the errors alone; every other name is looked up where it lives.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
+
+from crumb.errors import (
+    CheckpointError,
+    CrumbError,
+    CrumbWarning,
+    DoesNotFit,
+    GateFailed,
+    ModelNotFound,
+    OutputConflict,
+    QueueFull,
+    RequestCancelled,
+    SolveError,
+    TextError,
+    UnknownFamily,
+    UsageError,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from crumb.evaluation.comparison import evaluate
+    from crumb.evaluation.report import Evaluation
     from crumb.exporting import ExportResult
     from crumb.pipeline import QuantizeResult
+    from crumb.progress import Cost, Progress
+    from crumb.requests.evaluate_request import EvaluateOptions, EvaluateRequest
+    from crumb.requests.export_request import Container, ExportOptions, ExportRequest
+    from crumb.requests.generate_request import GenerateRequest, Sampling
+    from crumb.requests.quantize_options import QuantizeOptions
+    from crumb.requests.quantize_request import Calibration, QuantizeRequest
+    from crumb.run.consumers import Embedding, Score
+    from crumb.run.generation import FinishReason, Generation, TextPiece, Timings, TokenLogprob
+    from crumb.run.handle import Handle
     from crumb.run.language_model import LanguageModel, load
+    from crumb.solve.problem import SolveSettings
+    from crumb.tokenizer.chat_template import Message
 
 __version__ = "0.2.0"
 
-__all__ = ["LanguageModel", "evaluate", "export", "load", "quantize"]
+__all__ = [
+    "Calibration",
+    "CheckpointError",
+    "Container",
+    "Cost",
+    "CrumbError",
+    "CrumbWarning",
+    "DoesNotFit",
+    "Embedding",
+    "EvaluateRequest",
+    "Evaluation",
+    "ExportRequest",
+    "ExportResult",
+    "FinishReason",
+    "GateFailed",
+    "GenerateRequest",
+    "Generation",
+    "Handle",
+    "LanguageModel",
+    "Message",
+    "ModelNotFound",
+    "OutputConflict",
+    "Progress",
+    "QuantizeRequest",
+    "QuantizeResult",
+    "QueueFull",
+    "RequestCancelled",
+    "Sampling",
+    "Score",
+    "SolveError",
+    "SolveSettings",
+    "TextError",
+    "TextPiece",
+    "Timings",
+    "TokenLogprob",
+    "UnknownFamily",
+    "UsageError",
+    "evaluate",
+    "export",
+    "load",
+    "quantize",
+]
 
 _HOMES = {
-    "LanguageModel": "crumb.run.language_model",
-    "evaluate": "crumb.evaluation.comparison",
-    "load": "crumb.run.language_model",
+    "crumb.evaluation.report": ("Evaluation",),
+    "crumb.exporting": ("ExportResult",),
+    "crumb.pipeline": ("QuantizeResult",),
+    "crumb.progress": ("Cost", "Progress"),
+    "crumb.requests.evaluate_request": ("EvaluateRequest",),
+    "crumb.requests.export_request": ("Container", "ExportRequest"),
+    "crumb.requests.generate_request": ("GenerateRequest", "Sampling"),
+    "crumb.requests.quantize_request": ("Calibration", "QuantizeRequest"),
+    "crumb.run.consumers": ("Embedding", "Score"),
+    "crumb.run.generation": (
+        "FinishReason",
+        "Generation",
+        "TextPiece",
+        "Timings",
+        "TokenLogprob",
+    ),
+    "crumb.run.handle": ("Handle",),
+    "crumb.run.language_model": ("LanguageModel", "load"),
+    "crumb.solve.problem": ("SolveSettings",),
+    "crumb.tokenizer.chat_template": ("Message",),
 }
-"""Where each public name lives; `import crumb` itself loads none of them."""
+"""Module -> its public names that are looked up when they are first used."""
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def quantize(
-    model: str | Path, *, bits: int | None = None, out: str | Path, **settings: Any
+    model: str | Path,
+    *,
+    out: str | Path,
+    progress: Callable[[Progress], None] | None = None,
+    cost: Callable[[Cost], None] | None = None,
+    **options: Unpack[QuantizeOptions],
 ) -> QuantizeResult:
     """Quantize a checkpoint into a new directory; a target, such as gguf:q3_k, implies the bits.
 
-    Settings are the fields of crumb.pipeline.QuantizeRequest, such as group_size, zero, target;
-    `calibration` may be a text's name. Raises: what crumb.pipeline.quantize raises, UsageError.
+    `cost` is told what it takes before it begins, `progress` of each part.
+    Raises: UsageError, and what crumb.pipeline.quantize raises.
     """
-    from pathlib import Path
-
-    from crumb.pipeline import Calibration, QuantizeRequest
     from crumb.pipeline import quantize as run
+    from crumb.progress import untold
+    from crumb.requests.quantize_options import make_quantize_request
 
-    _check_known(settings, QuantizeRequest, "a quantization")
-    if isinstance(settings.get("calibration"), str):
-        settings["calibration"] = Calibration(settings["calibration"])
-    return run(QuantizeRequest(str(model), Path(out), bits, **settings))
+    request = make_quantize_request(model, out, **options)
+    return run(request, progress or untold, cost or untold)
 
 
-def export(model: str | Path, out: str | Path, to: str, **settings: Any) -> ExportResult:
+def evaluate(
+    model: str | Path,
+    reference: str | Path | None = None,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    cost: Callable[[Cost], None] | None = None,
+    **options: Unpack[EvaluateOptions],
+) -> Evaluation:
+    """Measure a model on a text, against a reference if given.
+
+    `cost` is told what it takes before it begins, `progress` of each window.
+    Raises: UsageError, and what crumb.evaluation.comparison.evaluate raises.
+    """
+    from crumb.evaluation.comparison import evaluate as run
+    from crumb.fit.evaluation_cost import estimating
+    from crumb.progress import untold
+    from crumb.requests.evaluate_request import make_evaluate_request
+
+    request = make_evaluate_request(model, reference, **options)
+    return run(request, progress or untold, estimating(cost or untold))
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    to: Container | str,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    cost: Callable[[Cost], None] | None = None,
+    **options: Unpack[ExportOptions],
+) -> ExportResult:
     """Write a model in another container: gguf, gptq, compressed-tensors, safetensors or crumb.
 
-    Settings are the fields of crumb.exporting.ExportRequest, such as gguf_type, float_type, strict.
-    Raises: what crumb.exporting.export raises, UsageError.
+    `cost` is told what it takes before it begins, `progress` of each tensor.
+    Raises: UsageError, and what crumb.exporting.export raises.
     """
-    from pathlib import Path
-
-    from crumb.exporting import Container, ExportRequest
     from crumb.exporting import export as run
+    from crumb.progress import untold
+    from crumb.requests.export_request import make_export_request
 
-    _check_known(settings, ExportRequest, "an export")
-    return run(ExportRequest(str(model), Path(out), Container(to), **settings))
-
-
-def _check_known(settings: dict[str, Any], request: type[Any], of: str) -> None:
-    """Raises: UsageError for a setting that the request does not have."""
-    from crumb.errors import UsageError
-
-    unknown = sorted(settings.keys() - request.__dataclass_fields__.keys())
-    if unknown:
-        raise UsageError(f"no such setting of {of}", found=unknown[0])
+    request = make_export_request(model, out, to, **options)
+    return run(request, progress or untold, cost or untold)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'crumb' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "__version__", "__doc__"})

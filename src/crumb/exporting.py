@@ -9,13 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
 from math import prod
 from pathlib import Path
-from typing import Any
-
-import ml_dtypes
-import numpy as np
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.compressed_tensors.writer import write_compressed_tensors
@@ -28,63 +23,8 @@ from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.huggingface.writer import write_floats
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
-
-
-class Container(StrEnum):
-    """What can be written."""
-
-    CRUMB = "crumb"
-    GGUF = "gguf"
-    GPTQ = "gptq"
-    GPTQ_V2 = "gptq_v2"
-    COMPRESSED_TENSORS = "compressed-tensors"
-    SAFETENSORS = "safetensors"
-
-    @classmethod
-    def _missing_(cls, value: object) -> Container:
-        raise UsageError(
-            "no such container", expected=f"one of {', '.join(cls)}", found=repr(value)[:40]
-        )
-
-
-FLOAT_TYPES: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """What to write, and where."""
-
-    model: str
-    out: Path
-    to: Container
-    gguf_type: str | None = None  # of every matrix; None: the nearest to what it is
-    float_type: str | None = None  # what decoded matrices are stored as; None: float16
-    strict: bool = False  # a tensor that has to be changed is an error
-
-    def __post_init__(self) -> None:
-        if self.to is not Container.SAFETENSORS and self.float_type is not None:
-            raise UsageError(
-                "only safetensors has float types to choose", found=f"--float-type with {self.to}"
-            )
-        if self.float_type not in (None, *FLOAT_TYPES):
-            raise UsageError(
-                "no such float type",
-                expected=f"one of {', '.join(FLOAT_TYPES)}",
-                found=repr(self.float_type)[:40],
-            )
-        if self.gguf_type is not None and self.to is not Container.GGUF:
-            raise UsageError("only gguf has types to choose", found=f"--type with {self.to}")
-        if self.to is Container.GGUF and self.out.suffix.lower() != SUFFIX:
-            raise UsageError(
-                "the output would not be known as a GGUF file",
-                where=self.out,
-                expected=f"a name that ends in {SUFFIX}",
-                do="Choose another --out",
-            )
+from crumb.progress import Cost, CostListener, ProgressClock, ProgressListener, untold
+from crumb.requests.export_request import FLOAT_TYPES, Container, ExportRequest
 
 
 @dataclass(frozen=True)
@@ -109,34 +49,26 @@ SECONDS_OF_WEIGHT = 5e-8
 """What GGUF takes on one processor; directories take a third of it or less."""
 
 
-@dataclass(frozen=True)
-class ExportCost:
-    """What an export takes, about."""
-
-    memory_bytes: int
-    seconds: float
-
-
-def cost_of(checkpoint: Checkpoint) -> ExportCost:
+def cost_of(checkpoint: Checkpoint) -> Cost:
     """Memory follows the largest matrix, time all of them."""
     largest = max(prod(spec.shape) for spec in checkpoint.plan.tensors())
     seconds = SECONDS_OF_WEIGHT * checkpoint.plan.parameters()
-    return ExportCost(PROCESS_BYTES + BYTES_OF_WEIGHT * largest, seconds)
+    return Cost(PROCESS_BYTES + BYTES_OF_WEIGHT * largest, seconds)
 
 
 def export(
     request: ExportRequest,
-    progress: Callable[[int, int, str], None] = lambda *_: None,
-    begin: Callable[[ExportCost], None] = lambda cost: None,
+    progress: ProgressListener = untold,
+    cost: CostListener = untold,
 ) -> ExportResult:
     """Write a model in another container.
 
-    begin is told what it takes before anything is written; progress(done, total, name) counts
-    tensors.
+    `cost` is told before anything is written, `progress` of each tensor.
     Raises: ModelNotFound, CheckpointError, UsageError, OutputConflict, DoesNotFit, SolveError.
     """
     checkpoint = open_checkpoint(locate(request.model))
-    begin(cost_of(checkpoint))
+    cost(cost_of(checkpoint))
+    clock = ProgressClock(progress)
     reports: list[TensorReport] = []
     total = len(checkpoint.plan.tensors())
 
@@ -147,10 +79,10 @@ def export(
                 where=report.name,
                 expected=f"{report.source} as it is",
                 found=f"{report.target}: {report.note}",
-                do="Quantize the float model with --for and this container, or drop --strict",
+                do="Quantize the float model for this container with --target, or drop --strict",
             )
         reports.append(report)
-        progress(len(reports), total, report.name)
+        clock(len(reports) / total, report.name)
 
     WRITERS[request.to](checkpoint, request, told)
     written = open_checkpoint(request.out)
@@ -168,7 +100,7 @@ def _write_floats(checkpoint: Checkpoint, request: ExportRequest, told: Told) ->
 
 
 def _write_gguf(checkpoint: Checkpoint, request: ExportRequest, told: Told) -> None:
-    choice = TypeChoice(request.gguf_type, request.strict)
+    choice = TypeChoice(request.type, request.strict)
     export_gguf(checkpoint, request.out, choice, model_name(request.model), told)
 
 

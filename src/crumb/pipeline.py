@@ -8,7 +8,7 @@ Refuses quantized sources, impossible formats, foreign output directories, full 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from crumb.errors import UsageError, placed
 from crumb.files.model_files import read_json
 from crumb.fit.quantize_cost import (
     ROWS_AT_ONCE,
-    Cost,
     check_disk,
     embedding_work,
     estimate,
@@ -43,6 +42,7 @@ from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.decode import decode
 from crumb.kernels.tile import pack_tensor
+from crumb.progress import CostListener, ProgressClock, ProgressListener, untold
 from crumb.requests.quantize_request import (
     Calibration,
     Choice,
@@ -65,8 +65,6 @@ from crumb.texts.mixture import CalibrationTokens, draw_calibration
 
 __all__ = [
     "Calibration",
-    "Listener",
-    "Progress",
     "QuantizeRequest",
     "QuantizeResult",
     "choose_formats",
@@ -76,15 +74,6 @@ __all__ = [
 
 BATCH_TOKENS = 2048
 """Calibration tokens that run through a stage together."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; work is in estimated floating-point operations."""
-
-    done: float
-    total: float
-    doing: str
 
 
 @dataclass(frozen=True)
@@ -98,17 +87,12 @@ class QuantizeResult:
     already_done: bool = False
 
 
-@dataclass(frozen=True)
-class Listener:
-    """Whom a long run tells: its cost before it starts, then its progress."""
-
-    cost: Callable[[Cost], None] = lambda cost: None
-    progress: Callable[[Progress], None] = lambda progress: None
-
-
-def quantize(request: QuantizeRequest, listener: Listener = Listener()) -> QuantizeResult:
+def quantize(
+    request: QuantizeRequest, progress: ProgressListener = untold, cost: CostListener = untold
+) -> QuantizeResult:
     """Quantize a checkpoint into request.out.
 
+    `cost` is told before the work begins, `progress` of each part of it.
     Raises: ModelNotFound, CheckpointError, UsageError, TextError, SolveError, OutputConflict,
     DoesNotFit.
     """
@@ -124,8 +108,8 @@ def quantize(request: QuantizeRequest, listener: Listener = Listener()) -> Quant
         needed_bytes = working_bytes(model.checkpoint, formats) - workspace.stored_bytes()
         check_disk(request.out, needed_bytes)
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
-        listener.cost(estimate(model.checkpoint, formats, tokens.shape, request.settings))
-        run = _Run(model, request, workspace, choice, tokens, listener)
+        cost(estimate(model.checkpoint, formats, tokens.shape, request.settings))
+        run = _Run(model, request, workspace, choice, tokens, progress)
         manifest = make_manifest(key, drawn, run.all_stages())
         assemble_directory(model.checkpoint, workspace, manifest)
         workspace.publish()
@@ -251,11 +235,11 @@ class _Run:
         workspace: Workspace,
         choice: Choice,
         tokens: NDArray[np.int64],
-        listener: Listener,
+        progress: ProgressListener,
     ) -> None:
         self.model, self.request, self.workspace = model, request, workspace
         self.formats, self.fallbacks = choice.formats, choice.fallbacks
-        self.tokens, self.listener = tokens, listener
+        self.tokens, self.clock = tokens, ProgressClock(progress)
         self.tensors = model.checkpoint.tensors
         self.records: dict[str, dict[str, Any]] = {}
         self.total = total_work(model.plan, self.formats, tokens.shape, request.settings)
@@ -394,4 +378,4 @@ class _Run:
 
     def advance(self, work: float, doing: str) -> None:
         self.done = min(self.done + work, self.total)
-        self.listener.progress(Progress(self.done, self.total, doing))
+        self.clock(self.done / self.total, doing)

@@ -95,7 +95,7 @@ sys.exit(status)
 another copy, dying before change 2, and so on until it lives. Forked, so that Python starts once.
 """
 
-ROUNDING = {"method": "round", "calibrate": None, "sequences": None, "length": None}
+ROUNDING = {"method": "round", "calibration": None, "sequences": None, "length": None}
 
 
 def test_a_death_before_any_change_of_the_disk_is_survived(

@@ -15,12 +15,14 @@ from pathlib import Path
 
 FORMATS = ("errors", "formats")
 KERNELS = (*FORMATS, "machine", "kernels")
-CHECKPOINTS = (*KERNELS, "architectures", "files", "tokenizer", "checkpoints", "embedded")
+LOADED = (*KERNELS, "progress", "architectures", "files", "tokenizer", "embedded")
+CHECKPOINTS = (*LOADED, "checkpoints")
 RUN = (*CHECKPOINTS, "requests", "run")
 STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "progress": (),
     "embedded": (),
     "files": ("errors",),
     "tokenizer": ("errors", "files"),
@@ -30,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "architectures": ("errors",),
     "kernels": (*FORMATS, "machine", "_native"),
     "solve": KERNELS,
-    "checkpoints": (*KERNELS, "architectures", "files", "tokenizer", "embedded"),
+    "checkpoints": LOADED,
     "requests": (*FORMATS, "architectures", "solve"),
     "run": (*CHECKPOINTS, "requests"),
     "calibrate": RUN,

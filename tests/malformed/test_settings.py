@@ -24,15 +24,15 @@ WRONG: list[tuple[dict[str, object], list[str]]] = [
     ({"bits": 10**30}, ["bits"]),
     ({"bits": "abc"}, ["--bits", "abc"]),
     ({"bits": "3.5"}, ["--bits", "'3.5' is not a whole number"]),
-    ({"bits": None}, ["--bits"]),
+    ({"bits": None}, ["Give bits"]),
     ({"embedding": 7}, ["embedding: no format has this many bits", "found 7"]),
     ({"head": 1}, ["head: no format has this many bits", "found 1"]),
     ({"group_size": 48}, ["no format has this group size", "32, 64, 128, row", "found 48"]),
-    ({"group_size": 0}, ["--group-size", "'0'"]),
-    ({"group_size": "-1"}, ["--group-size", "-1"]),
-    ({"group_size": "abc"}, ["--group-size", "'abc'"]),
-    ({"group_size": "9" * 5000}, ["--group-size"]),
-    ({"group_size": "٣٢"}, ["--group-size"]),
+    ({"group_size": 0}, ["group_size", "found 0"]),
+    ({"group_size": "-1"}, ["group_size", "-1"]),
+    ({"group_size": "abc"}, ["group_size", "'abc'"]),
+    ({"group_size": "9" * 5000}, ["group_size"]),
+    ({"group_size": "٣٢"}, ["group_size"]),
     ({"group_size": 128}, ["larger than the layer's input", "at most 64", "found 128"]),
     ({"zero": "middle"}, ["--zero", "middle"]),
     ({"method": "magic"}, ["--method", "magic"]),
@@ -48,12 +48,12 @@ WRONG: list[tuple[dict[str, object], list[str]]] = [
     ({"seed": -1}, ["seed"]),
     ({"seed": "1e3"}, ["--seed", "'1e3' is not a whole number"]),
     ({"sequences": "3.7"}, ["--sequences", "'3.7' is not a whole number"]),
-    ({"calibrate": ""}, ["text"]),
-    ({"calibrate": "excerpt-calibration:0"}, ["weight"]),
-    ({"calibrate": "excerpt-calibration:nan"}, ["weight"]),
-    ({"calibrate": "excerpt-calibration,excerpt-calibration"}, ["twice"]),
-    ({"as_published": True, "damping": 0.1}, ["--as-published"]),
-    ({"as_published": True, "method": "round"}, ["--as-published"]),
+    ({"calibration": ""}, ["text"]),
+    ({"calibration": "excerpt-calibration:0"}, ["weight"]),
+    ({"calibration": "excerpt-calibration:nan"}, ["weight"]),
+    ({"calibration": "excerpt-calibration,excerpt-calibration"}, ["twice"]),
+    ({"as_published": True, "damping": 0.1}, ["as_published"]),
+    ({"as_published": True, "method": "round"}, ["as_published"]),
 ]
 
 
@@ -79,7 +79,7 @@ def test_a_text_shorter_than_a_sequence_is_refused(
     length: int, tiny: Path, tmp_path: Path, refused: Any
 ) -> None:
     (tmp_path / "short.txt").write_text("x" * (length - 1))
-    line = refused(1, tiny, calibrate=tmp_path / "short.txt", length=length)
+    line = refused(1, tiny, calibration=tmp_path / "short.txt", length=length)
     assert "shorter than one calibration sequence" in line
     assert f"at least {length} tokens" in line
     assert f"found {length - 1} tokens" in line
@@ -96,7 +96,7 @@ def test_a_text_that_is_none_is_refused(
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     for line in (
-        refused(1, tiny, calibrate=text),
+        refused(1, tiny, calibration=text),
         refusal(capsys, 1, "eval", tiny, "--text", text, "--window", 8),
     ):
         assert said in line
@@ -104,17 +104,17 @@ def test_a_text_that_is_none_is_refused(
 
 
 def test_a_text_that_is_not_there_is_refused(tiny: Path, refused: Any) -> None:
-    line = refused(1, tiny, calibrate="excerpt-calibratoin")
+    line = refused(1, tiny, calibration="excerpt-calibratoin")
     assert "Did you mean excerpt-calibration?" in line
 
 
 WRONG_EVALUATIONS: list[tuple[int, list[object], list[str]]] = [
-    (2, ["--window", 0], ["nothing to score"]),
+    (2, ["--window", 0], ["window_tokens", "1 or more"]),
     (2, ["--window", 1], ["nothing to score"]),
-    (2, ["--window", -5], ["nothing to score"]),
+    (2, ["--window", -5], ["window_tokens", "1 or more"]),
     (2, ["--window", 257], ["longer than the model's context", "at most 256", "found 257"]),
-    (2, ["--limit", 0], ["at least 1"]),
-    (2, ["--limit", -1], ["at least 1"]),
+    (2, ["--limit", 0], ["limit_windows", "1 or more"]),
+    (2, ["--limit", -1], ["limit_windows", "1 or more"]),
     (2, ["--protocol", "mine"], ["gptq or llama.cpp", "mine"]),
     (2, ["--window", "long"], ["--window", "long"]),
     (2, ["--fail-if", "kl"], ["--fail-if", "'kl'"]),

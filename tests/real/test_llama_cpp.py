@@ -52,7 +52,7 @@ MARGIN = 4
 def file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """novella-7m in one type, every matrix of it."""
     out = tmp_path_factory.mktemp("gguf") / f"{request.param}.gguf"
-    export(ExportRequest(str(NOVELLA), out, Container.GGUF, gguf_type=request.param))
+    export(ExportRequest(str(NOVELLA), out, Container.GGUF, type=request.param))
     return out
 
 

@@ -205,10 +205,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one of float32, float16, bfloat16"):
         ExportRequest("m", tmp_path, Container.SAFETENSORS, float_type="float8")
     with pytest.raises(UsageError, match="only gguf has types"):
-        ExportRequest("m", tmp_path, Container.GPTQ, gguf_type="Q4_K")
+        ExportRequest("m", tmp_path, Container.GPTQ, type="Q4_K")
     model, out = write_checkpoint(tmp_path / "t"), tmp_path / "o.gguf"
     with pytest.raises(UsageError, match="no such GGUF type"):
-        exported(model, out, Container.GGUF, gguf_type="Q9_Z")
+        exported(model, out, Container.GGUF, type="Q9_Z")
     with pytest.raises(UsageError, match="only safetensors has float types"):
         ExportRequest("m", tmp_path, Container.GPTQ, float_type="float32")
     with pytest.raises(UsageError, match=r"a name that ends in \.gguf"):
@@ -239,5 +239,5 @@ def test_weights_that_are_no_numbers_are_not_written_to_gguf(
     source = write_checkpoint(tmp_path / "nan", tensors)
     shutil.copy(quantized(4) / "tokenizer.json", source)  # one that GGUF has a name for
     with pytest.raises(SolveError, match=f"{QUERY}: a weight is not finite"):
-        exported(source, tmp_path / "nan.gguf", Container.GGUF, gguf_type=gguf_type)
+        exported(source, tmp_path / "nan.gguf", Container.GGUF, type=gguf_type)
     assert not list(tmp_path.glob("nan.gguf*"))

@@ -21,12 +21,12 @@ from crumb.architectures.plan import Linear
 from crumb.errors import UsageError
 from crumb.pipeline import (
     Calibration,
-    Listener,
     QuantizeRequest,
     choose_formats,
     draw,
     quantize,
 )
+from crumb.progress import Progress
 from crumb.run.array_executor import Context, run_span
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.solve.gptq import Factored
@@ -221,7 +221,7 @@ def test_rounding_needs_neither_text_nor_tokenizer(request_of_tiny: QuantizeRequ
 
 def test_each_stage_has_its_own_bits(request_of_tiny: QuantizeRequest) -> None:
     plan = open_model(request_of_tiny.model).plan
-    request = replace(request_of_tiny, embedding_bits=6, head_bits=5)
+    request = replace(request_of_tiny, embedding=6, head=5)
     formats = choose_formats(plan, request)
     assert formats[EMBEDDING].name == "int6-g32-fixed"
     assert formats[HEAD].name == "int5-g32-fixed"
@@ -230,7 +230,7 @@ def test_each_stage_has_its_own_bits(request_of_tiny: QuantizeRequest) -> None:
 
 def test_a_tied_head_follows_the_embedding(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "tied")
-    request = replace(REQUEST, model=str(model), out=tmp_path / "out", head_bits=2)
+    request = replace(REQUEST, model=str(model), out=tmp_path / "out", head=2)
     formats = choose_formats(open_model(str(model)).plan, request)
     assert HEAD not in formats
     assert formats[EMBEDDING].bits == 8
@@ -240,8 +240,8 @@ def test_a_tied_head_follows_the_embedding(tmp_path: Path) -> None:
     ("wrong", "said"),
     [
         ({"bits": 7}, "blocks: no format has this many bits"),
-        ({"embedding_bits": 1}, "embedding: no format"),
-        ({"head_bits": 9}, "head: no format"),
+        ({"embedding": 1}, "embedding: no format"),
+        ({"head": 9}, "head: no format"),
         ({"group_size": 48}, "no format has this group size"),
     ],
     ids=str,
@@ -255,10 +255,9 @@ def test_a_request_that_cannot_be_is_refused_when_it_is_made(
 
 def test_the_cost_is_told_before_any_progress(request_of_tiny: QuantizeRequest) -> None:
     told: list[str] = []
-    listener = Listener(
-        cost=lambda cost: told.append("cost"), progress=lambda step: told.append(step.doing)
+    quantize(
+        request_of_tiny, lambda step: told.append(step.doing), lambda cost: told.append("cost")
     )
-    quantize(request_of_tiny, listener)
     assert told[0] == "cost"
     assert told[1] == EMBEDDING
     assert told.count("cost") == 1
@@ -270,12 +269,12 @@ def test_a_listener_that_fails_stops_the_run_and_loses_nothing(
     """A window that was closed, for example; the next run continues."""
     seen: list[str] = []
 
-    def closing(step: pipeline.Progress) -> None:
+    def closing(step: Progress) -> None:
         seen.append(step.doing)
         if len(seen) == 8:
             raise ConnectionError("window closed")
 
     with pytest.raises(ConnectionError):
-        quantize(request_of_tiny, Listener(progress=closing))
+        quantize(request_of_tiny, progress=closing)
     assert list(request_of_tiny.out.with_name("out.partial").glob("tensors/*"))
     quantize(request_of_tiny)

@@ -16,7 +16,8 @@ from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.formats.catalog import ZeroKind
 from crumb.formats.layouts.gguf_conversion import exact_type
 from crumb.kernels.tile import unpack_tensor
-from crumb.pipeline import Calibration, Listener, Progress, QuantizeRequest, quantize
+from crumb.pipeline import Calibration, QuantizeRequest, quantize
+from crumb.progress import Progress
 from crumb.run.model import open_model
 from crumb.solve.problem import AS_PUBLISHED, Method, SolveSettings
 
@@ -54,7 +55,7 @@ def test_everything_stored_is_something_a_gguf_file_holds(
     name: str, method: Method, request_of_wide: QuantizeRequest
 ) -> None:
     solve = SolveSettings(method=method, refits=1)
-    request = replace(request_of_wide, target=f"gguf:{name}", embedding_type=name, solve=solve)
+    request = replace(request_of_wide, target=f"gguf:{name}", embedding=name, solve=solve)
     result = quantize(request)
     checkpoint = open_model(str(request.out)).checkpoint
     stored = 0
@@ -81,7 +82,7 @@ def test_fallbacks_are_reported_with_their_reason(request_of_wide: QuantizeReque
 
 
 def test_a_matrix_left_float_is_the_sources(request_of_wide: QuantizeRequest) -> None:
-    request = replace(request_of_wide, head_type="float", tensors=(("q_proj", "f16"),))
+    request = replace(request_of_wide, head="float", tensor=(("q_proj", "f16"),))
     result = quantize(request)
     before = open_model(request.model).checkpoint.tensors
     after = open_model(str(request.out)).checkpoint.tensors
@@ -139,10 +140,10 @@ def test_an_embedding_of_few_bits_is_solved_with_a_target_and_without(
 ) -> None:
     plain = replace(request_of_wide, target=None, bits=3, group_size=32)
     asked = {
-        "target": replace(request_of_wide, embedding_type="q3_k"),
-        "plain": replace(plain, embedding_bits=3),
+        "target": replace(request_of_wide, embedding="q3_k"),
+        "plain": replace(plain, embedding=3),
         "wide": plain,
-        "published": replace(plain, embedding_bits=3, solve=AS_PUBLISHED),
+        "published": replace(plain, embedding=3, solve=AS_PUBLISHED),
     }
     errors = {
         name: quantize(replace(request, out=request.out.with_name(name))).manifest["tensors"][
@@ -169,7 +170,7 @@ def test_a_stopped_run_for_a_target_continues_to_the_same_bytes(
             raise ConnectionError("stopped")
 
     with pytest.raises(ConnectionError):
-        quantize(request_of_wide, Listener(progress=stopping))
+        quantize(request_of_wide, progress=stopping)
     assert list(request_of_wide.out.with_name("out.partial").glob("tensors/*"))
     quantize(request_of_wide)
     for name in ("model.safetensors", "manifest.json"):
@@ -178,5 +179,6 @@ def test_a_stopped_run_for_a_target_continues_to_the_same_bytes(
 
 def test_progress_for_a_target_ends_at_its_total(request_of_wide: QuantizeRequest) -> None:
     seen: list[Progress] = []
-    quantize(request_of_wide, Listener(progress=seen.append))
-    assert seen[-1].done == pytest.approx(seen[-1].total, rel=1e-9)
+    quantize(request_of_wide, progress=seen.append)
+    assert seen[-1].share == pytest.approx(1, rel=1e-9)
+    assert seen[-1].seconds_left == pytest.approx(0, abs=1e-6)

@@ -15,7 +15,6 @@ from typing import Annotated
 
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import (
-    Bar,
     bytes_text,
     duration_text,
     log,
@@ -27,6 +26,7 @@ from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
 from crumb.formats.catalog import ZeroKind, group_name
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
+from crumb.progress import Progress, ProgressClock
 from crumb.requests.generate_request import Sampling
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import EngineSettings
@@ -96,13 +96,13 @@ def demo(
     )
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="crumb-demo-") as temporary, progress_bar() as bar:
-        folder = keep or Path(temporary)
+        folder, clock = keep or Path(temporary), ProgressClock(bar)
         for index, variant in enumerate(VARIANTS):
-            bar((1 - EVALUATION_SHARE) * index / len(VARIANTS), f"quantize {variant.name}")
+            clock((1 - EVALUATION_SHARE) * index / len(VARIANTS), f"quantize {variant.name}")
             quantize_variant(variant, folder)
         reference = open_model(MODEL)
         models = [open_model(str(folder / variant.name)) for variant in VARIANTS]
-        evaluations = evaluate_all(reference, models, bar)
+        evaluations = evaluate_all(reference, models, clock)
         spoken = models[VARIANTS.index(Variant(*SPOKEN))]
         texts = [speak(reference), speak(spoken)]
     if json:
@@ -129,7 +129,7 @@ def quantize_variant(variant: Variant, folder: Path) -> None:
     quantize(request)
 
 
-def evaluate_all(reference: Model, models: list[Model], bar: Bar) -> list[Evaluation]:
+def evaluate_all(reference: Model, models: list[Model], clock: ProgressClock) -> list[Evaluation]:
     """The reference and every model on the same windows."""
     windows = cut_windows(
         read_text("excerpt-evaluation", Use.EVALUATION),
@@ -138,9 +138,9 @@ def evaluate_all(reference: Model, models: list[Model], bar: Bar) -> list[Evalua
         limit=WINDOWS,
     )
 
-    def progress(done: int, total: int) -> None:
-        share = 1 - EVALUATION_SHARE + EVALUATION_SHARE * done / total
-        bar(share, f"evaluate, {done} of {total} windows")
+    def progress(of_evaluation: Progress) -> None:
+        share = 1 - EVALUATION_SHARE + EVALUATION_SHARE * of_evaluation.share
+        clock(share, f"evaluate, {of_evaluation.doing}")
 
     return evaluate_models(models, reference, windows, progress)
 

@@ -5,19 +5,17 @@ In: a model, a text, a protocol. Out: figures on stdout; exit 3 when a --fail-if
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from crumb.cli.option_groups import ENGINE, ONE_WAY, OUTPUT, TEXT
-from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
+from crumb.cli.output import bytes_text, log_cost, print_json, progress_bar
 from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluation.comparison import evaluate as run_evaluate
-from crumb.evaluation.execution import Execution, ExecutorKind
+from crumb.evaluation.execution import ExecutorKind
 from crumb.evaluation.report import Evaluation, FailCondition, Figure
-from crumb.fit.evaluation_cost import estimate_evaluation
+from crumb.fit.evaluation_cost import estimating
+from crumb.requests.evaluate_request import EvaluateRequest
 from crumb.run.memory_plan import ActivationKind
-from crumb.run.model import Model
-from crumb.texts.windows import Windows
 
 
 def evaluate(
@@ -53,31 +51,14 @@ def evaluate(
     gates = [FailCondition.parse(condition) for condition in fail_if]
     for gate in gates:
         gate.check_usable(reference is not None)
+    request = EvaluateRequest(
+        model, reference, text, protocol, window, limit, activations.value, executor.value
+    )
     with progress_bar() as bar:
-        evaluation = run_evaluate(
-            model,
-            reference,
-            text,
-            protocol,
-            window,
-            limit,
-            lambda done, total: bar(done / total, f"{done} of {total} windows"),
-            log_cost,
-            activations=activations,
-            executor=executor,
-        )
+        evaluation = run_evaluate(request, bar, estimating(log_cost))
     print_json(evaluation) if json else print_evaluation(evaluation)
     for gate in gates:
         gate.check(evaluation)
-
-
-def log_cost(models: Sequence[Model], windows: Windows, execution: Execution) -> None:
-    """What the evaluation will take, said before it starts."""
-    cost = estimate_evaluation(models, windows.tokens.shape, execution)
-    log(
-        f"needs about {bytes_text(cost.memory_bytes)} of memory and {duration_text(cost.seconds)} "
-        f"for {len(windows.tokens)} windows"
-    )
 
 
 def figure_text(figure: Figure, digits: int = 4) -> str:

@@ -10,9 +10,17 @@ from typing import Annotated, Any
 
 from crumb.checkpoints.export_report import TensorReport
 from crumb.cli.option_groups import ONE_WAY
-from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
-from crumb.exporting import Container, ExportRequest, ExportResult, model_name
+from crumb.cli.output import (
+    bytes_text,
+    log,
+    log_cost,
+    print_json,
+    print_table,
+    progress_bar,
+)
+from crumb.exporting import ExportResult, model_name
 from crumb.exporting import export as run_export
+from crumb.requests.export_request import Container, ExportRequest
 
 SHOWN = 8
 """Changed tensors that are listed unless all are asked for."""
@@ -43,23 +51,9 @@ def export(
         tensors: list every tensor, not only those that were changed most.
         json: print the result as JSON.
     """
-    request = ExportRequest(
-        model=model,
-        out=out or default_out(model, to),
-        to=to,
-        gguf_type=type,
-        float_type=float_type,
-        strict=strict,
-    )
+    request = ExportRequest(model, out or default_out(model, to), to, type, float_type, strict)
     with progress_bar() as bar:
-        result = run_export(
-            request,
-            lambda done, total, name: bar(done / total, name),
-            lambda cost: log(
-                f"needs about {bytes_text(cost.memory_bytes)} of memory, "
-                f"{duration_text(cost.seconds)}"
-            ),
-        )
+        result = run_export(request, bar, log_cost)
     print_json(summary(result)) if json else print_summary(result, tensors)
 
 

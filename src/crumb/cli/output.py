@@ -10,20 +10,19 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
 import msgspec
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from crumb.errors import CrumbWarning
-
-Bar = Callable[[float, str], None]
-"""Told the share done and what is being done."""
+from crumb.progress import Cost, Progress, ProgressListener
 
 PIPE_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
@@ -108,12 +107,18 @@ def duration_text(seconds: float) -> str:
     return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
+def log_cost(cost: Cost) -> None:
+    """What long work takes, on stderr, before it begins."""
+    line = f"needs about {bytes_text(cost.memory_bytes)} of memory, {duration_text(cost.seconds)}"
+    if cost.working_bytes:
+        line += f", and {bytes_text(cost.working_bytes)} on disk"
+        line += f", of which {bytes_text(cost.output_bytes)} stay"
+    log(line)
+
+
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[Bar]:
-    """A function of (share done, what is being done): a bar on a terminal, else rare lines."""
-    if quiet:
-        yield lambda share, doing: None
-        return
+def progress_bar() -> Iterator[ProgressListener]:
+    """What listens to long work: a bar on a terminal, else rare lines."""
     if not has_escape_codes():
         yield _line_reporter()
         return
@@ -125,11 +130,11 @@ def progress_bar(quiet: bool = False) -> Iterator[Bar]:
         TextColumn("remaining"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=1.0)
 
-        def report(share: float, doing: str) -> None:
-            bar.update(task, completed=share, description=f"{doing[-36:]:<36}")
+        def report(progress: Progress) -> None:
+            bar.update(task, completed=progress.share, description=f"{progress.doing[-36:]:<36}")
 
         yield report
 
@@ -138,15 +143,15 @@ LINE_SECONDS = 10.0
 """Time between progress lines where there is no terminal."""
 
 
-def _line_reporter() -> Bar:
-    begin = last = time.monotonic()
+def _line_reporter() -> ProgressListener:
+    last = time.monotonic()
 
-    def report(share: float, doing: str) -> None:
+    def report(progress: Progress) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= LINE_SECONDS and share > 0:
+        if now - last >= LINE_SECONDS and progress.seconds_left is not None:
             last = now
-            remaining = (now - begin) * (1 - share) / share
-            log(f"{100 * share:3.0f} %  {doing}  about {duration_text(remaining)} remain")
+            left = duration_text(progress.seconds_left)
+            log(f"{100 * progress.share:3.0f} %  {progress.doing}  about {left} remain")
 
     return report

@@ -5,23 +5,19 @@ In: a model and settings. Out: a crumb directory, and a summary of what it cost 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
 from crumb.cli.option_groups import CALIBRATION, FORMAT, ONE_WAY, OUTPUT, SOLVER
-from crumb.cli.output import bytes_text, duration_text, log, print_json, progress_bar
+from crumb.cli.output import bytes_text, log_cost, print_json, progress_bar
 from crumb.cli.whole_number import WHOLE, OptionalWhole, Whole
 from crumb.errors import UsageError
 from crumb.exporting import model_name
-from crumb.fit.quantize_cost import Cost
-from crumb.formats.catalog import ROW, ZeroKind
-from crumb.pipeline import Calibration, Listener, QuantizeRequest, QuantizeResult
+from crumb.formats.catalog import ZeroKind
+from crumb.pipeline import QuantizeRequest, QuantizeResult
 from crumb.pipeline import quantize as run_quantize
-from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
-from crumb.texts.mixture import PUBLISHED_LENGTH, PUBLISHED_SEQUENCES
+from crumb.requests.quantize_options import make_quantize_request
+from crumb.solve.problem import Method, Scales
 
 NAMES_SHOWN = 3
 """Tensors that are named for each reason of a fallback."""
@@ -32,19 +28,19 @@ def quantize(
     /,
     *,
     bits: Annotated[OptionalWhole, FORMAT] = None,
-    target: Annotated[str | None, Parameter(name="--for"), FORMAT] = None,
+    target: Annotated[str | None, FORMAT] = None,
     out: Annotated[Path | None, OUTPUT] = None,
     group_size: Annotated[str | None, FORMAT] = None,
     zero: Annotated[ZeroKind | None, FORMAT] = None,
-    method: Annotated[Method, SOLVER] = Method.GPTQ,
+    method: Annotated[Method | None, SOLVER] = None,
     scales: Annotated[Scales | None, SOLVER] = None,
-    act_order: Annotated[bool, SOLVER] = True,
+    act_order: Annotated[bool | None, SOLVER] = None,
     damping: Annotated[float | None, SOLVER] = None,
     as_published: Annotated[bool, SOLVER, ONE_WAY] = False,
     embedding: Annotated[str | None, FORMAT] = None,
     head: Annotated[str | None, FORMAT] = None,
     tensor: Annotated[list[str] | None, FORMAT, ONE_WAY] = None,
-    calibrate: Annotated[str, CALIBRATION] = "wikitext2",
+    calibration: Annotated[str, CALIBRATION] = "wikitext2",
     sequences: Annotated[OptionalWhole, CALIBRATION] = None,
     length: Annotated[OptionalWhole, CALIBRATION] = None,
     seed: Annotated[Whole, CALIBRATION] = 0,
@@ -61,15 +57,15 @@ def quantize(
         out: output directory; default is the model's name with the format behind it.
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
-        method: gptq, or round (to nearest, no calibration).
+        method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
-        act_order: choose columns by descending diagonal of H.
+        act_order: choose columns by descending diagonal of H (default).
         damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
         as_published: as GPTQ's paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
         embedding: bits (default 8; 6 and below are solved too), a GGUF type, a format or float.
         head: likewise, unless it is tied to the embedding.
         tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
-        calibrate: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
+        calibration: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
         sequences: calibration sequences (default 64).
         length: tokens of each (default 512).
         seed: of the draw of sequences.
@@ -77,22 +73,29 @@ def quantize(
         restart: replace what a different command left in the output directory.
         json: print the result as JSON.
     """
-    target = target and target.lower()
-    settings = choose_settings(method, scales, act_order, damping, as_published, strict)
-    group, kind = choose_grouping(group_size, zero, target)
-    request = QuantizeRequest(
-        model=model,
-        out=out or default_out(model, bits, group, kind, target),
-        bits=bits,
-        group_size=parse_group_size(group),
-        zero=kind,
-        solve=settings,
-        calibration=choose_calibration(calibrate, seed, as_published, sequences, length),
-        restart=restart,
-        target=target,
-        tensors=tuple(parse_tensor(word) for word in tensor or ()),
-        **stage_settings("embedding", embedding, target),
-        **stage_settings("head", head, target),
+    options: dict[str, Any] = {
+        "bits": bits,
+        "target": target,
+        "group_size": bits_or_name(group_size),
+        "zero": zero,
+        "method": method,
+        "scales": scales,
+        "act_order": act_order,
+        "damping": damping,
+        "as_published": as_published,
+        "embedding": bits_or_name(embedding),
+        "head": bits_or_name(head),
+        "tensor": tuple(parse_tensor(word) for word in tensor or ()) or None,
+        "calibration": calibration,
+        "sequences": sequences,
+        "length_tokens": length,
+        "seed": seed,
+        "strict": strict or None,
+        "restart": restart,
+    }
+    said = {name: value for name, value in options.items() if value is not None}
+    request = make_quantize_request(
+        model, out or default_out(model, bits, group_size, zero, target), **said
     )
     result = run_shown(request)
     print_json(summary(result)) if json else print_summary(result)
@@ -101,81 +104,10 @@ def quantize(
 def run_shown(request: QuantizeRequest) -> QuantizeResult:
     """Quantize, with the cost and a bar on stderr."""
     with progress_bar() as bar:
-        listener = Listener(
-            cost=lambda cost: log(cost_line(cost)),
-            progress=lambda step: bar(step.done / step.total, step.doing),
-        )
         try:
-            return run_quantize(request, listener)
+            return run_quantize(request, bar, log_cost)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt("the same command continues where it stopped") from error
-
-
-def choose_calibration(
-    spec: str, seed: int, as_published: bool, sequences: int | None, length: int | None
-) -> Calibration:
-    """The calibration from flags."""
-    given = Calibration(spec=spec, seed=seed)
-    if as_published:
-        given = replace(given, sequences=PUBLISHED_SEQUENCES, length_tokens=PUBLISHED_LENGTH)
-    return replace(
-        given,
-        sequences=given.sequences if sequences is None else sequences,
-        length_tokens=given.length_tokens if length is None else length,
-    )
-
-
-def choose_grouping(
-    group_size: str | None, zero: ZeroKind | None, target: str | None
-) -> tuple[str, ZeroKind]:
-    """Group size and zero from flags. Raises: UsageError where the target says them."""
-    if target not in (None, "gptq") and (group_size, zero) != (None, None):
-        raise UsageError(
-            "the target already says how weights are grouped",
-            where="--for",
-            found=target,
-            do="Drop --group-size and --zero",
-        )
-    return group_size or "128", zero or ZeroKind.FIXED
-
-
-def choose_settings(
-    method: Method,
-    scales: Scales | None,
-    act_order: bool,
-    damping: float | None,
-    as_published: bool,
-    strict: bool,
-) -> SolveSettings:
-    """Solver settings from flags. Raises: UsageError where two contradict."""
-    if as_published:
-        if (method, scales, act_order, damping) != (Method.GPTQ, None, True, None):
-            raise UsageError(
-                "--as-published already says how to solve",
-                do="Drop --method, --scales, --act-order and --damping, or --as-published",
-            )
-        return replace(AS_PUBLISHED, strict=strict)
-    if damping is not None and not 0 < damping <= 1:
-        raise UsageError("damping is out of range", expected="above 0, at most 1", found=damping)
-    by_default = Scales.MINMAX if method is Method.ROUND else Scales.SEARCH
-    return SolveSettings(
-        method=method,
-        scales=scales or by_default,
-        act_order=act_order,
-        damping=damping,
-        strict=strict,
-    )
-
-
-def parse_group_size(text: str) -> int:
-    """A group size from the command line. Raises: UsageError."""
-    if text == "row":
-        return ROW
-    if text.isascii() and text.isdecimal() and len(text) < 8 and int(text) > 0:
-        return int(text)
-    raise UsageError(
-        "not a group size", where="--group-size", expected="a number or row", found=repr(text[:40])
-    )
 
 
 def parse_tensor(word: str) -> tuple[str, str]:
@@ -191,40 +123,26 @@ def parse_tensor(word: str) -> tuple[str, str]:
     )
 
 
-def stage_settings(stage: str, word: str | None, target: str | None = None) -> dict[str, Any]:
-    """The request's fields for what --embedding or --head says: bits, or a name.
-
-    Raises: UsageError for bits of what a GPTQ file keeps float.
-    """
-    if word and target == "gptq" and WHOLE.fullmatch(word):
-        raise UsageError(f"a GPTQ file keeps the {stage} float", where=f"--{stage}", found=word)
-    if word is None:
-        return {}
-    if WHOLE.fullmatch(word):
-        return {f"{stage}_bits": int(word)}
-    return {f"{stage}_type": word}
+def bits_or_name(word: str | None) -> int | str | None:
+    """A number where the word is one: bits of a stage, weights of a group."""
+    return int(word) if word is not None and WHOLE.fullmatch(word) else word
 
 
 def default_out(
-    model: str, bits: int | None, group_size: str, zero: ZeroKind, target: str | None = None
+    model: str,
+    bits: int | None,
+    group_size: str | None = None,
+    zero: ZeroKind | None = None,
+    target: str | None = None,
 ) -> Path:
     """Where the result goes when the user does not say."""
     name = model_name(model)
     container, _, type = (target or "").lower().partition(":")
     if type:
         return Path(f"{name}-{type}")
-    group = group_size if group_size == "row" else f"g{group_size}"
-    behind = f"int{bits}-{group}-{zero.value}"
+    group = "row" if group_size == "row" else f"g{group_size or QuantizeRequest.group_size}"
+    behind = f"int{bits}-{group}-{zero or ZeroKind.FIXED}"
     return Path(f"{name}-{container}-{behind}" if container else f"{name}-{behind}")
-
-
-def cost_line(cost: Cost) -> str:
-    """What a run will take, said before it starts."""
-    return (
-        f"needs about {bytes_text(cost.memory_bytes)} of memory, "
-        f"{duration_text(cost.seconds)}, and {bytes_text(cost.working_bytes)} on disk, "
-        f"of which {bytes_text(cost.output_bytes)} stay"
-    )
 
 
 def summary(result: QuantizeResult) -> dict[str, Any]:

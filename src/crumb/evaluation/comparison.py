@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from crumb.evaluation.execution import Execution, make_execution
 from crumb.evaluation.report import Evaluation, divergence, perplexity
 from crumb.evaluation.scores import TokenScores, check_windows, score
+from crumb.progress import ProgressClock, ProgressListener, untold
+from crumb.requests.evaluate_request import EvaluateRequest
 from crumb.run.model import Model, open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
@@ -24,20 +26,22 @@ def evaluate_models(
     candidates: Sequence[Model],
     reference: Model | None,
     windows: Windows,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressListener = untold,
     execution: Execution | None = None,
 ) -> list[Evaluation]:
     """Evaluations in the order reference (if any), candidates.
 
-    The reference is always run exactly. progress(done, total) counts windows.
-    Raises: UsageError, CheckpointError, DoesNotFit.
+    The reference is always run exactly. Raises: UsageError, CheckpointError, DoesNotFit.
     """
+    clock = ProgressClock(progress)
+
+    def scored(done: int, total: int) -> None:
+        clock(done / total, f"{done} of {total} windows")
+
     execution = execution or Execution()
     models = [*([] if reference is None else [reference]), *candidates]
     with_reference = reference is not None
-    scores = score(
-        models, windows.tokens, windows.first_scored, with_reference, progress, execution
-    )
+    scores = score(models, windows.tokens, windows.first_scored, with_reference, scored, execution)
     against = scores[0] if with_reference else None
     evaluations = []
     for model, each in zip(models, scores, strict=True):
@@ -79,34 +83,25 @@ def make_evaluation(
 
 
 def evaluate(
-    model: str,
-    reference: str | None = None,
-    text: str = "wikitext2",
-    protocol: str = "gptq",
-    window_tokens: int | None = None,
-    limit_windows: int | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    request: EvaluateRequest,
+    progress: ProgressListener = untold,
     begin: Begin = lambda models, windows, execution: None,
-    *,
-    activations: str = "f32",
-    executor: str = "native",
 ) -> Evaluation:
     """Evaluate one model by name, against a reference if given.
 
-    activations: f32 measures the weights, int8 what running them costs, with its f16 cache; the
-    reference is run in f32. executor: native, or array, the oracle.
-    begin(models, windows, execution) is told what will be scored.
+    Activations in f32 measure the weights, int8 what running them costs, with its f16 cache; the
+    reference is run in f32. begin(models, windows, execution) is told what will be scored.
     Raises: ModelNotFound, CheckpointError, TextError, UsageError, DoesNotFit.
     """
-    execution = make_execution(activations, executor)
-    candidate = open_model(model)
-    against = None if reference is None else open_model(reference)
+    execution = make_execution(request.activations, request.executor)
+    candidate = open_model(request.model)
+    against = None if request.reference is None else open_model(request.reference)
     windows = cut_windows(
-        read_text(text, Use.EVALUATION),
+        read_text(request.text, Use.EVALUATION),
         candidate.tokenizer.encode,
-        protocol=protocol,
-        length=window_tokens,
-        limit=limit_windows,
+        protocol=request.protocol,
+        length=request.window_tokens,
+        limit=request.limit_windows,
         begin_token=candidate.tokenizer.begin_token,
     )
     models = [against, candidate] if against else [candidate]

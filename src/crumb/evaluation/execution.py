@@ -35,10 +35,10 @@ class Execution:
         if self.executor is ExecutorKind.ARRAY and self.activations is not ActivationKind.F32:
             raise UsageError(
                 "the array executor multiplies in f32",
-                where="--activations",
+                where="activations",
                 expected=ActivationKind.F32.value,
                 found=self.activations.value,
-                do="Use --executor native",
+                do="Use the native one",
             )
 
     @property
@@ -53,8 +53,8 @@ class Execution:
 def make_execution(activations: str, executor: str) -> Execution:
     """An Execution from its names. Raises: UsageError."""
     return Execution(
-        chosen_kind(ExecutorKind, executor, "--executor"),
-        chosen_kind(ActivationKind, activations, "--activations"),
+        chosen_kind(ExecutorKind, executor, "executor"),
+        chosen_kind(ActivationKind, activations, "activations"),
     )
 
 

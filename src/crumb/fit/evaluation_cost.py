@@ -1,14 +1,13 @@
 """What an evaluation will cost: memory and time, before it starts.
 
-In: opened models, the windows they will score, the executor. Out: an EvaluationCost.
+In: opened models, the windows they will score, the executor. Out: a Cost.
 Counts what evaluation/walks.py holds. Native: mapped weights, engines by their own plans, blocks of
 logits. Array: decoded weights, hidden states of a chunk of windows, logits of a window a processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from math import prod
 
 from crumb.architectures.plan import Plan
@@ -16,7 +15,9 @@ from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.evaluation.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
 from crumb.fit.quantize_cost import FIXED_BYTES, measured_rate, stage_work
 from crumb.machine.processors import processors
+from crumb.progress import Cost, CostListener
 from crumb.run.model import KEPT_BYTES, Model
+from crumb.texts.windows import Windows
 
 LOGIT_ARRAYS = 6
 """Array executor: arrays as large as a window's logits while it is scored."""
@@ -31,17 +32,9 @@ SCORED_LOGIT_WORK = 400.0
 """Operations that scoring one logit of one model takes as long as."""
 
 
-@dataclass(frozen=True)
-class EvaluationCost:
-    """An estimate; memory is the peak of the process."""
-
-    memory_bytes: int
-    seconds: float
-
-
 def estimate_evaluation(
     models: Sequence[Model], windows: tuple[int, int], execution: Execution | None = None
-) -> EvaluationCost:
+) -> Cost:
     """The cost of scoring windows (count, length) with models, a reference among them.
 
     Raises: UsageError for a plan that the executor does not run.
@@ -55,7 +48,19 @@ def estimate_evaluation(
         work /= NATIVE_RATE
     work += SCORED_LOGIT_WORK * count * length * plans[0].vocabulary * len(plans)
     memory = _native_bytes(models, windows, execution) if native else _array_bytes(plans, windows)
-    return EvaluationCost(FIXED_BYTES + memory, work / measured_rate())
+    return Cost(FIXED_BYTES + memory, work / measured_rate())
+
+
+def estimating(
+    listener: CostListener,
+) -> Callable[[Sequence[Model], Windows, Execution], None]:
+    """What `evaluate` is to call as it begins, so that a listener is told the cost."""
+
+    def begin(models: Sequence[Model], windows: Windows, execution: Execution) -> None:
+        count, length = windows.tokens.shape
+        listener(estimate_evaluation(models, (count, length), execution))
+
+    return begin
 
 
 def _native_bytes(models: Sequence[Model], windows: tuple[int, int], execution: Execution) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.packed_tensor import stored_shape
 from crumb.kernels.threads import single_blas
 from crumb.machine.processors import processors
+from crumb.progress import Cost
 from crumb.solve.problem import Method, Scales, SolveSettings
 
 SEARCH_WORK = {ZeroKind.FIXED: 1100.0, ZeroKind.VARIABLE: 1700.0, ZeroKind.MINIMUM: 650.0}
@@ -42,16 +42,6 @@ ROWS_AT_ONCE = 8192
 
 FIXED_BYTES = 150 << 20
 """The interpreter, its libraries and small buffers."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """An estimate; memory is the peak of the process, working bytes that of the disk."""
-
-    memory_bytes: int
-    seconds: float
-    working_bytes: int
-    output_bytes: int
 
 
 def stage_work(stage: Stage, tokens: int, length_tokens: int) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import UsageError
+from crumb.requests.keywords import check_known
 from crumb.requests.number import as_float, as_integer
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
@@ -155,9 +156,7 @@ def make_request(
     of_sampling = {each.name for each in fields(Sampling)}
     chosen: dict[str, Any] = {name: each for name, each in options.items() if name in of_sampling}
     others: dict[str, Any] = {name: each for name, each in options.items() if name not in chosen}
-    unknown = sorted(others.keys() - {each.name for each in fields(GenerateRequest)})
-    if unknown:
-        raise UsageError("no such setting of a generation", found=unknown[0])
+    check_known(others, "a generation", GenerateRequest)
     sampling = others.pop("sampling", defaults or Sampling())
     return GenerateRequest(prompt, sampling=replace(sampling, **chosen), **others)
 

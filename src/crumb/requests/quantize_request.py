@@ -15,10 +15,14 @@ from typing import Any
 from crumb.architectures.plan import Plan, TensorSpec
 from crumb.errors import UsageError, placed
 from crumb.formats.catalog import Format, ZeroKind, make_format
-from crumb.requests.target import Asked, Target, format_named, parse_target
+from crumb.requests.number import as_integer
+from crumb.requests.target import Asked, ExportFormat, format_named, parse_target
 from crumb.solve.problem import Method, SolveSettings, check_super_blocks
 
 STAGES = ("blocks", "embedding", "head")
+
+DEFAULT_BITS = 8
+"""Of an embedding and a head."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,10 @@ class Calibration:
     length_tokens: int = 512
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("sequences", "length_tokens", "seed"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+
 
 @dataclass(frozen=True)
 class QuantizeRequest:
@@ -40,26 +48,28 @@ class QuantizeRequest:
     bits: int | None = None  # None: as the target says
     group_size: int = 128
     zero: ZeroKind = ZeroKind.FIXED
-    embedding_bits: int = 8
-    head_bits: int = 8
+    embedding: int | str = DEFAULT_BITS  # bits, or a format, a GGUF type, or float
+    head: int | str = DEFAULT_BITS
     solve: SolveSettings = field(default_factory=SolveSettings)
     calibration: Calibration = field(default_factory=Calibration)
     restart: bool = False
     target: str | None = None  # gguf:TYPE or gptq
-    embedding_type: str | None = None  # a format, a GGUF type or float, instead of the bits
-    head_type: str | None = None
-    tensors: tuple[tuple[str, str], ...] = ()  # (pattern, format): the last that matches counts
+    tensor: tuple[tuple[str, str], ...] = ()  # (pattern, format): the last that matches counts
 
     def __post_init__(self) -> None:
+        for name in ("bits", "group_size", *STAGES[1:]):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, _whole(name, value))
         for stage in STAGES:  # also a head that turns out to be tied
             with placed(stage):
                 self.format_of(stage)
-        for pattern, name in self.tensors:
+        for pattern, name in self.tensor:
             with placed(pattern):
                 self._named("blocks", name)
 
     @property
-    def container(self) -> Target | None:
+    def container(self) -> ExportFormat | None:
         """What the result is to be exported to. Raises: UsageError."""
         return None if self.target is None else parse_target(self.target)
 
@@ -73,21 +83,20 @@ class QuantizeRequest:
     def format_of(self, stage: str) -> Format | None:
         """The format of a stage's matrices; None leaves them float. Raises: UsageError."""
         stage = stage if stage in STAGES else "blocks"
-        named = {"embedding": self.embedding_type, "head": self.head_type}.get(stage)
-        bits = {"embedding": self.embedding_bits, "head": self.head_bits}.get(stage, self.bits)
-        if named is not None:
-            return self._named(stage, named)
+        bits = {"embedding": self.embedding, "head": self.head}.get(stage, self.bits)
+        if isinstance(bits, str):
+            return self._named(stage, bits)
         if self.container is not None:
             return self.container.format_of(stage, Asked(bits, self.group_size, self.zero))
         if bits is None:
             raise UsageError(
-                "nothing says how many bits", do="Give --bits, or a target such as --for gguf:q3_k"
+                "nothing says how many bits", do="Give bits, or a target such as gguf:q3_k"
             )
         return make_format(bits, self.group_size, self.zero)
 
     def wanted(self, stage: str, tensor: str) -> Format | None:
         """The format asked for one matrix; None leaves it float. Raises: UsageError."""
-        for pattern, name in reversed(self.tensors):
+        for pattern, name in reversed(self.tensor):
             if matches(pattern, tensor):
                 with placed(tensor):
                     return self._named(stage if stage in STAGES else "blocks", name)
@@ -116,16 +125,16 @@ class QuantizeRequest:
             del solve["lowest_zero_point"]
         later = {
             "target": self.target,
-            "embedding_type": self.embedding_type,
-            "head_type": self.head_type,
-            "tensors": [list(pair) for pair in self.tensors],
+            "embedding_type": self.embedding if isinstance(self.embedding, str) else None,
+            "head_type": self.head if isinstance(self.head, str) else None,
+            "tensors": [list(pair) for pair in self.tensor],
         }
         return {
             "bits": blocks.bits,
             "group_size": blocks.group_size,
             "zero": blocks.zero.value,
-            "embedding_bits": self.embedding_bits,
-            "head_bits": self.head_bits,
+            "embedding_bits": DEFAULT_BITS if isinstance(self.embedding, str) else self.embedding,
+            "head_bits": DEFAULT_BITS if isinstance(self.head, str) else self.head,
             "solve": solve,
         } | {name: value for name, value in later.items() if value}
 
@@ -147,7 +156,7 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
     formats: dict[str, Format] = {}
     fallbacks: dict[str, str] = {}
     matrices = _matrices(plan)
-    for pattern, _ in request.tensors:
+    for pattern, _ in request.tensor:
         if not any(matches(pattern, name) for name in matrices):
             raise UsageError(
                 "no matrix has such a name",
@@ -199,3 +208,12 @@ def _that_fits(
 def needs_calibration(request: QuantizeRequest) -> bool:
     """Rounding looks at the weights alone."""
     return request.solve.method is not Method.ROUND
+
+
+def _whole(name: str, value: object) -> int:
+    integer = as_integer(value)
+    if integer is None:
+        raise UsageError(
+            "not a whole number", where=name, expected="such as 4", found=repr(value)[:40]
+        )
+    return integer

@@ -1,6 +1,6 @@
-"""The file that a quantization is made for: which formats it holds without any change.
+"""The file that a quantization is made for, its target: which formats it holds unchanged.
 
-In: gguf:TYPE or gptq. Out: a Target: the format of a stage, what a matrix falls back to.
+In: gguf:TYPE or gptq. Out: an ExportFormat: the format of a stage, what a matrix falls back to.
 GGUF's fallbacks are those of llama.cpp's quantizer, but for types that no solver here has.
 Refuses names of no type, and formats that the file cannot hold as they are.
 """
@@ -44,7 +44,7 @@ class Asked:
     zero: ZeroKind
 
 
-class Target(Protocol):
+class ExportFormat(Protocol):
     """What a file can hold."""
 
     @property
@@ -120,7 +120,7 @@ class GptqTarget:
         if stage != "blocks":
             return None
         if asked.bits is None:
-            raise UsageError("nothing says how many bits", do="Give --bits: 2, 3, 4 or 8")
+            raise UsageError("nothing says how many bits", do="Give bits: 2, 3, 4 or 8")
         format = make_format(asked.bits, asked.group_size, asked.zero)
         self.check(stage, format)
         return format
@@ -144,7 +144,7 @@ class GptqTarget:
         return format, None
 
 
-def parse_target(name: str) -> Target:
+def parse_target(name: str) -> ExportFormat:
     """What gguf:TYPE or gptq means. Raises: UsageError."""
     container, _, type = name.lower().partition(":")
     if container == "gptq" and not type:
@@ -153,7 +153,7 @@ def parse_target(name: str) -> Target:
         return GgufTarget(type)
     raise UsageError(
         "not a target",
-        where="--for",
+        where="target",
         expected=f"gptq, or gguf: and one of {', '.join(TYPES)}",
         found=repr(name[:40]),
     )

@@ -21,6 +21,7 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
 from crumb.machine.memory import available_bytes, peak_memory_bytes
+from crumb.progress import ProgressClock, ProgressListener, untold
 from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.memory_plan import (
     ActivationKind,
@@ -181,16 +182,16 @@ class _Case:
 def measure_speed(
     checkpoint: Checkpoint,
     sweep: Sweep,
-    progress: Callable[[float, str], None] = lambda share, doing: None,
+    progress: ProgressListener = untold,
 ) -> SpeedReport:
     """Measure a sweep, thread count by thread count. Raises: UsageError, DoesNotFit."""
-    work = work_of(checkpoint)
+    work, clock = work_of(checkpoint), ProgressClock(progress)
     array = _LateArray(checkpoint)
     measured: list[Measurement] = []
     for turn, threads in enumerate(sweep.threads):
 
         def within(share: float, doing: str, turn: int = turn) -> None:
-            progress((turn + share) / len(sweep.threads), doing)
+            clock((turn + share) / len(sweep.threads), doing)
 
         some, memory = _measure_threads(checkpoint, sweep, threads, work, array, within)
         measured += some

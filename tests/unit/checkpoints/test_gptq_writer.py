@@ -212,7 +212,7 @@ def test_zero_points_beyond_the_version_are_refused(
     assert parameters.zero_point is not None
     parameters.zero_point[5, 1] = zero
     source = model_with(tmp_path / "model", {WEIGHT: (format, (codes, parameters))})
-    with pytest.raises(UsageError, match=rf"{MODULE}.*found {zero}.*--for gptq"):
+    with pytest.raises(UsageError, match=rf"{MODULE}.*found {zero}.*--target gptq"):
         write_gptq(source, tmp_path / "out", version)
     assert not list(tmp_path.glob("out*"))
     if zero == 0:

@@ -63,9 +63,6 @@ def test_help_names_every_verb_with_its_purpose(capsys: Capsys) -> None:
 SHARED = {"TextOptions": TextOptions, "EngineOptions": EngineOptions}
 """Types of parameters that stand for the options which several verbs have."""
 
-SPELLED = {"target": "for"}
-"""Parameters whose option is a word that Python keeps for itself."""
-
 
 def parameters_of(verb: Callable[..., None]) -> Iterator[tuple[str, bool]]:
     """Name of each parameter, shared ones spread out, and whether it is an option."""
@@ -83,7 +80,7 @@ def test_help_of_a_verb_names_every_option_and_says_what_it_is_for(
 ) -> None:
     text = succeed(capsys, verb, "--help")
     for name, is_option in parameters_of(VERBS[verb]):
-        option = SPELLED.get(name, name).replace("_", "-")
+        option = name.replace("_", "-")
         shown = f"--{option}" if is_option else name.upper()
         line = re.search(rf"^\W+{shown}\b(.*)$", text, re.MULTILINE)
         assert line, shown

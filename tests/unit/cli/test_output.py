@@ -11,6 +11,7 @@ import pytest
 
 from crumb.cli import output
 from crumb.cli.output import bytes_text, duration_text, print_json, print_table, progress_bar
+from crumb.progress import ProgressClock
 from crumb.solve.problem import Method
 
 Capsys = pytest.CaptureFixture[str]
@@ -72,16 +73,10 @@ def test_without_a_terminal_progress_is_a_rare_line(
     now = [0.0]
     monkeypatch.setattr(output.time, "monotonic", lambda: now[0])
     with progress_bar() as bar:
+        clock = ProgressClock(bar)
         for step in range(1, 101):
             now[0] = float(step)
-            bar(step / 100, f"step {step}")
+            clock(step / 100, f"step {step}")
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 100 / output.LINE_SECONDS
     assert lines[1] == " 20 %  step 20  about 80 s remain"
-
-
-def test_a_quiet_bar_says_nothing(capsys: Capsys) -> None:
-    with progress_bar(quiet=True) as bar:
-        bar(0.5, "half")
-    written = capsys.readouterr()
-    assert (written.out, written.err) == ("", "")

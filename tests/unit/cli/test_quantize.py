@@ -12,7 +12,7 @@ import pytest
 from command_line import quantize_line, refusal, succeed
 from tiny_checkpoint import EMBEDDING, QUERY, make_tensors, write_checkpoint
 
-from crumb.cli.quantize import default_out, parse_tensor, stage_settings
+from crumb.cli.quantize import bits_or_name, default_out, parse_tensor
 from crumb.errors import UsageError
 from crumb.formats.catalog import ZeroKind
 
@@ -35,7 +35,7 @@ def test_a_target_says_bits_groups_and_zeros_by_itself(
     wide: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     line = quantize_line(wide, tmp_path / "out", **ROUNDED, embedding="q6_k")
-    result = json.loads(succeed(capsys, *line, "--for", "gguf:q2_k", "--json"))
+    result = json.loads(succeed(capsys, *line, "--target", "gguf:q2_k", "--json"))
     assert len(result["fallbacks"]) == 4  # the inputs of 64 and 96
     formats = formats_of(capsys, tmp_path / "out")
     assert formats[QUERY] == "q2_k-g16-minimum"
@@ -46,7 +46,7 @@ def test_fallbacks_are_printed_with_their_reason(
     wide: Path, tmp_path: Path, capsys: Capsys
 ) -> None:
     line = quantize_line(wide, tmp_path / "out", **ROUNDED)
-    text = succeed(capsys, *line, "--for", "gguf:q4_k")
+    text = succeed(capsys, *line, "--target", "gguf:q4_k")
     reason = "q5_0: 96 inputs are not in whole blocks of q4_k"
     assert f"fallback: {reason}: " in text
     assert "model.layers.0.mlp.down_proj.weight" in text
@@ -67,14 +67,14 @@ def test_tensors_may_differ_with_and_without_a_target(
     ("options", "said"),
     [
         ([], "blocks: nothing says how many bits"),
-        (["--for", "gguf:q3_k", "--bits", "4"], "the bits contradict the target"),
-        (["--for", "gguf:q3_k", "--group-size", "32"], "--for: the target already says"),
-        (["--for", "gguf:q3_k", "--zero", "fixed"], "--for: the target already says"),
-        (["--for", "gguf:q7"], "--for: not a target"),
-        (["--for", "gguf:q3_k", "--as-published"], "the groups of a super-block cannot"),
-        (["--for", "gptq", "--bits", "6"], "GPTQ files cannot hold this format"),
-        (["--for", "gptq", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
-        (["--for", "GPTQ", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
+        (["--target", "gguf:q3_k", "--bits", "4"], "the bits contradict the target"),
+        (["--target", "gguf:q3_k", "--group-size", "32"], "target: the target already says"),
+        (["--target", "gguf:q3_k", "--zero", "fixed"], "target: the target already says"),
+        (["--target", "gguf:q7"], "target: not a target"),
+        (["--target", "gguf:q3_k", "--as-published"], "the groups of a super-block cannot"),
+        (["--target", "gptq", "--bits", "6"], "GPTQ files cannot hold this format"),
+        (["--target", "gptq", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
+        (["--target", "GPTQ", "--bits", "4", "--head", "8"], "a GPTQ file keeps the head float"),
         (["--bits", "4", "--embedding", "9"], "embedding: no format has this many bits"),
         (["--bits", "4", "--embedding", "q9"], "embedding: neither a GGUF type"),
         (["--bits", "4", "--embedding", "iq4_nl"], "no solver chooses codes of a table"),
@@ -113,8 +113,8 @@ def test_the_default_output_of_a_gguf_file_does_not_look_like_one() -> None:
 
 def test_a_target_is_the_same_in_any_case(wide: Path, tmp_path: Path, capsys: Capsys) -> None:
     line = quantize_line(wide, tmp_path / "out", bits=4, method="round")
-    succeed(capsys, *line, "--for", "GPTQ")  # takes a group size as gptq does
-    assert "already quantized" in succeed(capsys, *line, "--for", "gptq")
+    succeed(capsys, *line, "--target", "GPTQ")  # takes a group size as gptq does
+    assert "already quantized" in succeed(capsys, *line, "--target", "gptq")
 
 
 def test_the_last_equals_sign_divides_pattern_and_format() -> None:
@@ -125,6 +125,5 @@ def test_the_last_equals_sign_divides_pattern_and_format() -> None:
 
 
 def test_a_stage_takes_bits_or_a_name() -> None:
-    assert stage_settings("head", None) == {}
-    assert stage_settings("head", "6") == {"head_bits": 6}
-    assert stage_settings("embedding", "q6_k") == {"embedding_type": "q6_k"}
+    words = (None, "6", "q6_k", "row", "-1", "06.5")
+    assert [bits_or_name(word) for word in words] == [None, 6, "q6_k", "row", -1, "06.5"]

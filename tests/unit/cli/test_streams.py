@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from crumb.cli import output
+from crumb.progress import Progress
 
 PROGRAM = "from crumb.__main__ import run; run()"
 
@@ -90,7 +91,7 @@ def test_a_dumb_terminal_gets_no_escape_codes(
     monkeypatch.setattr(output, "LINE_SECONDS", 0.0)
     output.log_dim("a line")
     with output.progress_bar() as bar:
-        bar(0.5, "half of it")
+        bar(Progress(0.5, "half of it", 3.0))
     assert "a line" in screen.getvalue()
     assert ("\x1b" in screen.getvalue()) == (terminal != "dumb")
 

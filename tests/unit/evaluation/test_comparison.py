@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import make_tensors, write_checkpoint
 
+from crumb import Cost, Progress, evaluate
 from crumb.errors import UsageError
-from crumb.evaluation.comparison import evaluate, evaluate_models
+from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.execution import Execution
 from crumb.run.memory_plan import ActivationKind
 from crumb.run.model import open_model
@@ -92,7 +93,9 @@ def test_models_come_back_in_order_reference_first(tmp_path: Path) -> None:
 
 def test_the_protocols_score_other_tokens_of_the_same_text(tiny: Path) -> None:
     figures = {
-        protocol: evaluate(str(tiny), None, TEXT, protocol, 64, 3)
+        protocol: evaluate(
+            str(tiny), text=TEXT, protocol=protocol, window_tokens=64, limit_windows=3
+        )
         for protocol in ("gptq", "llama.cpp")
     }
     assert figures["gptq"].scored_tokens == 3 * 63
@@ -101,13 +104,27 @@ def test_the_protocols_score_other_tokens_of_the_same_text(tiny: Path) -> None:
 
 
 def test_progress_counts_windows_up_to_all(tiny: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    line = (str(tiny), None, TEXT, "gptq", 200, 90)
-    evaluate(*line, lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 90) for done in range(1, 91)]
-    seen.clear()
-    evaluate(*line, lambda done, total: seen.append((done, total)), executor="array")
-    assert seen == [(81, 90), (90, 90)]  # 81 windows of 200 tokens are a chunk
+    seen: list[Progress] = []
+    costs: list[Cost] = []
+
+    def measure(executor: str) -> list[float]:
+        seen.clear()
+        evaluate(
+            tiny,
+            text=TEXT,
+            window_tokens=200,
+            limit_windows=90,
+            executor=executor,
+            progress=seen.append,
+            cost=costs.append,
+        )
+        return [round(90 * each.share) for each in seen]
+
+    assert measure("native") == list(range(1, 91))
+    assert seen[-1].doing == "90 of 90 windows"
+    assert measure("array") == [81, 90]  # 81 windows of 200 tokens are a chunk
+    assert len(costs) == 2
+    assert min(each.memory_bytes for each in costs) > 0
 
 
 def test_an_evaluation_says_what_it_ran_on(tiny: Path) -> None:
@@ -142,9 +159,9 @@ def test_a_reference_is_run_exactly_whatever_the_models_activations(tiny: Path) 
 @pytest.mark.parametrize(
     ("chosen", "text"),
     [
-        ({"activations": "int4"}, "--activations: no such kind (expected int8 or f32"),
-        ({"executor": "gpu"}, "--executor: no such kind (expected native or array"),
-        ({"executor": "array", "activations": "int8"}, "Use --executor native"),
+        ({"activations": "int4"}, "activations: no such kind (expected int8 or f32"),
+        ({"executor": "gpu"}, "executor: no such kind (expected native or array"),
+        ({"executor": "array", "activations": "int8"}, "Use the native one"),
     ],
 )
 def test_executions_that_cannot_be_are_refused(chosen: dict[str, str], text: str) -> None:

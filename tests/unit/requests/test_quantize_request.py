@@ -57,9 +57,7 @@ def test_a_key_of_version_0_2_is_still_the_same() -> None:
 
 
 def test_what_was_asked_for_is_in_the_key() -> None:
-    request = replace(
-        TO_Q3_K, embedding_type="q6_k", head_type="float", tensors=(("down", "q4_0"),)
-    )
+    request = replace(TO_Q3_K, embedding="q6_k", head="float", tensor=(("down", "q4_0"),))
     key = request.key()
     assert (key["bits"], key["group_size"], key["zero"]) == (3, 16, "fixed")
     assert key["target"] == "gguf:q3_k"
@@ -77,7 +75,7 @@ def test_without_a_target_the_solver_is_asked_nothing_more() -> None:
 
 def test_an_embedding_of_few_bits_is_solved_and_its_job_says_so() -> None:
     for bits, solved in ((8, False), (6, True), (2, True)):
-        request = replace(PLAIN, embedding_bits=bits)
+        request = replace(PLAIN, embedding=bits)
         format = request.format_of("embedding")
         assert format is not None
         assert request.settings.solves_embedding(format) is solved
@@ -116,26 +114,26 @@ def test_a_matrix_that_no_type_holds_is_left_float(tmp_path: Path) -> None:
 
 
 def test_embedding_and_head_take_names(plan: Plan) -> None:
-    request = replace(TO_Q3_K, embedding_type="Q6_K", head_type="f16")
+    request = replace(TO_Q3_K, embedding="Q6_K", head="f16")
     formats = names_of(plan, request)
     assert formats[EMBEDDING] == "q6_k-g16-fixed"
     assert HEAD not in formats
     assert choose(plan, request).fallbacks.keys().isdisjoint({HEAD, EMBEDDING})
-    plain = names_of(plan, replace(PLAIN, embedding_type="q4_k", head_type="int2-row-minimum"))
+    plain = names_of(plan, replace(PLAIN, embedding="q4_k", head="int2-row-minimum"))
     assert (plain[EMBEDDING], plain[HEAD]) == ("q4_k-g32-minimum", "int2-row-minimum")
 
 
 @pytest.mark.parametrize("request_", [PLAIN, TO_Q3_K], ids=["plain", "gguf"])
 def test_the_last_pattern_that_matches_counts(request_: QuantizeRequest, plan: Plan) -> None:
     patterns = (("_proj", "q8_0"), ("*.1.*.q_proj.weight", "q2_k"), ("down", "float"))
-    formats = names_of(plan, replace(request_, tensors=patterns))
+    formats = names_of(plan, replace(request_, tensor=patterns))
     assert formats[QUERY] == "q2_k-g16-minimum"
     assert formats[QUERY.replace(".1.", ".2.")] == "int8-g32-fixed"
     assert DOWN not in formats
 
 
 def test_a_pattern_also_reaches_embedding_and_head(plan: Plan) -> None:
-    formats = names_of(plan, replace(TO_Q3_K, tensors=(("lm_head", "q6_k"), ("embed", "q2_k"))))
+    formats = names_of(plan, replace(TO_Q3_K, tensor=(("lm_head", "q6_k"), ("embed", "q2_k"))))
     assert (formats[HEAD], formats[EMBEDDING]) == ("q6_k-g16-fixed", "q2_k-g16-minimum")
 
 
@@ -158,36 +156,36 @@ def test_a_pattern_is_a_part_of_the_name_or_a_glob_of_all_of_it(
 
 def test_a_pattern_that_matches_nothing_is_refused(plan: Plan) -> None:
     with pytest.raises(UsageError, match="dwon: no matrix has such a name"):
-        choose(plan, replace(PLAIN, tensors=(("dwon", "q8_0"), ("down", "q8_0"))))
+        choose(plan, replace(PLAIN, tensor=(("dwon", "q8_0"), ("down", "q8_0"))))
 
 
 def test_a_type_asked_for_by_name_alone_has_no_fallback(plan: Plan) -> None:
     """Only a target says what takes its place."""
     with pytest.raises(UsageError, match=r"down_proj\.weight: q4_k needs inputs in whole"):
-        choose(plan, replace(PLAIN, tensors=(("down", "q4_k"),)))
+        choose(plan, replace(PLAIN, tensor=(("down", "q4_k"),)))
 
 
 def test_gptq_leaves_embedding_and_head_float(plan: Plan) -> None:
-    request = replace(TO_GPTQ, zero=ZeroKind.VARIABLE, tensors=(("q_proj", "int8-row-fixed"),))
+    request = replace(TO_GPTQ, zero=ZeroKind.VARIABLE, tensor=(("q_proj", "int8-row-fixed"),))
     formats = names_of(plan, request)
     assert formats.keys() == {linear.weight for linear in plan.linears()} - {HEAD}
     assert formats[DOWN] == "int4-g32-variable"
     assert formats[QUERY] == "int8-row-fixed"
     with pytest.raises(UsageError, match=r"lm_head\.weight: a GPTQ file keeps the head float"):
-        choose(plan, replace(TO_GPTQ, tensors=(("lm_head", "int4-g32-fixed"),)))
+        choose(plan, replace(TO_GPTQ, tensor=(("lm_head", "int4-g32-fixed"),)))
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"bits": None}, "blocks: nothing says how many bits"),
-        ({"target": "ggml"}, "--for: not a target"),
+        ({"target": "ggml"}, "target: not a target"),
         ({"target": "gguf:q4_k"}, "blocks: the bits contradict the target"),
-        ({"embedding_type": "q9"}, "embedding: neither a GGUF type"),
-        ({"tensors": (("x", "int9-g32-fixed"),)}, "x: neither a GGUF type"),
-        ({"target": "gptq", "head_type": "q8_0"}, "head: a GPTQ file keeps the head float"),
-        ({"target": "gguf:q3_k", "head_type": "int3-g32-fixed"}, "head: no GGUF type holds"),
-        ({"target": "gguf:q3_k", "tensors": (("x", "int3-g32-fixed"),)}, "no GGUF type holds"),
+        ({"embedding": "q9"}, "embedding: neither a GGUF type"),
+        ({"tensor": (("x", "int9-g32-fixed"),)}, "x: neither a GGUF type"),
+        ({"target": "gptq", "head": "q8_0"}, "head: a GPTQ file keeps the head float"),
+        ({"target": "gguf:q3_k", "head": "int3-g32-fixed"}, "head: no GGUF type holds"),
+        ({"target": "gguf:q3_k", "tensor": (("x", "int3-g32-fixed"),)}, "no GGUF type holds"),
     ],
     ids=str,
 )

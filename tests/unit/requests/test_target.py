@@ -39,7 +39,7 @@ def test_the_names_of_types_may_be_large() -> None:
     "name", ["gguf", "gguf:", "gguf:iq4_nl", "gguf:f16", "gptq:4", "awq", "", "gguf:q3_k:x"]
 )
 def test_other_targets_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="--for: not a target"):
+    with pytest.raises(UsageError, match="target: not a target"):
         parse_target(name)
 
 

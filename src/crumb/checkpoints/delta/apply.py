@@ -20,7 +20,7 @@ import numpy as np
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.crumb.reader import ORDER, TILES, packed_entry, read_order
-from crumb.checkpoints.delta.make import Progress, in_stored_order, is_order
+from crumb.checkpoints.delta.make import in_stored_order, is_order
 from crumb.checkpoints.delta.matrix import decode_part
 from crumb.checkpoints.delta.piece import PIECE_BYTES
 from crumb.checkpoints.delta.record import (
@@ -43,6 +43,7 @@ from crumb.errors import CheckpointError
 from crumb.files.atomic_directory import refuse_filled
 from crumb.formats.layouts.tile import CHUNK_INPUTS
 from crumb.kernels.tile import pack_tensor
+from crumb.progress import ProgressClock, ProgressListener, untold
 
 HEADER_ROOM_BYTES, HEADER_BYTES_PER_TENSOR = 1 << 20, 1 << 10
 """A restored header is at most this large: by itself, and for each of the base's tensors."""
@@ -51,7 +52,7 @@ DAMAGED = "The delta is damaged: copy or download it again"
 
 
 def apply_delta(
-    base: Checkpoint, delta: DeltaFile, out: Path, progress: Progress = lambda *_: None
+    base: Checkpoint, delta: DeltaFile, out: Path, progress: ProgressListener = untold
 ) -> DeltaRecord:
     """Restore the quantized directory. Raises: CheckpointError, OutputConflict, DoesNotFit."""
     refuse_filled(out)
@@ -65,7 +66,7 @@ def apply_delta(
             do="Give the exact checkpoint that was quantized, of the same revision",
         )
     with new_directory(out) as target:
-        _Restorer(base, delta, target, progress).all_files()
+        _Restorer(base, delta, target, ProgressClock(progress)).all_files()
         for name, file in delta.record.files.items():
             _finish(target / name, file.sha256, delta.path)
         if open_checkpoint(target).sha256() != delta.record.quantized_sha256:
@@ -108,7 +109,7 @@ class _Restorer:
     base: Checkpoint
     delta: DeltaFile
     target: Path
-    progress: Progress
+    progress: ProgressClock
     arrays: dict[str, StoredArray] = field(default_factory=dict)  # of all files
     metadata: dict[str, str] = field(default_factory=dict)
     done_bytes: int = 0

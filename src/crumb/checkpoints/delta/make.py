@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,11 +47,9 @@ from crumb.formats.catalog import Format
 from crumb.formats.layouts.tile import tiles_of_rows
 from crumb.formats.packed_tensor import assemble
 from crumb.kernels.tile import pack_tensor, unpack_tensor
+from crumb.progress import ProgressClock, ProgressListener, untold
 
 Floats = NDArray[np.float32]
-
-Progress = Callable[[float, str], None]
-"""Told the share done and what is being done."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,13 @@ class DeltaReport:
 
 
 def make_delta(
-    base: Checkpoint, quantized: Checkpoint, out: Path, progress: Progress = lambda *_: None
+    base: Checkpoint, quantized: Checkpoint, out: Path, progress: ProgressListener = untold
 ) -> DeltaReport:
     """Write a delta. Raises: UsageError, CheckpointError, OutputConflict, DoesNotFit."""
     _check_container(quantized)
     refuse_existing(out)
     with disk_errors(out, AGAIN), _spooling(out) as spool:
-        maker = _Maker(base, quantized, spool, progress)
+        maker = _Maker(base, quantized, spool, ProgressClock(progress))
         record = DeltaRecord(
             version=VERSION,
             base_sha256=base.sha256(),
@@ -193,7 +191,7 @@ class _Maker:
     base: Checkpoint
     quantized: Checkpoint
     spool: _Spool
-    progress: Progress
+    progress: ProgressClock
     reports: list[MatrixReport] = field(default_factory=list)
     done_bytes: int = 0
 

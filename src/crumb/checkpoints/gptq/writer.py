@@ -126,7 +126,7 @@ def _checked_zeros(
             where=layer.module,
             expected=f"{lowest} to {highest}",
             found=int(zeros.min() if zeros.min() < lowest else zeros.max()),
-            do="Quantize with `--for gptq`, or write version 2 with `--to gptq_v2`",
+            do="Quantize with `--target gptq`, or write version 2 with `--to gptq_v2`",
         )
     return zeros
 

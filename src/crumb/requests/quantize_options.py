@@ -1,0 +1,162 @@
+"""Keywords of a quantization, for Python and the command line: one word for one thing.
+
+In: fields of QuantizeRequest, Calibration and SolveSettings as keywords, enumerations by name. Out:
+a QuantizeRequest. Refuses keywords that do not exist, and two that contradict each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar, Unpack
+
+from crumb.errors import UsageError
+from crumb.formats.catalog import ROW, ZeroKind
+from crumb.requests.keywords import check_known
+from crumb.requests.number import as_float, as_integer
+from crumb.requests.quantize_request import Calibration, QuantizeRequest
+from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
+
+Kind = TypeVar("Kind", bound=StrEnum)
+
+PUBLISHED = Calibration(sequences=128, length_tokens=2048)
+"""What the papers draw."""
+
+MOST_GROUP = 1 << 24
+
+FREE_GROUPS = (None, "gptq")
+"""Targets that leave open how weights are grouped."""
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """Everything that may be said of a quantization beside the model and its output."""
+
+    bits: int | None
+    target: str | None
+    group_size: int | str
+    zero: ZeroKind | str
+    embedding: int | str
+    head: int | str
+    tensor: Mapping[str, str] | Iterable[tuple[str, str]]
+    restart: bool
+    calibration: Calibration | str
+    sequences: int
+    length_tokens: int
+    seed: int
+    as_published: bool
+    solve: SolveSettings
+    method: Method | str
+    scales: Scales | str
+    damping: float | None
+    act_order: bool
+    static_groups: bool
+    refits: int
+    block_columns: int
+    strict: bool
+    lowest_zero_point: int
+    solved_embedding_bits: int
+
+
+def make_quantize_request(
+    model: str | Path, out: str | Path, **options: Unpack[QuantizeOptions]
+) -> QuantizeRequest:
+    """A request from keywords. Raises: UsageError."""
+    records = (QuantizeRequest, Calibration, SolveSettings)
+    values: dict[str, Any] = dict(options)
+    as_published = values.pop("as_published", False)
+    check_known(values, "a quantization", *records)
+    target = values["target"] = _lower(values.get("target"))
+    if target not in FREE_GROUPS and values.keys() & {"group_size", "zero"}:
+        raise UsageError(
+            "the target already says how weights are grouped",
+            where="target",
+            found=target,
+            do="Drop group_size and zero",
+        )
+    for stage in ("embedding", "head"):
+        if target == "gptq" and not isinstance(values.get(stage, ""), str):
+            raise UsageError(
+                f"a GPTQ file keeps the {stage} float", where=stage, found=values[stage]
+            )
+    solve = choose_solver(as_published, _taken(values, SolveSettings), values.pop("solve", None))
+    calibration = _calibration(as_published, values)
+    if "group_size" in values:
+        values["group_size"] = _group_size(values["group_size"])
+    if "zero" in values:
+        values["zero"] = kind_named(ZeroKind, values["zero"], "zero")
+    if "tensor" in values:
+        pairs = values["tensor"]
+        values["tensor"] = tuple(pairs.items() if isinstance(pairs, Mapping) else map(tuple, pairs))
+    return QuantizeRequest(str(model), Path(out), solve=solve, calibration=calibration, **values)
+
+
+def choose_solver(
+    as_published: bool, said: dict[str, Any], solve: SolveSettings | None = None
+) -> SolveSettings:
+    """The solver from what was said of it. Raises: UsageError where two things contradict."""
+    if as_published:
+        if solve is not None or said.keys() & {"method", "scales", "act_order", "damping"}:
+            raise UsageError(
+                "as_published already says how to solve",
+                do="Drop solve, method, scales, act_order and damping, or as_published",
+            )
+        return replace(AS_PUBLISHED, **said)
+    damping = said.get("damping")
+    if damping is not None:
+        share = as_float(damping)
+        if share is None or not 0 < share <= 1:
+            raise UsageError(
+                "damping is out of range", expected="above 0, at most 1", found=repr(damping)[:40]
+            )
+        said["damping"] = share
+    if "method" in said:
+        said["method"] = kind_named(Method, said["method"], "method")
+        if solve is None and said["method"] is Method.ROUND:
+            said.setdefault("scales", Scales.MINMAX)
+    if "scales" in said:
+        said["scales"] = kind_named(Scales, said["scales"], "scales")
+    return replace(solve or SolveSettings(), **said)
+
+
+def kind_named(kinds: type[Kind], name: str, where: str) -> Kind:
+    """The member of an enumeration. Raises: UsageError, naming those there are."""
+    try:
+        return kinds(name)
+    except ValueError:
+        raise UsageError(
+            "no such kind", where=where, expected=" or ".join(kinds), found=repr(name)[:40]
+        ) from None
+
+
+def _calibration(as_published: bool, values: dict[str, Any]) -> Calibration:
+    text: Calibration | str = values.pop("calibration", Calibration())
+    said = _taken(values, Calibration)
+    calibration = Calibration(text) if isinstance(text, str) else text
+    if as_published:
+        said = {"sequences": PUBLISHED.sequences, "length_tokens": PUBLISHED.length_tokens} | said
+    return replace(calibration, **said)
+
+
+def _taken(values: dict[str, Any], record: Any) -> dict[str, Any]:
+    """The keywords that are a record's fields; they leave the others."""
+    return {each.name: values.pop(each.name) for each in fields(record) if each.name in values}
+
+
+def _group_size(value: object) -> int:
+    if value == "row":
+        return ROW
+    size = as_integer(value)
+    if size is None or not 0 < size < MOST_GROUP:
+        raise UsageError(
+            "not a group size",
+            where="group_size",
+            expected="a number, or row",
+            found=repr(value)[:40],
+        )
+    return size
+
+
+def _lower(name: str | None) -> str | None:
+    return None if name is None else name.lower()
