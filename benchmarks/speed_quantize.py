@@ -34,7 +34,8 @@ from crumb.formats.catalog import ZeroKind, make_format
 from crumb.formats.grid import GroupParameters, decode_reference
 from crumb.machine.memory import peak_memory_bytes
 from crumb.machine.processors import processors
-from crumb.pipeline import Calibration, Listener, Progress, QuantizeRequest, quantize
+from crumb.pipeline import Calibration, QuantizeRequest, quantize
+from crumb.progress import Progress
 from crumb.run.model import Model, open_model
 from crumb.solve.problem import AS_PUBLISHED, SolveSettings
 from crumb.texts.mixture import CalibrationTokens, draw_calibration
@@ -95,7 +96,7 @@ def run_crumb(job: Job, settings: SolveSettings, out: Path) -> Run:
     )
     stages = open_model(job.model).plan.stages
     watch = Stopwatch()
-    result = quantize(request, Listener(progress=listen))
+    result = quantize(request, listen)
     elapsed = watch.stop()
     in_blocks = told[stages[-2].name] - told[stages[0].name]
     return Run(
@@ -303,7 +304,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     asked = parse_arguments()
-    calibration = Calibration(asked.calibrate, asked.sequences, asked.length, asked.seed)
+    calibration = Calibration(asked.calibration, asked.sequences, asked.length, asked.seed)
     job = Job(asked.model, asked.bits, asked.group_size, ZeroKind(asked.zero), calibration)
     methods = make_methods(job)
     if asked.processors:

@@ -23,9 +23,6 @@ from crumb.texts.windows import Encode, token_stream
 SEQUENCES, LENGTH = 64, 512
 """Sequences and their length in tokens, unless others are asked for."""
 
-PUBLISHED_SEQUENCES, PUBLISHED_LENGTH = 128, 2048
-"""What the papers draw."""
-
 
 @dataclass(frozen=True)
 class MixturePart:
