@@ -7,20 +7,21 @@ and each cache cost, below a bound that follows from their rounding errors.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import crumb
+from crumb import evaluate
 from crumb.embedded import MODELS
-from crumb.evaluation.comparison import evaluate
 from crumb.run.model import open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
 
 NOVELLA = MODELS["novella-7m"]
-TEXT = "excerpt-evaluation"
+CUT: Any = {"text": "excerpt-evaluation", "window_tokens": 256, "limit_windows": 4}
 
 INT8_ERROR = 0.0065
 """Relative error of a product of int8 activations in blocks of 128, Gaussian inputs."""
@@ -61,8 +62,7 @@ def tokens() -> list[int]:
 def test_both_executors_find_the_same_perplexity(bits: int, quantized_novella: Path) -> None:
     path = str(NOVELLA if bits == 16 else quantized_novella)
     native, array = (
-        evaluate(path, str(NOVELLA), TEXT, "gptq", 256, 4, executor=executor)
-        for executor in ("native", "array")
+        evaluate(path, NOVELLA, **CUT, executor=executor) for executor in ("native", "array")
     )
     assert native.perplexity.value == pytest.approx(array.perplexity.value, rel=1e-5)
     assert native.divergence is not None
@@ -96,7 +96,7 @@ def test_perplexity_with_int8_activations_stays_within_what_their_divergence_all
 ) -> None:
     """The loss changes by KL on average, by sqrt(2 KL) a token: four standard errors of that."""
     path = str(quantized_novella)
-    ran = evaluate(path, path, TEXT, "gptq", 256, 4, activations="int8")
+    ran = evaluate(path, path, **CUT, activations="int8")
     assert ran.divergence is not None
     kl = ran.divergence.kl.value
     assert kl > 0

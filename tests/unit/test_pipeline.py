@@ -98,7 +98,7 @@ def test_every_layer_is_calibrated_on_the_model_as_its_users_will_run_it(
 ) -> None:
     """Each group's H is that of its inputs in the finished, quantized model: embedding, earlier
     blocks and earlier groups of its own block quantized or left float, none skipped, none twice."""
-    request_of_tiny = replace(request_of_tiny, tensors=tuple((name, "float") for name in left))
+    request_of_tiny = replace(request_of_tiny, tensor=tuple((name, "float") for name in left))
     quantize(request_of_tiny)
     finished = open_model(str(request_of_tiny.out))
     tokens = draw(finished, request_of_tiny).tokens

@@ -16,7 +16,7 @@ from crumb.architectures.plan import Plan, TensorSpec
 from crumb.errors import UsageError, placed
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.requests.number import as_integer
-from crumb.requests.target import Asked, ExportFormat, format_named, parse_target
+from crumb.requests.target import Asked, Target, format_named, parse_target
 from crumb.solve.problem import Method, SolveSettings, check_super_blocks
 
 STAGES = ("blocks", "embedding", "head")
@@ -69,7 +69,7 @@ class QuantizeRequest:
                 self._named("blocks", name)
 
     @property
-    def container(self) -> ExportFormat | None:
+    def container(self) -> Target | None:
         """What the result is to be exported to. Raises: UsageError."""
         return None if self.target is None else parse_target(self.target)
 

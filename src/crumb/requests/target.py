@@ -1,6 +1,6 @@
 """The file that a quantization is made for, its target: which formats it holds unchanged.
 
-In: gguf:TYPE or gptq. Out: an ExportFormat: the format of a stage, what a matrix falls back to.
+In: gguf:TYPE or gptq. Out: a Target: the format of a stage, what a matrix falls back to.
 GGUF's fallbacks are those of llama.cpp's quantizer, but for types that no solver here has.
 Refuses names of no type, and formats that the file cannot hold as they are.
 """
@@ -44,7 +44,7 @@ class Asked:
     zero: ZeroKind
 
 
-class ExportFormat(Protocol):
+class Target(Protocol):
     """What a file can hold."""
 
     @property
@@ -144,7 +144,7 @@ class GptqTarget:
         return format, None
 
 
-def parse_target(name: str) -> ExportFormat:
+def parse_target(name: str) -> Target:
     """What gguf:TYPE or gptq means. Raises: UsageError."""
     container, _, type = name.lower().partition(":")
     if container == "gptq" and not type:
