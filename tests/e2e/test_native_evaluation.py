@@ -21,7 +21,8 @@ from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
 
 NOVELLA = MODELS["novella-7m"]
-CUT: Any = {"text": "excerpt-evaluation", "window_tokens": 256, "limit_windows": 4}
+TEXT = "excerpt-evaluation"
+CUT: Any = {"text": TEXT, "window_tokens": 256, "limit_windows": 4}
 
 INT8_ERROR = 0.0065
 """Relative error of a product of int8 activations in blocks of 128, Gaussian inputs."""
