@@ -51,7 +51,7 @@ def guess_from_residuals(base: Checkpoint, quantized: Checkpoint) -> dict[str, f
         if not isinstance(entry, StoredPacked) or entry.format.row.table is not None:
             continue
         weights = base.tensors.read_float(spec.name)
-        codes, parameters = unpack_tensor(entry.read(spec.name))
+        codes, parameters = unpack_tensor(entry.read())
         plain = encode_reference(weights, parameters, entry.format)
         group = group_of_column(entry.format, weights.shape[1])
         scale = np.abs(parameters.group_scale()[:, group]) + np.float32(1e-12)

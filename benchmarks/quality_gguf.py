@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from crumb.calibrate.walk import StageWalk
 from crumb.checkpoints.gguf.architecture import names_of
-from crumb.checkpoints.gguf.configuration import target_of
+from crumb.checkpoints.gguf.configuration import gguf_model_of
 from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
 from crumb.exporting import Container, ExportRequest, export
@@ -51,7 +51,7 @@ def importance_matrix(model: Model, calibration: Calibration) -> dict[str, NDArr
         start_buffers(drawn.tokens[begin : begin + BATCH_SEQUENCES])
         for begin in range(0, len(drawn.tokens), BATCH_SEQUENCES)
     ]
-    target = target_of(model.checkpoint.configuration)
+    target = gguf_model_of(model.checkpoint.configuration)
     named = names_of(target.family, target.sizes.blocks)
     theirs = {each.ours: each.theirs for each in named}
     found: dict[str, NDArray[np.float32]] = {}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan, TensorSpec
 from crumb.architectures.registry import plan_of
-from crumb.checkpoints.huggingface.reader import INDEX
+from crumb.checkpoints.huggingface.weight_files import INDEX
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.embedded import MODELS
 

@@ -59,7 +59,10 @@ def chat(
             do=f"`crumb generate {model}` continues a text with any model",
         ) from error
     text.request("")  # refuses bad settings before the model is loaded
-    with LanguageModel(checkpoint, engine.settings(checkpoint)) as loaded, line_history():
+    with (
+        LanguageModel(engine.prepared(checkpoint), engine.settings(checkpoint)) as loaded,
+        line_history(),
+    ):
         log_plan(loaded.memory, loaded.engine.settings)
         Chat(Conversation(loaded, text, system), sys.stdin.isatty()).run()
 

@@ -87,7 +87,10 @@ def generate(
     given = read_prompt(prompt, file)
     request = text.request(given, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
     out = Stream(shown=not json)
-    with LanguageModel(checkpoint, settings) as loaded, interruption() as interrupted:
+    with (
+        LanguageModel(engine.prepared(checkpoint), settings) as loaded,
+        interruption() as interrupted,
+    ):
         log_plan(loaded.memory, settings)
         if echo:
             out.write(given)

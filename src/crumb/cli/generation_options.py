@@ -15,6 +15,7 @@ from typing import Annotated, Any, Unpack
 from cyclopts import Parameter
 
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.converted_cache import with_converted
 from crumb.cli.option_groups import ENGINE, SAMPLING
 from crumb.cli.output import bytes_text, log
 from crumb.cli.whole_number import OptionalWhole
@@ -51,6 +52,8 @@ class EngineOptions:
         weights: mapped runs them in the file's own pages; copied takes memory of its own, which is
             faster where the system has huge pages.
         threads: how many threads; by default one for each processor.
+        cache_converted: keep what another container's matrices become in a file beside the model:
+            the next start maps it.
     """
 
     context: OptionalWhole = None
@@ -58,6 +61,11 @@ class EngineOptions:
     activations: ActivationKind = ActivationKind.INT8
     weights: WeightsKind = WeightsKind.MAPPED
     threads: OptionalWhole = None
+    cache_converted: Annotated[bool, Parameter(negative=())] = False
+
+    def prepared(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint as the engine is to run it."""
+        return with_converted(checkpoint) if self.cache_converted else checkpoint
 
     def settings(self, checkpoint: Checkpoint, sequences: int = 1) -> EngineSettings:
         """For this model. Raises: UsageError."""

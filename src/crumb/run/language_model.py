@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.converted_cache import with_converted
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
@@ -359,16 +360,20 @@ def load(
     activations: ActivationKind | str = ActivationKind.INT8,
     weights: WeightsKind | str = WeightsKind.MAPPED,
     threads: int | None = None,
+    cache_converted: bool = False,
 ) -> LanguageModel:
     """Load a model: a directory, org/name, or org/name@revision.
 
     context_tokens: of each sequence; sequences: how many of that length the cache has room for
     (shorter ones share it, so more may run at once); cache: f16, int8 or f32; activations: int8,
     or f32 for exact products; weights: mapped, or copied into memory of the process; threads: all
-    processors by default.
+    processors by default; cache_converted: keep the tiles that another container's matrices become
+    in a file beside the model, so that the next load maps them.
     Raises: ModelNotFound, CheckpointError, UsageError, DoesNotFit.
     """
     checkpoint = open_checkpoint(locate(str(model)))
+    if cache_converted:
+        checkpoint = with_converted(checkpoint)
     settings = engine_settings(
         checkpoint.plan,
         context_tokens,

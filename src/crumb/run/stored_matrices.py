@@ -46,10 +46,11 @@ def orders_of(checkpoint: Checkpoint) -> Orders:
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of all tensors as they are used: what is converted when read counts as it is then."""
-    embedded = _embedded(checkpoint)
+    """Bytes of the plan's tensors as they are used: what is converted counts as it is then."""
+    embedded, tensors = _embedded(checkpoint), checkpoint.tensors
     return sum(
-        _used_bytes(name, entry, embedded) for name, entry in checkpoint.tensors.entries.items()
+        _used_bytes(spec.name, tensors.entry(spec.name), embedded)
+        for spec in checkpoint.plan.tensors()
     )
 
 

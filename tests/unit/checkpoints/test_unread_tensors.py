@@ -14,6 +14,7 @@ from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import CheckpointError, CrumbWarning
+from crumb.run.stored_matrices import weights_bytes
 
 LAYER = "model.layers.0.self_attn."
 OTHER_MODELS = {
@@ -68,3 +69,10 @@ def test_many_are_counted_after_the_first_three(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "m", make_tensors() | more)
     with pytest.raises(CheckpointError, match=r"extra_2\.weight and 6 more"):
         open_checkpoint(model)
+
+
+def test_what_is_left_aside_takes_no_memory_in_the_plan(tmp_path: Path) -> None:
+    plain = open_checkpoint(write_checkpoint(tmp_path / "plain"))
+    with pytest.warns(CrumbWarning, match="left aside"):
+        more = open_checkpoint(with_one_more(tmp_path, "vision.weight", np.ones((1000, 64))))
+    assert weights_bytes(more) == weights_bytes(plain)

@@ -22,6 +22,9 @@ from crumb.formats.layouts.gguf_types import (
     find_type,
 )
 
+STRIP_VALUES = 1 << 18
+"""Values that are taken out of their blocks together: they stay in a processor's cache."""
+
 Bytes = NDArray[np.uint8]
 
 
@@ -137,14 +140,22 @@ def _codes(row: GgufType, blocks: Bytes) -> Codes:
 
 
 def _read_digits(blocks: Bytes, runs: tuple[Digits, ...]) -> Bytes:
-    """The values that these runs hold, (blocks, values)."""
+    """The values that these runs hold, (blocks, values); strip by strip, for the caches' sake."""
     values = np.zeros((len(blocks), max(run.first_value + run.count for run in runs)), np.uint8)
+    step = max(STRIP_VALUES // values.shape[1], 1)
+    for begin in range(0, len(blocks), step):
+        strip = slice(begin, begin + step)
+        _add_digits(blocks[strip], runs, values[strip])
+    return values
+
+
+def _add_digits(blocks: Bytes, runs: tuple[Digits, ...], values: Bytes) -> None:
+    """Put what these runs hold into values that are 0 there."""
     for run in runs:
         stored = blocks[:, run.first_byte : run.end_byte].reshape(len(blocks), -1, 1, run.stride)
         digits = stored >> run.shifts & np.uint8((1 << run.width) - 1)
         end = run.first_value + run.count
         values[:, run.first_value : end] |= digits.reshape(len(blocks), -1) << run.low_in_value
-    return values
 
 
 def _write_digits(blocks: Bytes, runs: tuple[Digits, ...], values: Bytes) -> None:
