@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.converted_cache import with_converted
 from crumb.checkpoints.gguf.reader import PART, open_gguf
 from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.local_model import gguf_files, is_gguf, model_at
@@ -17,8 +18,16 @@ from crumb.errors import ModelNotFound
 from crumb.files.model_files import CONFIGURATION
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a local model. Raises: ModelNotFound, CheckpointError, UnknownFamily."""
+def open_checkpoint(path: Path, cache_converted: bool = False) -> Checkpoint:
+    """Open a local model; cache_converted keeps what is converted in a file beside it.
+
+    Raises: ModelNotFound, CheckpointError, UnknownFamily.
+    """
+    checkpoint = _opened(path)
+    return with_converted(checkpoint) if cache_converted else checkpoint
+
+
+def _opened(path: Path) -> Checkpoint:
     if not path.exists():
         raise ModelNotFound("no such model directory or GGUF file", where=path)
     model = model_at(path)

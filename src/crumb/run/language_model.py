@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.converted_cache import with_converted
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
@@ -367,13 +366,11 @@ def load(
     context_tokens: of each sequence; sequences: how many of that length the cache has room for
     (shorter ones share it, so more may run at once); cache: f16, int8 or f32; activations: int8,
     or f32 for exact products; weights: mapped, or copied into memory of the process; threads: all
-    processors by default; cache_converted: keep the tiles that another container's matrices become
-    in a file beside the model, so that the next load maps them.
+    processors by default; cache_converted: tiles of another container's matrices are kept in a
+    file beside the model, and mapped by the next load.
     Raises: ModelNotFound, CheckpointError, UsageError, DoesNotFit.
     """
-    checkpoint = open_checkpoint(locate(str(model)))
-    if cache_converted:
-        checkpoint = with_converted(checkpoint)
+    checkpoint = open_checkpoint(locate(str(model)), cache_converted)
     settings = engine_settings(
         checkpoint.plan,
         context_tokens,

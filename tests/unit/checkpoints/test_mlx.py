@@ -105,3 +105,12 @@ def test_settings_that_do_not_fit_are_refused_by_name(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=named):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"quant_method": "mlx"}, {"quant_method": "mlx", "bits": 4}])
+def test_a_method_called_mlx_without_its_settings_is_refused(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    write_checkpoint(tmp_path, configuration={"quantization_config": settings})
+    with pytest.raises(CheckpointError, match=r"quantization.*an object"):
+        open_checkpoint(tmp_path)

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from crumb.architectures.configuration import as_integer, refuse
 from crumb.checkpoints.grouped_codes import (
     SCALES,
-    SETTINGS,
     WORD_BITS,
     Codes,
     GroupedMatrix,
     needed,
+    settings_of,
     unpack_words,
     words,
 )
@@ -39,7 +39,7 @@ BITS = (2, 3, 4, 5, 6, 8)
 
 def read_mlx(directory: QuantizedDirectory) -> dict[str, Entry]:
     """Entries of an MLX directory. Raises: CheckpointError."""
-    settings = directory.configuration[SETTINGS][KEY]
+    settings = settings_of(directory).get(KEY)
     if not isinstance(settings, dict):
         raise refuse(KEY, "an object", settings)
     arrays = directory.arrays
