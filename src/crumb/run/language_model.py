@@ -19,9 +19,6 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar, Unpack, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import locate
@@ -43,6 +40,7 @@ from crumb.run.consumers import (
     Consumer,
     Embedding,
     EmbeddingConsumer,
+    Floats,
     LogitsConsumer,
     Score,
     ScoreConsumer,
@@ -63,7 +61,6 @@ from crumb.run.scheduler import MOST_WAITING, Scheduler
 from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
-Floats = NDArray[np.float32]
 Value = TypeVar("Value")
 Prompts = list[str] | list[Prompt] | list[list[int]] | tuple[str, ...]
 Messages = Sequence[Message | Mapping[str, Any]]
