@@ -6,7 +6,8 @@ constexpr int kUnsignedByteZero = 128;  // 8-bit codes are multiplied as signed:
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = false;  // odd slices are multiplied where they lie
 constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scales when unpacked
-#define CRUMB_MULTIPLIES_PAIRS 1  // 16-bit sums are multiplied by sub-scales while they are added
+#define CRUMB_MULTIPLIES_PAIRS 1
+constexpr bool kMultipliesPairs = true;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
 
@@ -91,7 +92,8 @@ CRUMB_INLINE Ints multiplier(Ints sub_scale) {
   return sub_scale;
 }
 template <int bits, int chains, int raised, int first, int count>
-CRUMB_INLINE void add_group(Ints& sum, const Codes (&slices)[8], const int8_t* x, const Ints& by) {
+CRUMB_INLINE void add_group(Ints& sum, const Codes (&slices)[8], const int8_t* x, const Ints& by,
+                            const Ints&) {
   add_chunk<bits, first, count>(sum, slices, x, by);
 }
 
@@ -190,7 +192,7 @@ CRUMB_INLINE void dot_strip(Ints (&dot)[tiles][tokens], const uint8_t* codes, in
 template <int bits, int slices, int tiles, int tokens>
 CRUMB_INLINE void add_strip_group(Ints (&sum)[tiles][tokens], const uint8_t* codes,
                                   int64_t strip_bytes, const int8_t* x, int64_t stride,
-                                  const Ints (&by)[tiles]) {
+                                  const Ints (&by)[tiles], const int32_t*, int64_t) {
   for (int k = 0; k < tiles; ++k)
     add_strip<bits, slices>(sum[k], codes + k * strip_bytes, x, stride, by[k]);
 }

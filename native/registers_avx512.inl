@@ -6,6 +6,7 @@ constexpr int kUnsignedByteZero = 0;
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = true;  // odd slices are multiplied where they lie
 constexpr bool kScaledCodes = true;  // small codes are multiplied by sub-scales when unpacked
+constexpr bool kMultipliesPairs = false;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 2, kMixedQueries = 8;
 constexpr int kFusedTokens = 8, kMostFusedTokens = 32, kStripTiles = 2, kStripTokens = 6;
 

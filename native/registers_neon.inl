@@ -10,6 +10,7 @@ constexpr int kUnsignedByteZero = 128;  // 8-bit codes are multiplied as signed:
 constexpr int64_t kFarBytes = 8192, kNearBytes = 1024;  // prefetched ahead
 constexpr bool kRaisedCodes = false;  // odd slices are multiplied where they lie
 constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scales when unpacked
+constexpr bool kMultipliesPairs = false;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
 

@@ -73,31 +73,33 @@ inline void pair_sums(const Activations& x, int64_t token, int64_t tokens, int32
 }
 
 #ifndef CRUMB_MULTIPLIES_PAIRS
-// A group's sub-scales as add_group takes them.
+// A group's sub-scales as it is multiplied by them.
 CRUMB_INLINE Ints multiplier(Ints sub_scale) { return sub_scale; }
 
-// sum += by times what `count` slices of a chunk from `first` on give with one token.
-// `raised`: how much higher odd slices lie.
+// sum += by times what `count` slices of a chunk from `first` on give with one token. `raised`: how
+// much higher odd slices lie. `shift`: what a fixed zero takes from the group.
 template <int bits, int chains, int raised, int first, int count>
-CRUMB_INLINE void add_group(Ints& sum, const Codes (&slices)[8], const int8_t* x, Ints by) {
+CRUMB_INLINE void add_group(Ints& sum, const Codes (&slices)[8], const int8_t* x, Ints by,
+                            Ints shift) {
   Ints dot[chains];
-#pragma GCC unroll 2
-  for (int c = 0; c < chains; ++c) dot[c] = all_ints(0);
+  dot[0] = shift;
+  if constexpr (chains > 1) dot[1] = all_ints(0);
   dot_chunk<bits, chains, first, count>(dot, slices, x);
   if constexpr (chains > 1) dot[0] = dot[0] + shift_right<raised>(dot[1]);
   sum = sum + dot[0] * by;
 }
 
-// sum[k][t] += by of tile k times what so many slices of it give with token t.
+// sum[k][t] += by of tile k times what so many slices of it give with token t. shift: null, or
+// (tokens, shifts) what a fixed zero takes from the group.
 template <int bits, int slices, int tiles, int tokens>
 CRUMB_INLINE void add_strip_group(Ints (&sum)[tiles][tokens], const uint8_t* codes,
                                   int64_t strip_bytes, const int8_t* x, int64_t stride,
-                                  const Ints (&by)[tiles]) {
+                                  const Ints (&by)[tiles], const int32_t* shift, int64_t shifts) {
   Ints dot[tiles][tokens];
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t)
 #pragma GCC unroll 2
-    for (int k = 0; k < tiles; ++k) dot[k][t] = all_ints(0);
+    for (int k = 0; k < tiles; ++k) dot[k][t] = all_ints(shift ? shift[t * shifts] : 0);
   dot_strip<bits, slices>(dot, codes, strip_bytes, x, stride, 1);
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; ++t)
@@ -106,60 +108,83 @@ CRUMB_INLINE void add_strip_group(Ints (&sum)[tiles][tokens], const uint8_t* cod
 }
 #endif
 
-// What 128 inputs add to an output. `sum`: products of codes with sub-scales; `term`: of sums of
-// activations with sub-minima, or sub-scales where codes have a fixed zero; `by`: of activations.
+// Whether sums of activations are multiplied by `terms`: by sub-minima, or by sub-scales where 16-bit
+// sums are multiplied, from which a fixed zero cannot be taken before.
+template <int bits, bool table>
+constexpr bool has_terms() {
+  return super_zero(bits, table) == kMinimum || kMultipliesPairs;
+}
+// Where it can, a group begins with what its zero takes.
+template <int bits, bool table>
+constexpr bool has_shifts() {
+  return super_zero(bits, table) == kFixed && !kMultipliesPairs;
+}
+
+// What 128 inputs add to an output. `zero`: what is still to be taken off by terms; `by`: the scale
+// of the activations.
 template <int kind>
 CRUMB_INLINE Floats join_super(Floats out, Ints sum, Ints term, int32_t zero, const Header& header,
                                float by) {
   if constexpr (kind == kFixed)
-    return fma(to_floats(sum - term * all_ints(zero)) * header.scale, by, out);
+    return fma(to_floats(zero ? sum - term * all_ints(zero) : sum) * header.scale, by, out);
   return fma(fma(to_floats(sum), header.scale, to_floats(term) * header.minimum), by, out);
 }
 
 constexpr int64_t kBlockChunks = kBlockInputs / kChunkInputs;
 constexpr int64_t kSuperBlocks = kSuperInputs / kBlockInputs;
 
-// The codes of 128 inputs join the sums of some tokens. `group`: the first of them.
-template <int bits, bool table, int tokens, int width>
-CRUMB_INLINE void fused_super_sums(const MatmulJob& job, Ints (&sum)[tokens], const uint8_t* at,
-                                   const int8_t* x, const uint8_t* sub, int64_t group) {
+// One group of a chunk, `count` slices from `first` on, joins the sums of some tokens.
+template <int bits, bool table, int first, int count, int tokens>
+CRUMB_INLINE void fused_super_group(const MatmulJob& job, Ints (&sum)[tokens],
+                                    const Codes (&slices)[8], const int8_t* x, Ints by,
+                                    const int32_t* total, int32_t zero) {
   constexpr int kDotBits = table ? 8 : bits, kChains = tokens == 1 ? 2 : 1;
   constexpr bool kRaised = kRaisedCodes && tokens == 1 && !table && raised_by(bits) > 0;
-  constexpr int kUp = kRaised ? raised_by(bits) : 0, kSlicesOfGroup = width / kSliceInputs;
-  constexpr int kKind = super_zero(bits, table);
+  constexpr int kUp = kRaised ? raised_by(bits) : 0;
+#pragma GCC unroll 8
+  for (int t = 0; t < tokens; ++t) {
+    const int32_t shift = has_shifts<bits, table>() ? -zero * total[t * job.x.blocks] : 0;
+    add_group<kDotBits, kChains, kUp, first, count>(sum[t], slices, x + t * job.x.stride, by,
+                                                    all_ints(shift));
+  }
+}
+
+// The codes of 128 inputs join them. `group`: the first of their super-block.
+template <int bits, bool table, int width, int tokens>
+CRUMB_INLINE void fused_super_sums(const MatmulJob& job, Ints (&sum)[tokens], const uint8_t* at,
+                                   const int8_t* x, const uint8_t* sub, int64_t group,
+                                   const int32_t* total, int32_t zero) {
+  constexpr bool kRaised = kRaisedCodes && tokens == 1 && !table && raised_by(bits) > 0;
+  constexpr int kKind = super_zero(bits, table), kSlices = width / kSliceInputs;
   for (int64_t chunk = 0; chunk < kBlockChunks; ++chunk) {
     Codes slices[8];
     unpack_chunk<bits, kRaised>(at, slices);
     if constexpr (table) look_up(slices, job.matrix.table);
     prefetch_codes<bits>(at);
-    const Ints first = multiplier(sub_scale_of<kKind, width>(sub, group++));
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; ++t)
-      add_group<kDotBits, kChains, kUp, 0, kSlicesOfGroup>(sum[t], slices, x + t * job.x.stride,
-                                                           first);
+    const Ints by = multiplier(sub_scale_of<kKind, width>(sub, group++));
+    fused_super_group<bits, table, 0, kSlices>(job, sum, slices, x, by, total++, zero);
     if constexpr (width < kChunkInputs) {
-      const Ints second = multiplier(sub_scale_of<kKind, width>(sub, group++));
-#pragma GCC unroll 8
-      for (int t = 0; t < tokens; ++t)
-        add_group<kDotBits, kChains, kUp, kSlicesOfGroup, kSlicesOfGroup>(
-            sum[t], slices, x + t * job.x.stride, second);
+      const Ints next = multiplier(sub_scale_of<kKind, width>(sub, group++));
+      fused_super_group<bits, table, kSlices, kSlices>(job, sum, slices, x, next, total++, zero);
     }
     at += chunk_bytes(bits);
     x += kChunkInputs;
   }
 }
 
-// `sums`: of the activations of the token and those behind it, in pairs.
+// `pairs`: of sums of the activations of the token and those behind it.
 template <int bits, bool table, int tokens, int width>
 CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t token,
-                                   const int32_t* sums) {
+                                   const int32_t* pairs) {
   constexpr int kKind = super_zero(bits, table);
   constexpr int64_t kGroups = kBlockInputs / width;
+  constexpr bool kLeft = !has_shifts<bits, table>();  // the zero, to the end
   const TileMatrix& m = job.matrix;
   const int32_t zero = common_zero(m, table ? 8 : bits);
-  const int64_t scales = scale_count(job.x), pairs = job.x.blocks / 2;
+  const int64_t scales = scale_count(job.x), all_pairs = job.x.blocks / 2;
   const int8_t* x = job.x.codes + token * job.x.stride;
   const float* scale = job.x.scale + token * scales;
+  const int32_t* total = job.x.sum + token * job.x.blocks;
   const uint8_t* at = m.tiles + tile * m.tile_bytes;
   Floats out[tokens];
 #pragma GCC unroll 8
@@ -173,21 +198,23 @@ CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t t
       Ints sum[tokens], term[tokens];
 #pragma GCC unroll 8
       for (int t = 0; t < tokens; ++t) sum[t] = term[t] = all_ints(0);
-      fused_super_sums<bits, table, tokens, width>(job, sum, at, x, sub, group);
-      if (kKind == kMinimum || zero != 0)
+      fused_super_sums<bits, table, width>(job, sum, at, x, sub, group, total, zero);
+      if constexpr (has_terms<bits, table>())
 #pragma GCC unroll 4
         for (int64_t k = 0; k < kGroups / 2; ++k) {
           const Ints terms = sub_terms_of<kKind, width>(sub, group + 2 * k);
 #pragma GCC unroll 8
           for (int t = 0; t < tokens; ++t)
-            term[t] = add_pair_products(term[t], terms, sums[t * pairs + k]);
+            term[t] = add_pair_products(term[t], terms, pairs[t * all_pairs + k]);
         }
 #pragma GCC unroll 8
       for (int t = 0; t < tokens; ++t)
-        out[t] = join_super<kKind>(out[t], sum[t], term[t], zero, header, scale[t * scales]);
+        out[t] = join_super<kKind>(out[t], sum[t], term[t], kLeft ? zero : 0, header,
+                                   scale[t * scales]);
       at += kBlockChunks * chunk_bytes(bits);
       x += kBlockInputs;
-      sums += kGroups / 2;
+      pairs += kGroups / 2;
+      total += kGroups;
       ++scale;
     }
   }

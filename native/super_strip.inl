@@ -16,14 +16,14 @@ struct SuperStrip {
   int64_t bytes;  // of a tile's codes
   int32_t* numbers;
   int64_t of_block, of_tile;  // numbers
-  int32_t* shift;  // (tokens, scales): what the zero of scaled codes takes from a sum
+  int32_t* shift;  // (tokens, groups, or of scaled codes blocks): what a zero takes from a sum
   int32_t* pairs;  // (tokens, groups / 2): sums of activations
   explicit SuperStrip(const MatmulJob& job)
       : codes(job.scratch), bytes(kTileRows * job.matrix.columns),
         numbers(reinterpret_cast<int32_t*>(codes + 2 * bytes)),
         of_block(kTileRows * (kBlockInputs / job.matrix.group_width * 3 / 2 + 2)),
         of_tile(of_block * scale_count(job.x)), shift(numbers + 2 * of_tile),
-        pairs(shift + kStripTokens * scale_count(job.x)) {}
+        pairs(shift + kStripTokens * job.x.blocks) {}
 };
 
 // Codes minus the fixed zero times a number of each row, plus that of the scaled: two bytes in one
@@ -92,28 +92,25 @@ void unpack_super_tile(const MatmulJob& job, int64_t tile, uint8_t* to, int32_t*
 template <int bits, bool table, int width, int tiles, int tokens>
 CRUMB_INLINE void super_strip_sums(Ints (&sum)[tiles][tokens], const SuperStrip& strip,
                                    const uint8_t* codes, const int8_t* x, int64_t stride,
-                                   const int32_t* numbers) {
+                                   const int32_t* numbers, const int32_t* shift, int64_t shifts) {
   constexpr int kSlices = width / kSliceInputs, kDotBits = table ? 8 : bits;
-  if constexpr (scaled_codes(bits, table)) {
-    dot_strip<8, 8>(sum, codes, strip.bytes, x, stride, kBlockChunks);
-  } else {
-    for (int64_t input = 0; input < kBlockInputs; input += width) {
-      Ints by[tiles];
+  for (int64_t input = 0; input < kBlockInputs; input += width) {
+    Ints by[tiles];
 #pragma GCC unroll 2
-      for (int k = 0; k < tiles; ++k) by[k] = load_ints(numbers + k * strip.of_tile);
-      add_strip_group<kDotBits, kSlices>(sum, codes + kTileRows * input, strip.bytes, x + input,
-                                         stride, by);
-      numbers += kTileRows;
-    }
+    for (int k = 0; k < tiles; ++k) by[k] = load_ints(numbers + k * strip.of_tile);
+    add_strip_group<kDotBits, kSlices>(sum, codes, strip.bytes, x, stride, by,
+                                       has_shifts<bits, table>() ? shift++ : nullptr, shifts);
+    numbers += kTileRows;
+    codes += kTileRows * width;
+    x += width;
   }
 }
 
-// What the zero of scaled codes takes from the sums of 128 inputs of some tokens.
-inline void shift_sums(const MatmulJob& job, int64_t token, int64_t tokens, int32_t zero,
-                       int32_t* shift) {
-  const int64_t groups = kBlockInputs / job.matrix.group_width;
+// What a zero takes from sums of `groups` groups of some tokens.
+inline void shift_sums(const MatmulJob& job, int64_t token, int64_t tokens, int64_t groups,
+                       int32_t zero, int32_t* shift) {
   const int32_t* sum = job.x.sum + token * job.x.blocks;
-  for (int64_t k = 0; k < tokens * scale_count(job.x); ++k, sum += groups) {
+  for (int64_t k = 0; k < tokens * job.x.blocks / groups; ++k, sum += groups) {
     int32_t total = 0;
     for (int64_t g = 0; g < groups; ++g) total += sum[g];
     shift[k] = -zero * total;
@@ -123,17 +120,20 @@ inline void shift_sums(const MatmulJob& job, int64_t token, int64_t tokens, int3
 template <int bits, bool table, int width, int tiles, int tokens>
 void super_strip_block(const MatmulJob& job, int64_t tile, int64_t token) {
   constexpr int kKind = super_zero(bits, table);
-  constexpr bool kScaled = scaled_codes(bits, table), kShifts = kScaled && scaled_zero(bits) != 0;
+  constexpr bool kScaled = scaled_codes(bits, table);
   constexpr int64_t kGroups = kBlockInputs / width, kPairs = kGroups / 2;
+  constexpr int64_t kShifts = kScaled ? 1 : kGroups;  // of a block
   const SuperStrip strip(job);
-  const int32_t zero = kScaled ? 0 : common_zero(job.matrix, table ? 8 : bits);
+  const int32_t zero = kScaled ? scaled_zero(bits) : common_zero(job.matrix, table ? 8 : bits);
+  constexpr bool kTerms = kKind == kMinimum || (!kScaled && has_terms<bits, table>());
+  constexpr bool kShifted = kScaled ? scaled_zero(bits) != 0 : has_shifts<bits, table>();
   const int64_t scales = scale_count(job.x), all_pairs = scales * kPairs;
   const int8_t* x = job.x.codes + token * job.x.stride;
   const float* scale = job.x.scale + token * scales;
   const int32_t *numbers = strip.numbers, *pairs = strip.pairs, *shift = strip.shift;
   const uint8_t* codes = strip.codes;
-  if (kKind == kMinimum || zero != 0) pair_sums(job.x, token, tokens, strip.pairs);
-  if (kShifts) shift_sums(job, token, tokens, scaled_zero(bits), strip.shift);
+  if (kTerms) pair_sums(job.x, token, tokens, strip.pairs);
+  if (kShifted) shift_sums(job, token, tokens, kGroups / kShifts, zero, strip.shift);
   Floats out[tiles][tokens];
 #pragma GCC unroll 8
   for (int k = 0; k < tiles; ++k)
@@ -145,8 +145,13 @@ void super_strip_block(const MatmulJob& job, int64_t tile, int64_t token) {
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t)
 #pragma GCC unroll 2
-      for (int k = 0; k < tiles; ++k) sum[k][t] = all_ints(kShifts ? shift[t * scales] : 0);
-    super_strip_sums<bits, table, width>(sum, strip, codes, x, job.x.stride, numbers);
+      for (int k = 0; k < tiles; ++k)
+        sum[k][t] = all_ints(kScaled && kShifted ? shift[t * scales] : 0);
+    if constexpr (kScaled)
+      dot_strip<8, 8>(sum, codes, strip.bytes, x, job.x.stride, kBlockChunks);
+    else
+      super_strip_sums<bits, table, width>(sum, strip, codes, x, job.x.stride, numbers, shift,
+                                           job.x.blocks);
 #pragma GCC unroll 2
     for (int k = 0; k < tiles; ++k) {
       const int32_t* terms = numbers + k * strip.of_tile + kTileRows * kGroups;
@@ -155,19 +160,20 @@ void super_strip_block(const MatmulJob& job, int64_t tile, int64_t token) {
 #pragma GCC unroll 8
       for (int t = 0; t < tokens; ++t) {
         Ints term = all_ints(0);
-        if (kKind == kMinimum || zero != 0)
+        if constexpr (kTerms)
 #pragma GCC unroll 4
           for (int64_t p = 0; p < kPairs; ++p)
             term = add_pair_products(term, load_ints(terms + kTileRows * p),
                                      pairs[t * all_pairs + p]);
-        out[k][t] = join_super<kKind>(out[k][t], sum[k][t], term, zero, header, scale[t * scales]);
+        out[k][t] = join_super<kKind>(out[k][t], sum[k][t], term, kShifted ? 0 : zero, header,
+                                      scale[t * scales]);
       }
     }
     codes += kTileRows * kBlockInputs;
     x += kBlockInputs;
     numbers += strip.of_block;
     pairs += kPairs;
-    ++shift;
+    shift += kShifts;
     ++scale;
   }
 #pragma GCC unroll 8
