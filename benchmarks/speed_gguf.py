@@ -1,10 +1,10 @@
 """GGUF's own types: the same random files run by us and by ik_llama.cpp, and beside our formats.
 
 In: a folder for models, the python of an environment with ik-llama-cpp-python. Out: JSON with the
-machine, two Markdown tables. One has our AVX2 beside their AVX2 build, with and without repacking
-when a model is loaded; the better of theirs is the peer. One has our types beside our int4 with
-another instruction set. Every round alternates all that are compared; what counts is the fastest
-burst of each, which other programs on the machine disturb least.
+machine, two Markdown tables. One has our AVX2 beside their AVX2 build, our weights mapped and
+copied, theirs as they lie and repacked into memory; the ratio is of the faster ones. One has our
+types beside our int4 with another instruction set. Every round alternates all that are compared;
+what counts is the fastest burst of each, which other programs on the machine disturb least.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ TYPES = {
 }
 """Type -> the format of ours that it is held against."""
 KINDS = ("prefill", "decode")
+OURS = {"ours": WeightsKind.MAPPED, "ours, copied": WeightsKind.COPIED}
 THEIRS = {"theirs": False, "theirs, repacked": True}
 
 Bursts = dict[str, dict[str, list[Burst]]]  # by who ran and what
@@ -82,8 +83,9 @@ def alternate(runners: dict[str, OurEngine | Peer], asked: argparse.Namespace) -
 def measure_peer(type_name: str, asked: argparse.Namespace) -> dict[str, Any]:
     """One type: ours by this process's instruction set, and theirs in both ways."""
     with ExitStack() as stack:
+        folder = folder_of(type_name, asked)
         runners: dict[str, OurEngine | Peer] = {
-            "ours": OurEngine(folder_of(type_name, asked), asked.threads, WeightsKind.MAPPED)
+            who: OurEngine(folder, asked.threads, weights) for who, weights in OURS.items()
         }
         for who, repacked in THEIRS.items():
             gguf = file_of(type_name, asked)
@@ -110,8 +112,8 @@ def peer_row(type_name: str, found: dict[str, Any]) -> list[str]:
     cells = [type_name]
     for kind in KINDS:
         speeds = {who: best(found[who][kind]) for who in found}
-        theirs = max(speeds[who] for who in THEIRS)
-        cells += [f"{speed:.1f}" for speed in speeds.values()] + [f"{speeds['ours'] / theirs:.2f}"]
+        ratio = max(speeds[who] for who in OURS) / max(speeds[who] for who in THEIRS)
+        cells += [f"{speed:.1f}" for speed in speeds.values()] + [f"{ratio:.2f}"]
     return cells
 
 
@@ -128,7 +130,7 @@ def print_measured(record: dict[str, Any]) -> None:
     kinds = (f"prompt of {record['prompt']}", "decode")
     if record["peer"]:
         print(f"\n{record['peer_set']}, tokens per second, ours beside ik_llama.cpp\n")
-        columns = [f"{kind}, {who}" for kind in kinds for who in ("ours", *THEIRS, "ratio")]
+        columns = [f"{kind}, {who}" for kind in kinds for who in (*OURS, *THEIRS, "ratio")]
         rows = [peer_row(*item) for item in record["peer"].items()]
         print_table(["type", *columns], rows)
     for isa, found in record["ours"].items():
