@@ -117,6 +117,16 @@ inline void shift_sums(const MatmulJob& job, int64_t token, int64_t tokens, int6
   }
 }
 
+// Terms times sums of activations, of 128 inputs.
+template <int pairs>
+CRUMB_INLINE Ints multiply_terms(const int32_t* terms, const int32_t* sums) {
+  Ints sum = all_ints(0);
+#pragma GCC unroll 4
+  for (int p = 0; p < pairs; ++p)
+    sum = add_pair_products(sum, load_ints(terms + kTileRows * p), sums[p]);
+  return sum;
+}
+
 template <int bits, bool table, int width, int tiles, int tokens>
 void super_strip_block(const MatmulJob& job, int64_t tile, int64_t token) {
   constexpr int kKind = super_zero(bits, table);
@@ -159,12 +169,7 @@ void super_strip_block(const MatmulJob& job, int64_t tile, int64_t token) {
                           same_bits<Floats>(load_ints(terms + kTileRows * (kPairs + 1))), {}};
 #pragma GCC unroll 8
       for (int t = 0; t < tokens; ++t) {
-        Ints term = all_ints(0);
-        if constexpr (kTerms)
-#pragma GCC unroll 4
-          for (int64_t p = 0; p < kPairs; ++p)
-            term = add_pair_products(term, load_ints(terms + kTileRows * p),
-                                     pairs[t * all_pairs + p]);
+        const Ints term = kTerms ? multiply_terms<kPairs>(terms, pairs + t * all_pairs) : all_ints(0);
         out[k][t] = join_super<kKind>(out[k][t], sum[k][t], term, kShifted ? 0 : zero, header,
                                       scale[t * scales]);
       }
