@@ -59,7 +59,7 @@ def token_overhead(model: Any, rounds: int) -> float:
 def measure(path: str, threads: int | None, rounds: int) -> dict[str, Any]:
     """One model in this process."""
     from crumb.machine.memory import peak_memory_bytes
-    from crumb.run.language_model import load
+    from crumb.run.load import load
 
     before = peak_memory_bytes()
     begin = time.perf_counter()

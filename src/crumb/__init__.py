@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from crumb.requests.generate_request import GenerateRequest, Sampling
     from crumb.requests.quantize_options import QuantizeOptions
     from crumb.requests.quantize_request import Calibration, QuantizeRequest
+    from crumb.requests.reading_request import EmbedRequest, ScoreRequest
     from crumb.run.consumers import Embedding, Score
     from crumb.run.generation import FinishReason, Generation, TextPiece, Timings, TokenLogprob
     from crumb.run.handle import Handle
-    from crumb.run.language_model import LanguageModel, load
+    from crumb.run.language_model import LanguageModel
+    from crumb.run.load import load
     from crumb.solve.problem import SolveSettings
     from crumb.tokenizer.chat_template import Message
 
@@ -55,6 +57,7 @@ __all__ = [
     "CrumbError",
     "CrumbWarning",
     "DoesNotFit",
+    "EmbedRequest",
     "Embedding",
     "EvaluateRequest",
     "Evaluation",
@@ -76,6 +79,7 @@ __all__ = [
     "RequestCancelled",
     "Sampling",
     "Score",
+    "ScoreRequest",
     "SolveError",
     "SolveSettings",
     "TextError",
@@ -98,6 +102,7 @@ _HOMES = {
     "crumb.requests.evaluate_request": ("EvaluateRequest",),
     "crumb.requests.export_request": ("Container", "ExportRequest"),
     "crumb.requests.generate_request": ("GenerateRequest", "Sampling"),
+    "crumb.requests.reading_request": ("EmbedRequest", "ScoreRequest"),
     "crumb.requests.quantize_request": ("Calibration", "QuantizeRequest"),
     "crumb.run.consumers": ("Embedding", "Score"),
     "crumb.run.generation": (
@@ -108,7 +113,8 @@ _HOMES = {
         "TokenLogprob",
     ),
     "crumb.run.handle": ("Handle",),
-    "crumb.run.language_model": ("LanguageModel", "load"),
+    "crumb.run.language_model": ("LanguageModel",),
+    "crumb.run.load": ("load",),
     "crumb.solve.problem": ("SolveSettings",),
     "crumb.tokenizer.chat_template": ("Message",),
 }

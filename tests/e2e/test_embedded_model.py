@@ -18,7 +18,7 @@ from tiny_checkpoint import write_safetensors
 from crumb.embedded import MODELS
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.decode import decode_packed_reference
-from crumb.run.language_model import load
+from crumb.run.load import load
 from crumb.run.model import Model, open_model
 from crumb.run.session import Session
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from crumb.embedded import MODELS
 from crumb.exporting import Container, ExportRequest, export
 from crumb.formats.layouts.gguf_types import GGUF_TYPES
-from crumb.run.language_model import LanguageModel, load
+from crumb.run.language_model import LanguageModel
+from crumb.run.load import load
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
 

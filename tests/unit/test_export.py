@@ -22,7 +22,7 @@ from crumb.errors import OutputConflict, SolveError, UsageError
 from crumb.exporting import Container, ExportRequest, ExportResult, export
 from crumb.formats.catalog import ZeroKind
 from crumb.pipeline import QuantizeRequest, quantize
-from crumb.run.language_model import load
+from crumb.run.load import load
 from crumb.run.model import Model
 from crumb.solve.problem import Method, Scales, SolveSettings
 

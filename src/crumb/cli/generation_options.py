@@ -29,7 +29,7 @@ from crumb.requests.generate_request import (
     make_request,
 )
 from crumb.run.generation import Generation
-from crumb.run.language_model import engine_settings
+from crumb.run.load import engine_settings
 from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,

@@ -7,15 +7,17 @@ and its value is put together in the thread that waits. Rows are valid only whil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.errors import UsageError
 from crumb.machine.memory import peak_memory_bytes
-from crumb.requests.generate_request import GenerateRequest
+from crumb.requests.generate_request import GenerateRequest, Prompt
+from crumb.requests.reading_request import EmbedRequest, ScoreRequest
 from crumb.run.generation import (
     Generation,
     PromptMeter,
@@ -45,6 +47,15 @@ class Times:
         self.began = self.began or now
         self.prompt_done = self.prompt_done or now
         self.ended = now
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a consumer needs to know of the model."""
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    context_tokens: int
 
 
 class Consumer(Generic[Value]):
@@ -95,18 +106,11 @@ class Consumer(Generic[Value]):
 class TextConsumer(Consumer[Generation]):
     """Generates a text, and measures the prompt where that is asked."""
 
-    def __init__(
-        self,
-        request: GenerateRequest,
-        prompt: Sequence[int],
-        tokenizer: Tokenizer,
-        vocabulary: int,
-        context_tokens: int,
-    ) -> None:
+    def __init__(self, request: GenerateRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
         super().__init__(prompt)
-        room = max(context_tokens - len(prompt) + 1, 0)  # the last token need not be fed
-        self._state = TextState(request, prompt, tokenizer, vocabulary, room)
-        self._tokenizer = tokenizer
+        room = max(facts.context_tokens - len(prompt) + 1, 0)  # the last token need not be fed
+        self._tokenizer = facts.tokenizer
+        self._state = TextState(request, prompt, facts.tokenizer, facts.vocabulary, room)
         self._meter = PromptMeter(prompt, request.logprobs or 0)
         self.every_row = request.prompt_logprobs
 
@@ -173,9 +177,9 @@ class ScoreConsumer(Consumer[Score]):
 
     every_row = True
 
-    def __init__(self, prompt: Sequence[int], tokenizer: Tokenizer, top: int) -> None:
+    def __init__(self, request: ScoreRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
         super().__init__(prompt)
-        self._tokenizer, self._meter = tokenizer, PromptMeter(prompt, top)
+        self._tokenizer, self._meter = facts.tokenizer, PromptMeter(prompt, request.top)
 
     def read(self, rows: Floats) -> None:
         self._meter.read(rows)
@@ -200,7 +204,8 @@ class EmbeddingConsumer(Consumer[Embedding]):
 
     every_row = reads_features = True
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, request: EmbedRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
+        del request, facts
         super().__init__(prompt)
         self._total: NDArray[np.float64] | None = None
 
@@ -232,3 +237,26 @@ class LogitsConsumer(Consumer[Floats]):
     def value(self, times: Times) -> Floats:
         del times
         return self._logits
+
+
+Request = GenerateRequest | ScoreRequest | EmbedRequest
+
+CONSUMERS: dict[type[Any], Callable[[Any, Sequence[int], ModelFacts], Consumer[Any]]] = {
+    GenerateRequest: TextConsumer,
+    ScoreRequest: ScoreConsumer,
+    EmbedRequest: EmbeddingConsumer,
+}
+"""Kind of request -> what becomes of its rows."""
+
+
+def make_consumer(
+    request: Request, tokens_of: Callable[[Prompt], Sequence[int]], facts: ModelFacts
+) -> Consumer[Any]:
+    """The consumer of a request. Raises: UsageError for what is no request."""
+    if type(request) not in CONSUMERS:
+        raise UsageError(
+            "not a request",
+            expected=f"one of {', '.join(kind.__name__ for kind in CONSUMERS)}",
+            found=type(request).__name__,
+        )
+    return CONSUMERS[type(request)](request, tokens_of(request.prompt), facts)

@@ -12,17 +12,12 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar, Unpack, overload
 
-from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.huggingface.hub import locate
-from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
 from crumb.machine.memory import give_back_memory
 from crumb.requests.generate_request import (
@@ -34,28 +29,24 @@ from crumb.requests.generate_request import (
     plain_prompt,
     prompt_list,
 )
-from crumb.requests.number import as_integer
+from crumb.requests.reading_request import EmbedRequest, ScoreRequest
 from crumb.run.chat_sampling import read_chat_sampling
 from crumb.run.consumers import (
     Consumer,
     Embedding,
-    EmbeddingConsumer,
     Floats,
     LogitsConsumer,
+    ModelFacts,
+    Request,
     Score,
-    ScoreConsumer,
-    TextConsumer,
+    make_consumer,
 )
 from crumb.run.engine import Engine
 from crumb.run.generation import Generation, TextPiece
 from crumb.run.handle import Handle, Sink, no_pieces
 from crumb.run.memory_plan import (
-    ActivationKind,
-    CacheKind,
     EngineSettings,
     MemoryPlan,
-    WeightsKind,
-    chosen_kind,
 )
 from crumb.run.scheduler import MOST_WAITING, Scheduler
 from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
@@ -64,11 +55,6 @@ from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 Value = TypeVar("Value")
 Prompts = list[str] | list[Prompt] | list[list[int]] | tuple[str, ...]
 Messages = Sequence[Message | Mapping[str, Any]]
-
-DEFAULT_CONTEXT_TOKENS = 4096
-"""Context of a loaded model that may have more positions; the cache is planned for it."""
-
-DEFAULT_LOGITS_ROWS = 16
 
 
 class LanguageModel:
@@ -160,14 +146,24 @@ class LanguageModel:
             return self.run([make_request(each, **options) for each in several])
         return self._one(make_request(prompt, **options))  # type: ignore[arg-type]
 
+    @overload
     def submit(
         self, request: GenerateRequest, *, id: str | None = None, wait: bool = False
-    ) -> Handle[Generation]:
+    ) -> Handle[Generation]: ...
+    @overload
+    def submit(
+        self, request: ScoreRequest, *, id: str | None = None, wait: bool = False
+    ) -> Handle[Score]: ...
+    @overload
+    def submit(
+        self, request: EmbedRequest, *, id: str | None = None, wait: bool = False
+    ) -> Handle[Embedding]: ...
+    def submit(self, request: Request, *, id: str | None = None, wait: bool = False) -> Handle[Any]:
         """Begin a request as soon as there is room; its handle has the pieces and the result.
 
         `wait`: for a place in the queue where that is full. Raises: UsageError, QueueFull.
         """
-        handle = self._handle(self._text_consumer(request), id=id)
+        handle = self._handle(self._consumer(request), id=id)
         self.scheduler.submit(handle, wait)
         return handle
 
@@ -190,7 +186,7 @@ class LanguageModel:
                 arrivals.put((index, each))
 
             to = no_pieces if piece is None else sink
-            return self._handle(self._text_consumer(request), to, cancelled=cancelled)
+            return self._handle(self._consumer(request), to, cancelled=cancelled)
 
         handles = [handle_of(*pair) for pair in enumerate(requests)]
         with self._submitted(handles):
@@ -209,7 +205,7 @@ class LanguageModel:
 
         Raises: UsageError, and where it fails the request's error.
         """
-        return self._pieces(self._handle(self._text_consumer(make_request(prompt, **options))))
+        return self._pieces(self._handle(self._consumer(make_request(prompt, **options))))
 
     def _pieces(self, handle: Handle[Generation]) -> Iterator[TextPiece]:
         self.scheduler.submit(handle, wait=True)
@@ -258,7 +254,7 @@ class LanguageModel:
         **options: Unpack[GenerateOptions],
     ) -> Iterator[TextPiece]:
         """Answer a conversation piece by piece. Raises: UsageError."""
-        consumer = self._text_consumer(self.chat_request(messages, tools, **options))
+        consumer = self._consumer(self.chat_request(messages, tools, **options))
         return self._pieces(self._handle(consumer))
 
     @overload
@@ -270,12 +266,8 @@ class LanguageModel:
 
         `top`: most likely tokens told with each. Raises: UsageError.
         """
-        tokenizer, count = self.tokenizer, as_integer(top)
-        if count is None or count < 0:
-            raise UsageError(
-                "not a number of tokens", where="top", expected="0 or more", found=repr(top)[:40]
-            )
-        return self._of_each(texts, lambda tokens: ScoreConsumer(tokens, tokenizer, count))
+        scores: Score | list[Score] = self._of_each(texts, partial(ScoreRequest, top=top))
+        return scores
 
     @overload
     def embed(self, texts: Prompt) -> Embedding: ...
@@ -286,7 +278,8 @@ class LanguageModel:
 
         Raises: UsageError.
         """
-        return self._of_each(texts, EmbeddingConsumer)
+        embeddings: Embedding | list[Embedding] = self._of_each(texts, EmbedRequest)
+        return embeddings
 
     def logits(self, text: Prompt) -> Floats:
         """Logits after every token of one text, or of tokens. Shapes: -> (tokens, vocabulary).
@@ -298,15 +291,15 @@ class LanguageModel:
 
     def _one(self, request: GenerateRequest) -> Generation:
         """One request; its error is raised."""
-        return self._results([self._text_consumer(request)])[0]
+        (generation,) = self._results([self._consumer(request)])
+        assert isinstance(generation, Generation), "of a generation"
+        return generation
 
-    def _of_each(
-        self, prompts: Any, consumer: Callable[[tuple[int, ...]], Consumer[Value]]
-    ) -> Value | list[Value]:
+    def _of_each(self, prompts: Any, request: Callable[[Prompt], Request]) -> Any:
         """A single result for a single prompt, a list for a list."""
         several = prompt_list(prompts)
         texts = [prompts] if several is None else several
-        results = self._results([consumer(self.tokens_of(each)) for each in texts])
+        results = self._results([self._consumer(request(each)) for each in texts])
         return results[0] if several is None else results
 
     def _results(self, consumers: Sequence[Consumer[Value]]) -> list[Value]:
@@ -327,12 +320,13 @@ class LanguageModel:
             for handle in handles:
                 handle.cancel()
 
-    def _text_consumer(self, request: GenerateRequest) -> TextConsumer:
+    @cached_property
+    def _facts(self) -> ModelFacts:
         engine = self.engine
-        prompt = self.tokens_of(request.prompt)
-        return TextConsumer(
-            request, prompt, self.tokenizer, engine.plan.vocabulary, engine.context_tokens
-        )
+        return ModelFacts(self.tokenizer, engine.plan.vocabulary, engine.context_tokens)
+
+    def _consumer(self, request: Request) -> Consumer[Any]:
+        return make_consumer(request, self.tokens_of, self._facts)
 
     def _handle(
         self,
@@ -345,55 +339,3 @@ class LanguageModel:
         """Raises: UsageError for a prompt that no sequence can begin with."""
         self.engine.check_prompt(consumer.prompt)
         return Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
-
-
-def load(
-    model: str | Path,
-    *,
-    context_tokens: int | None = None,
-    sequences: int = 1,
-    cache: CacheKind | str = CacheKind.F16,
-    activations: ActivationKind | str = ActivationKind.INT8,
-    weights: WeightsKind | str = WeightsKind.MAPPED,
-    threads: int | None = None,
-    cache_converted: bool = False,
-) -> LanguageModel:
-    """Load a model: a directory, org/name, or org/name@revision.
-
-    context_tokens: of each sequence; sequences: how many of that length the cache has room for
-    (shorter ones share it, so more may run at once); cache: f16, int8 or f32; activations: int8,
-    or f32 for exact products; weights: mapped, or copied into memory of the process; threads: all
-    processors by default; cache_converted: tiles of another container's matrices are kept in a
-    file beside the model, and mapped by the next load.
-    Raises: ModelNotFound, CheckpointError, UsageError, DoesNotFit.
-    """
-    checkpoint = open_checkpoint(locate(str(model)), cache_converted)
-    settings = engine_settings(
-        checkpoint.plan,
-        context_tokens,
-        sequences,
-        chosen_kind(CacheKind, cache, "cache"),
-        chosen_kind(ActivationKind, activations, "activations"),
-        chosen_kind(WeightsKind, weights, "weights"),
-    )
-    return LanguageModel(checkpoint, replace(settings, threads=threads))
-
-
-def engine_settings(
-    plan: Plan,
-    context_tokens: int | None = None,
-    sequences: int = 1,
-    cache: CacheKind = CacheKind.F16,
-    activations: ActivationKind = ActivationKind.INT8,
-    weights: WeightsKind = WeightsKind.MAPPED,
-) -> EngineSettings:
-    """How the engine of a loaded model is built, where not told otherwise. Raises: UsageError."""
-    default = min(DEFAULT_CONTEXT_TOKENS, plan.max_positions)
-    settings = EngineSettings(
-        context_tokens=default if context_tokens is None else context_tokens,
-        sequences=sequences,
-        cache=cache,
-        activations=activations,
-        weights=weights,
-    )
-    return replace(settings, logits_rows=max(sequences, DEFAULT_LOGITS_ROWS))

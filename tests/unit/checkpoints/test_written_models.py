@@ -25,7 +25,8 @@ from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats, TensorMap
 from crumb.files.model_files import TOKENIZER_FILES
 from crumb.pipeline import QuantizeRequest, quantize
-from crumb.run.language_model import LanguageModel, engine_settings, load
+from crumb.run.language_model import LanguageModel
+from crumb.run.load import engine_settings, load
 from crumb.run.model import Model
 from crumb.solve.problem import Method, SolveSettings
 

@@ -20,7 +20,7 @@ from crumb.cli.turn_reader import TurnReader
 from crumb.embedded import MODELS
 from crumb.errors import UsageError
 from crumb.run.generation import TextPiece
-from crumb.run.language_model import load
+from crumb.run.load import load
 
 Capsys = pytest.CaptureFixture[str]
 TEMPLATE = (

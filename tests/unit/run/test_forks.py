@@ -16,7 +16,8 @@ import pytest
 
 from crumb.errors import CrumbError
 from crumb.requests.generate_request import make_request
-from crumb.run.language_model import LanguageModel, load
+from crumb.run.language_model import LanguageModel
+from crumb.run.load import load
 
 SECONDS = 60
 PROMPT = "the sea was calm"

@@ -6,7 +6,9 @@ In: the tiny checkpoint. Out: what each way of waiting gives, and that the other
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crumb.errors import UsageError
+from crumb.errors import RequestCancelled, UsageError
 from crumb.requests.generate_request import GenerateRequest, make_request
+from crumb.requests.reading_request import EmbedRequest, ScoreRequest
 from crumb.run.generation import FinishReason
-from crumb.run.language_model import LanguageModel, load
+from crumb.run.handle import no_pieces
+from crumb.run.language_model import LanguageModel
+from crumb.run.load import load
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +109,39 @@ def test_the_pieces_of_a_result_alone_are_nobodys(model: LanguageModel) -> None:
     pieces: list[object] = []
     (generation,) = model.run([ask(3)], lambda index, piece: pieces.append((index, piece)))
     assert len(pieces) == len(generation.tokens)
-    from crumb.run.consumers import EmbeddingConsumer
-    from crumb.run.handle import no_pieces
-
-    handle = model._handle(EmbeddingConsumer(model.tokens_of("abc")), no_pieces)
+    handle = model._handle(model._consumer(EmbedRequest("abc")), no_pieces)
     with pytest.raises(UsageError, match="go elsewhere"):
         next(handle)
+
+
+def test_every_kind_of_request_has_a_handle(model: LanguageModel) -> None:
+    text = "the sea was calm"
+    scored = model.submit(ScoreRequest(text, top=2), id="a score")
+    embedded = model.submit(EmbedRequest(model.tokenizer.encode(text)))
+    assert scored.result().tokens == model.score(text, top=2).tokens
+    np.testing.assert_array_equal(embedded.result().vector, model.embed(text).vector)
+    assert (list(scored), list(embedded)) == ([], [])  # no pieces
+    with model.scheduler.gate:
+        cancelled = model.submit(ScoreRequest(text))
+        cancelled.cancel()
+    with pytest.raises(RequestCancelled, match="was cancelled"):
+        cancelled.result()
+    with pytest.raises(UsageError, match=r"not a request \(expected one of GenerateRequest, Score"):
+        model.submit("text")  # type: ignore[call-overload]
+
+
+def test_an_interruption_cancels_what_was_asked(model: LanguageModel) -> None:
+    main = threading.get_ident()
+
+    def interrupts(tokens: tuple[int, ...], logits: np.ndarray) -> None:
+        if len(tokens) == 5:
+            signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.01 if len(tokens) < len(logits) else 0)
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        model.run([ask(85, logits_hook=interrupts)])
+    assert time.monotonic() - begin < 60
+    while model.engine.free_pages < model.engine._pages.count:
+        assert time.monotonic() - begin < 60
+        time.sleep(0.001)

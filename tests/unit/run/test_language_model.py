@@ -132,6 +132,9 @@ def test_a_single_text_has_a_single_result(model: LanguageModel) -> None:
         for wrong in (b"The sea", None, 5, {"a": 1}):
             with pytest.raises(UsageError, match="a prompt is a text or"):
                 call(wrong)  # type: ignore[operator]
+    with crumb.load("novella-7m", context_tokens=np.int64(64), threads=np.uint8(1)) as small:
+        assert small.engine.context_tokens == 64
+        assert type(small.engine.settings.context_tokens) is int
     with pytest.raises(UsageError, match="top: not a number of tokens"):
         model.score(text, top=-1)
 

@@ -38,7 +38,7 @@ from crumb.formats.catalog import ZeroKind, make_format
 from crumb.kernels.engine import NativeEngine
 from crumb.run import memory_plan, program
 from crumb.run.buffers import Place, place_buffers, place_stage
-from crumb.run.language_model import load
+from crumb.run.load import load
 from crumb.run.memory_plan import (
     ActivationKind,
     CacheKind,
@@ -216,7 +216,7 @@ def test_codes_of_another_file_count_as_their_tiles_and_inputs_in_order_have_a_p
 MEASURED = """
 import json, sys
 from crumb.machine.memory import peak_memory_bytes
-from crumb.run.language_model import load
+from crumb.run.load import load
 with load(sys.argv[1], context_tokens=1024, cache="f32", sequences=4) as model:
     model.generate([" a" * 700, " b" * 700], max_tokens=2)
     print(json.dumps([model.memory.weights_bytes, model.memory.cache_bytes, peak_memory_bytes()]))

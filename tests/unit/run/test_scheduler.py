@@ -24,7 +24,8 @@ from crumb.requests.generate_request import GenerateRequest, make_request
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.generation import FinishReason, Generation, TextPiece
 from crumb.run.handle import Handle
-from crumb.run.language_model import LanguageModel, load
+from crumb.run.language_model import LanguageModel
+from crumb.run.load import load
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import open_model
 
