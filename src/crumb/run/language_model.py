@@ -164,7 +164,7 @@ class LanguageModel:
         `wait`: for a place in the queue where that is full. Raises: UsageError, QueueFull.
         """
         handle = self._handle(self._consumer(request), id=id)
-        self.scheduler.submit(handle, wait)
+        self.scheduler.submit(handle, wait=wait)
         return handle
 
     def run(
@@ -313,8 +313,7 @@ class LanguageModel:
         """Requests at work inside the `with`; one that is left early, by an error, cancels them."""
         scheduler = self.scheduler
         try:
-            for handle in handles:
-                scheduler.submit(handle, wait=True)
+            scheduler.submit(*handles, wait=True)
             yield
         finally:
             for handle in handles:

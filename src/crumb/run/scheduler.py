@@ -67,31 +67,37 @@ class Scheduler:
         self.gate = threading.Lock()  # held by a thread that is about to fork
         self.stepping = threading.RLock()  # held while anything of the engine changes
 
-    def submit(self, handle: Handle[Any], wait: bool = False) -> None:
-        """Take a request. `wait` for a place in the queue where it is full.
+    def submit(self, *handles: Handle[Any], wait: bool = False) -> None:
+        """Take requests; those of one call begin together where there is room.
 
-        Raises: QueueFull, UsageError once closed.
+        `wait` for a place in the queue where it is full. Raises: QueueFull, UsageError once closed.
         """
-        handle.on_cancel = self._notice_cancelled
         with self._changed:
-            while len(self._waiting) >= self._most_waiting and wait and not self._closing:
-                self._changed.wait()
-            if self._closing:
-                raise UsageError("this model is closed")
-            if len(self._waiting) >= self._most_waiting:
-                raise QueueFull(
-                    "as many requests wait as this model takes",
-                    expected=f"at most {self._most_waiting}",
-                    do="Ask again later",
-                )
-            self._waiting.append(handle)
-            self._look_for_cancelled |= handle.is_cancelled
-            if handle.is_watched:
-                self._watched.add(handle)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="crumb", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+            for handle in handles:
+                while len(self._waiting) >= self._most_waiting and wait and not self._closing:
+                    self._rouse()
+                    self._changed.wait()
+                if self._closing:
+                    raise UsageError("this model is closed")
+                if len(self._waiting) >= self._most_waiting:
+                    raise QueueFull(
+                        "as many requests wait as this model takes",
+                        expected=f"at most {self._most_waiting}",
+                        do="Ask again later",
+                    )
+                handle.on_cancel = self._notice_cancelled
+                self._look_for_cancelled |= handle.is_cancelled
+                if handle.is_watched:
+                    self._watched.add(handle)
+                self._waiting.append(handle)
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """Have the thread look at the queue; who calls this holds the lock."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="crumb", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
 
     def close(self) -> None:
         """End all requests as cancelled, and the thread."""
