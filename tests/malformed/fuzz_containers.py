@@ -21,9 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from byte_edits import KINDS, edited, read_all
 from gguf_file import speaking_model, tiny_model, wide_model
 from quantized_files import MODULE, gptq_arrays, random_grid, write_model
+from scaled_files import write_eight, write_mlx
 from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
@@ -74,7 +76,7 @@ def gguf_targets(place: Path) -> Iterator[Target]:
 
 
 def directory_targets(place: Path) -> Iterator[Target]:
-    """Float and GPTQ directories: weights, configuration, index, tokenizer."""
+    """Float, GPTQ, FP8 and MLX directories: weights, configuration, index, tokenizer."""
     tensors = make_tensors(blocks=1)
     models = [
         write_checkpoint(place / "single", tensors),
@@ -90,6 +92,15 @@ def directory_targets(place: Path) -> Iterator[Target]:
         "checkpoint_format": "gptq",
     }
     models.append(write_model(place / "gptq", {MODULE: gptq_arrays(grid)}, config))
+    write_eight(
+        place / "fp8",
+        {"quant_method": "fp8", "weight_block_size": [48, 40]},
+        "weight_scale_inv",
+        (48, 40),
+        np.float32,
+    )
+    write_mlx(place / "mlx", 4, 32)
+    models += [place / "fp8", place / "mlx"]
     for model in models:
         for file in sorted(model.iterdir()):
             size = file.stat().st_size

@@ -9,11 +9,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from byte_edits import Edits, edited, edits, read_all, survives
 from command_line import quantize_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scaled_files import write_eight, write_mlx
 from tiny_checkpoint import make_tensors, write_checkpoint
 
 from crumb.checkpoints.crumb.manifest import read_manifest
@@ -29,6 +31,9 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = make_tensors(blocks=1)
     write_checkpoint(place / "single", tensors)
     write_checkpoint(place / "sharded", tensors, shards=2)
+    scaled = {"quant_method": "fp8", "weight_block_size": [48, 40]}
+    write_eight(place / "fp8", scaled, "weight_scale_inv", (48, 40), np.float32)
+    write_mlx(place / "mlx", 4, 32)
     line = quantize_line(place / "single", place / "packed", method="round", zero="minimum")
     assert main(line) == 0
     return place
@@ -50,6 +55,10 @@ FILES: dict[str, tuple[str, int]] = {
     "single/config.json": ("single", 360),
     "packed/config.json": ("packed", 480),
     "sharded/model.safetensors.index.json": ("sharded", 850),
+    "fp8/model.safetensors": ("fp8", 2 * HEADER_BYTES),
+    "fp8/config.json": ("fp8", 440),
+    "mlx/model.safetensors": ("mlx", 2 * HEADER_BYTES),
+    "mlx/config.json": ("mlx", 440),
 }
 
 

@@ -37,18 +37,18 @@ def decoded_part(
     """A matrix as floats of this type; `why` it does not stay as it is."""
 
     def read() -> NDArray[Any]:
-        stored = np.empty(entry.shape, dtype)
+        rounded = np.empty(entry.shape, dtype)
         moved, size = 0.0, 0.0
         for begin in range(0, entry.shape[0], ROWS_AT_ONCE):
             rows = slice(begin, min(begin + ROWS_AT_ONCE, entry.shape[0]))
             weights = entry.read_float(rows)
-            stored[rows] = as_float_type(weights, dtype, name)
-            moved += squares(stored[rows].astype(np.float32) - weights)
+            rounded[rows] = as_float_type(weights, dtype, name)
+            moved += squares(rounded[rows].astype(np.float32) - weights)
             size += squares(weights)
         change = (moved / size) ** 0.5 if moved else 0.0
         note = f"{why}: decoded, rounded to {dtype.name}" if moved else f"{why}: decoded"
         told(TensorReport(name, entry.source, dtype.name, not moved, change, note))
-        return stored
+        return rounded
 
     return Part(name, ArrayToWrite(dtype, entry.shape, read))
 
@@ -61,11 +61,11 @@ def squares(values: NDArray[np.float32]) -> float:
 def as_float_type(weights: NDArray[np.float32], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
     """Weights rounded to a float type. Raises: SolveError where one does not fit."""
     with np.errstate(over="ignore"):
-        stored = weights.astype(dtype)
-    if not np.isfinite(stored).all():
+        rounded = weights.astype(dtype)
+    if not np.isfinite(rounded).all():
         raise SolveError(
             f"a decoded weight does not fit {dtype.name}",
             where=name,
             found=float(np.abs(weights).max()),
         )
-    return stored
+    return rounded

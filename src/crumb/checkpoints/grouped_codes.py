@@ -250,10 +250,10 @@ def needed(
 
 def settings_of(directory: QuantizedDirectory) -> Mapping[str, Any]:
     """The quantization settings of a directory. Raises: CheckpointError."""
-    given = directory.configuration.get(SETTINGS)
-    if not isinstance(given, dict):
-        raise refuse(SETTINGS, "an object", given)
-    return given
+    settings = directory.configuration.get(SETTINGS)
+    if not isinstance(settings, dict):
+        raise refuse(SETTINGS, "an object", settings)
+    return settings
 
 
 def with_matrices(

@@ -90,10 +90,10 @@ def write_quantized(checkpoint: Checkpoint, out: Path, target: ExportFormat, tol
             found="; ".join(sorted(obstacles)),
             do="Quantize the float model with `crumb quantize`, or export to safetensors",
         )
-    kept = {layer.module for layer in layers}
+    written = {layer.module for layer in layers}
     modules = [linear.weight.removesuffix(WEIGHT) for linear in inside_linears(checkpoint.plan)]
     head = families()[checkpoint.configuration["model_type"]].tensors["head"]
-    settings = target.settings(layers, [name for name in modules if name not in kept], head)
+    settings = target.settings(layers, [name for name in modules if name not in written], head)
     with new_directory(out) as directory:
         configuration = configuration_with(checkpoint.configuration, settings)
         write_model(directory, parts, configuration, checkpoint.files, "pt")
@@ -101,8 +101,8 @@ def write_quantized(checkpoint: Checkpoint, out: Path, target: ExportFormat, tol
 
 def configuration_with(configuration: Mapping[str, Any], settings: object) -> dict[str, Any]:
     """config.json with quantization settings; engines round scales to the type it names."""
-    kept = {key: value for key, value in configuration.items() if key != "dtype"}
-    return kept | {"torch_dtype": HALF.name, "quantization_config": settings}
+    others = {key: value for key, value in configuration.items() if key != "dtype"}
+    return others | {"torch_dtype": HALF.name, "quantization_config": settings}
 
 
 def inside_linears(plan: Plan) -> Iterator[Linear]:

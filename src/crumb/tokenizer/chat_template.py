@@ -194,8 +194,8 @@ def load_chat_template(files: ModelFiles) -> ChatTemplate:
             do=f"Give the prompt as plain text, or put the model's {FILE} into its directory",
         )
     tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
-    known = {name: text for name, text in tokens.items() if text is not None}
-    return ChatTemplate(_named(templates, where), known, where)
+    named = {name: text for name, text in tokens.items() if text is not None}
+    return ChatTemplate(_named(templates, where), named, where)
 
 
 def _named(templates: Any, where: Path) -> dict[str, str]:

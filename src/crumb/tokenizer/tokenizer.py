@@ -100,8 +100,8 @@ class Tokenizer:
 
     def piece(self, token: int) -> str | None:
         """A token as the vocabulary writes it; None for a number that is no token."""
-        found: str | None = self.backend.id_to_token(token)
-        return found
+        written: str | None = self.backend.id_to_token(token)
+        return written
 
     def token_text(self, token: int) -> str:
         """One token as text, to be read by people: a special token as it is written out."""

@@ -13,18 +13,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from tiny_checkpoint import DOWN, QUERY, make_tensors, write_checkpoint
+from scaled_files import write_eight
+from tiny_checkpoint import DOWN, QUERY, write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.solve.problem import Method, SolveSettings
 
-Arrays = dict[str, NDArray[Any]]
-E4M3 = np.dtype(ml_dtypes.float8_e4m3fn)
 BLOCK = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [48, 40]}
 WHOLE = {"quant_method": "fp8", "activation_scheme": "static"}
 ROWS = {"quant_method": "fbgemm_fp8"}
@@ -51,45 +48,6 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[int, int] | None, Any]] = {
         "f4",
     ),
 }
-
-
-def write_eight(
-    path: Path,
-    settings: dict[str, Any],
-    scale_name: str,
-    block: tuple[int, int] | None,
-    scale_type: Any,
-    dtype: np.dtype[Any] = E4M3,
-) -> dict[str, NDArray[np.float64]]:
-    """A tiny model in 8 bits; returns the weights that it stands for."""
-    write_checkpoint(path, configuration={"quantization_config": settings})
-    arrays: Arrays = {}
-    weights: dict[str, NDArray[np.float64]] = {}
-    for name, values in make_tensors().items():
-        arrays[name] = values.astype(np.float16)
-        weights[name] = arrays[name].astype(np.float64)
-        if values.ndim != 2 or "embed" in name:
-            continue
-        rows, columns = values.shape
-        height, width = (rows, columns) if block is None else (block[0], block[1] or columns)
-        shape = -(-rows // height), -(-columns // width)
-        drawn = np.random.default_rng(len(arrays)).uniform(0.001, 0.01, shape)
-        scales = drawn.astype(np.float16 if dtype == np.int8 else scale_type)
-        spread = np.repeat(np.repeat(scales.astype(np.float64), height, 0), width, 1)
-        spread = spread[:rows, :columns]
-        stored = np.clip(values / spread, -127, 127)
-        arrays[name] = (np.rint(stored) if dtype == np.int8 else stored).astype(dtype)
-        arrays[name.replace("weight", scale_name)] = scales[0, 0] if block is None else scales
-        weights[name] = arrays[name].astype(np.float64) * spread
-    write_file(
-        path / "model.safetensors",
-        {
-            name: ArrayToWrite(array.dtype, array.shape, lambda array=array: array)
-            for name, array in arrays.items()
-        },
-        {},
-    )
-    return weights
 
 
 @pytest.mark.parametrize("case", CASES)

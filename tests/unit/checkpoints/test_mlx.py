@@ -13,50 +13,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from quantized_files import to_words
-from tiny_checkpoint import QUERY, make_tensors, write_checkpoint
+from scaled_files import write_mlx
+from tiny_checkpoint import QUERY, write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.formats.catalog import ZeroKind
-
-
-def write_mlx(
-    path: Path, bits: int, group: int, dtype: Any = np.float16
-) -> dict[str, NDArray[np.float32]]:
-    """A tiny model with every matrix quantized; returns the weights that it stands for."""
-    said = {"group_size": group, "bits": bits}
-    write_checkpoint(path, configuration={"quantization": said, "quantization_config": said})
-    arrays: dict[str, NDArray[Any]] = {}
-    weights: dict[str, NDArray[np.float32]] = {}
-    generator = np.random.default_rng(bits)
-    for name, values in make_tensors(feed_forward=128).items():
-        if values.ndim != 2:
-            arrays[name] = values.astype(np.float16)
-            continue
-        codes = generator.integers(0, 2**bits, values.shape)
-        shape = len(values), values.shape[1] // group
-        scales = generator.normal(0, 0.02, shape).astype(dtype)
-        biases = generator.normal(0, 0.1, shape).astype(dtype)
-        arrays[name] = to_words(codes, bits).view(np.uint32)
-        arrays[name.replace("weight", "scales")] = scales
-        arrays[name.replace("weight", "biases")] = biases
-        wide = [np.repeat(each.astype(np.float32), group, axis=1) for each in (scales, biases)]
-        weights[name] = codes.astype(np.float32) * wide[0] + wide[1]
-    write_file(
-        path / "model.safetensors",
-        {
-            name: ArrayToWrite(array.dtype, array.shape, lambda array=array: array)
-            for name, array in arrays.items()
-        },
-        {"format": "mlx"},
-    )
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"intermediate_size": 128}))
-    return weights
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -52,19 +52,19 @@ ACCEPTED: dict[str, tuple[Any, ...]] = {
 
 def read_awq(directory: QuantizedDirectory) -> dict[str, Entry]:
     """Entries of an AWQ directory. Raises: CheckpointError."""
-    given = settings_of(directory)
+    settings = settings_of(directory)
     for key, accepted in ACCEPTED.items():
-        found = _setting(given, key, accepted[0])
-        if isinstance(found, bool) is not isinstance(accepted[0], bool) or found not in accepted:
-            raise refuse(f"{SETTINGS}.{key}", repr(accepted[0]), found)
-    size = as_integer(_setting(given, "group_size", 128), f"{SETTINGS}.group_size", lowest=-1)
+        value = _setting(settings, key, accepted[0])
+        if isinstance(value, bool) is not isinstance(accepted[0], bool) or value not in accepted:
+            raise refuse(f"{SETTINGS}.{key}", repr(accepted[0]), value)
+    size = as_integer(_setting(settings, "group_size", 128), f"{SETTINGS}.group_size", lowest=-1)
     if size == 0:
         raise refuse(f"{SETTINGS}.group_size", "-1, or at least 1", size)
     return with_matrices(directory.arrays, ARRAYS, lambda module: _matrix(directory, module, size))
 
 
-def _setting(given: Mapping[str, Any], key: str, default: Any) -> Any:
-    return given.get(key, given.get(NAMES.get(key, key), default))
+def _setting(settings: Mapping[str, Any], key: str, default: Any) -> Any:
+    return settings.get(key, settings.get(NAMES.get(key, key), default))
 
 
 def _matrix(directory: QuantizedDirectory, module: str, group_size: int) -> GroupedMatrix:
@@ -114,9 +114,9 @@ class AwqArrays:
 def _unpacked(array: StoredArray, rows: slice) -> Codes:
     """Codes of some outputs, (rows, inputs or groups); only their words are unpacked."""
     first = rows.start // CODES_IN_WORD
-    stored = array.read_columns(slice(first, -(-rows.stop // CODES_IN_WORD)))
-    digits = unpack_words(stored, BITS, stored.shape[1] * CODES_IN_WORD)
-    sorted_digits = digits.reshape(len(stored), -1, CODES_IN_WORD)[..., np.argsort(ORDER)]
+    packed = array.read_columns(slice(first, -(-rows.stop // CODES_IN_WORD)))
+    digits = unpack_words(packed, BITS, packed.shape[1] * CODES_IN_WORD)
+    sorted_digits = digits.reshape(len(packed), -1, CODES_IN_WORD)[..., np.argsort(ORDER)]
     begin = rows.start - first * CODES_IN_WORD
-    outputs = sorted_digits.reshape(len(stored), -1)[:, begin : begin + rows.stop - rows.start]
+    outputs = sorted_digits.reshape(len(packed), -1)[:, begin : begin + rows.stop - rows.start]
     return np.ascontiguousarray(outputs.T)

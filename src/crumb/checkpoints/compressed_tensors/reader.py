@@ -75,13 +75,13 @@ class Scheme:
 
 def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
     """Entries of a compressed-tensors directory. Raises: CheckpointError."""
-    given = settings_of(directory)
-    _check_format(given.get("format"), f"{SETTINGS}.format", MIXED)
+    settings = settings_of(directory)
+    _check_format(settings.get("format"), f"{SETTINGS}.format", MIXED)
     for key, inside, harmless in CHANGES:
-        setting = given.get(key)
+        setting = settings.get(key)
         if setting and (not isinstance(setting, dict) or setting.get(inside, {}) != harmless):
             raise refuse(f"{SETTINGS}.{key}", "none", setting)
-    targets = Targets.of(given)
+    targets = Targets.of(settings)
 
     def scheme_of(module: str) -> Scheme:
         scheme = targets.find(module)
@@ -177,24 +177,24 @@ class Targets:
     patterns: Rules[Scheme]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Targets:
+    def of(cls, settings: Mapping[str, Any]) -> Targets:
         """Raises: CheckpointError."""
-        groups = given.get("config_groups")
+        groups = settings.get("config_groups")
         if not isinstance(groups, dict):
             raise refuse(f"{SETTINGS}.config_groups", "an object", groups)
-        found: dict[str, Scheme] = {}
+        schemes: dict[str, Scheme] = {}
         for name, group in groups.items():
             key = f"{SETTINGS}.config_groups.{name[:40]}"
-            scheme = _scheme(group, key, given.get("format"))
-            found |= dict.fromkeys(_names(group.get("targets"), f"{key}.targets"), scheme)
-        ignored = _names(given.get("ignore") or [], f"{SETTINGS}.ignore")
+            scheme = _scheme(group, key, settings.get("format"))
+            schemes |= dict.fromkeys(_names(group.get("targets"), f"{key}.targets"), scheme)
+        ignored = _names(settings.get("ignore") or [], f"{SETTINGS}.ignore")
         return cls(
             Rules.of(((_as_pattern(name), True) for name in ignored), "config.json: ignore"),
-            {name: scheme for name, scheme in found.items() if not name.startswith(PATTERN)},
+            {name: scheme for name, scheme in schemes.items() if not name.startswith(PATTERN)},
             Rules.of(
                 (
                     (name.removeprefix(PATTERN), scheme)
-                    for name, scheme in sorted(found.items())
+                    for name, scheme in sorted(schemes.items())
                     if name.startswith(PATTERN)
                 ),
                 "config.json: targets",
@@ -290,8 +290,8 @@ def _zeros(
 ) -> StoredArray:
     """Zero points, packed along the rows; earlier versions wrote them as they are, in int8."""
     name = f"{module}.weight_zero_point"
-    found = arrays.get(name)
-    if found is not None and found.dtype == np.int8:
+    zeros = arrays.get(name)
+    if zeros is not None and zeros.dtype == np.int8:
         return needed(arrays, name, groups, ("int8",))
     return needed(arrays, name, (words(groups[0], bits), groups[1]), ("int32",))
 

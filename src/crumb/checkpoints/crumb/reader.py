@@ -66,31 +66,31 @@ def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
         if matrix in arrays:
             raise CheckpointError("a matrix is stored both packed and plain", where=where)
         entry = packed_entry(directory.metadata.get(matrix, ""), array, where)
-        stored = arrays.get(f"{matrix}.{ORDER}")
-        if stored is not None:
-            entry = replace(entry, order=read_order(stored, entry.shape[1], where))
+        order = arrays.get(f"{matrix}.{ORDER}")
+        if order is not None:
+            entry = replace(entry, order=read_order(order, entry.shape[1], where))
         entries[matrix] = entry
     return entries
 
 
-def read_order(stored: StoredArray, in_features: int, where: str) -> NDArray[np.intp]:
+def read_order(array: StoredArray, in_features: int, where: str) -> NDArray[np.intp]:
     """The input that each column belongs to. Raises: CheckpointError where it is no permutation."""
-    if (stored.dtype, stored.shape) == (np.dtype("<i4"), (in_features,)):
-        order = stored.read().astype(np.intp)
+    if (array.dtype, array.shape) == (np.dtype("<i4"), (in_features,)):
+        order = array.read().astype(np.intp)
         if np.array_equal(np.sort(order), np.arange(in_features)):
             return order
     raise CheckpointError(
         "the order of a matrix's columns names each input once",
         where=f"{where}.{ORDER}",
         expected=f"int32 [{in_features}], a permutation",
-        found=f"{stored.dtype.name} {list(stored.shape)}",
+        found=f"{array.dtype.name} {list(array.shape)}",
     )
 
 
-def _check_version(given: Any, where: Path) -> None:
+def _check_version(settings: Any, where: Path) -> None:
     """Refuse another method, layout or version. Raises: CheckpointError."""
     expected = quantization_config()
-    found = {key: given.get(key) for key in expected} if isinstance(given, dict) else given
+    found = {key: settings.get(key) for key in expected} if isinstance(settings, dict) else settings
     if found == expected:
         return
     layout = found.get("layout") if isinstance(found, dict) else None

@@ -240,9 +240,9 @@ class _Restorer:
 
     def bytes_of_base(self, name: str, array: StoredArray) -> Iterator[bytes]:
         """An array of the base as it is. Raises: CheckpointError."""
-        known = self.base.tensors.entry(name)
-        if isinstance(known, StoredArray) and known.dtype == array.dtype:
-            return byte_pieces(known, PIECE_BYTES)
+        entry = self.base.tensors.entry(name)
+        if isinstance(entry, StoredArray) and entry.dtype == array.dtype:
+            return byte_pieces(entry, PIECE_BYTES)
         raise CheckpointError(
             "the delta lacks a tensor that the base has in another type",
             where=f"{self.delta.path}: {name}",

@@ -246,11 +246,11 @@ class _Maker:
 
     def is_of_base(self, name: str, array: StoredArray) -> bool:
         """Whether the base has exactly this array. Raises: CheckpointError for another shape."""
-        known = self.base.tensors.entry(name)
-        self.check_shape(name, known.shape, array.shape)
-        if not isinstance(known, StoredArray) or known.dtype != array.dtype:
+        entry = self.base.tensors.entry(name)
+        self.check_shape(name, entry.shape, array.shape)
+        if not isinstance(entry, StoredArray) or entry.dtype != array.dtype:
             return False
-        both = zip(byte_pieces(known, PIECE_BYTES), byte_pieces(array, PIECE_BYTES), strict=True)
+        both = zip(byte_pieces(entry, PIECE_BYTES), byte_pieces(array, PIECE_BYTES), strict=True)
         return all(one == other for one, other in both)
 
     def check_shape(self, name: str, known: tuple[int, ...], found: tuple[int, ...]) -> None:

@@ -45,14 +45,14 @@ def put_parameters(
 ) -> None:
     """Write every field that the format stores."""
     suggested = suggest(weights, format)
-    known: Fields = {}
+    fields: Fields = {}
     turned = _is_turned(suggested, parameters.scale, format)
     piece.put(np.array([turned], np.uint8))
     suggested = suggested.turned() if turned else suggested
     for name in field_types(format):
         stored = getattr(parameters, name)
-        difference = _as_whole(stored) - _as_whole(_expected(name, suggested, known, format))
-        known[name] = stored
+        difference = _as_whole(stored) - _as_whole(_expected(name, suggested, fields, format))
+        fields[name] = stored
         each_byte = np.ascontiguousarray(difference).view(np.uint8)
         piece.put(each_byte.reshape(-1, stored.dtype.itemsize).T)
 
@@ -60,14 +60,14 @@ def put_parameters(
 def take_parameters(piece: PieceReader, weights: Floats, format: Format) -> GroupParameters:
     """Undo put_parameters. Raises: CheckpointError."""
     suggested = suggest(weights, format)
-    known: Fields = {}
+    fields: Fields = {}
     suggested = suggested.turned() if piece.take(1)[0] else suggested
     for name, dtype in field_types(format).items():
-        expected = _expected(name, suggested, known, format)
+        expected = _expected(name, suggested, fields, format)
         planes = piece.take(expected.nbytes).reshape(dtype.itemsize, -1)
         difference = np.ascontiguousarray(planes.T).view(_whole(dtype)).reshape(expected.shape)
-        known[name] = (_as_whole(expected) + difference).view(dtype)
-    return GroupParameters(**known)
+        fields[name] = (_as_whole(expected) + difference).view(dtype)
+    return GroupParameters(**fields)
 
 
 def field_types(format: Format) -> dict[str, np.dtype[Any]]:
@@ -104,25 +104,25 @@ def _is_turned(suggested: Suggested, scale: NDArray[np.float16], format: Format)
     return agree > int(np.count_nonzero(scale >= 0))
 
 
-def _expected(name: str, suggested: Suggested, known: Fields, format: Format) -> NDArray[Any]:
+def _expected(name: str, suggested: Suggested, fields: Fields, format: Format) -> NDArray[Any]:
     """What a field would be, given the suggestion and the fields before it."""
     block = format.row.super_block
     dtype = field_types(format)[name]
     if block is None:
         return _cast(getattr(suggested, name), dtype)
     width = block.width // format.group_size
-    wanted, highest = {
+    extreme, highest = {
         "scale": (suggested.scale, block.highest),
         "sub_scale": (suggested.scale, block.highest),
         "minimum": (-suggested.minimum, block.highest),
         "sub_minimum": (-suggested.minimum, min(block.highest, LARGEST_SUB_MINIMUM)),
     }[name]
     if not name.startswith("sub_"):
-        blocks = wanted.reshape(len(wanted), -1, width).max(axis=2)
+        blocks = extreme.reshape(len(extreme), -1, width).max(axis=2)
         return _cast(blocks / np.float32(highest), dtype)
-    whole = np.repeat(known[name.removeprefix("sub_")], width, axis=1).astype(np.float32)
+    whole = np.repeat(fields[name.removeprefix("sub_")], width, axis=1).astype(np.float32)
     with np.errstate(all="ignore"):
-        share = np.nan_to_num(np.rint(wanted / whole))
+        share = np.nan_to_num(np.rint(extreme / whole))
     return _cast(np.clip(share, 0, highest), dtype)
 
 

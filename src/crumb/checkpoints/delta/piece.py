@@ -104,10 +104,10 @@ def compressed(pieces: Sequence[bytes] | Iterator[bytes]) -> Iterator[bytes]:
     """One frame of everything, a piece at a time."""
     import zstandard
 
-    known = isinstance(pieces, Sequence)
+    is_sequence = isinstance(pieces, Sequence)
     parameters = zstandard.ZstdCompressionParameters.from_level(
         LEVEL,
-        source_size=sum(map(len, pieces)) if known else 0,
+        source_size=sum(map(len, pieces)) if is_sequence else 0,
         format=zstandard.FORMAT_ZSTD1_MAGICLESS,
         write_content_size=0,
     )

@@ -98,8 +98,8 @@ class HeaderBytes:
             raise self.refuse(
                 "the header is too large", name, f"at most {LARGEST_HEADER_BYTES} bytes", end
             )
-        wanted = max(end, 2 * len(self.raw), FIRST_READ_BYTES)
-        self.raw += self.file.read(wanted - len(self.raw))
+        end_of_read = max(end, 2 * len(self.raw), FIRST_READ_BYTES)
+        self.raw += self.file.read(end_of_read - len(self.raw))
         if len(self.raw) < end:
             raise self.refuse("the file became shorter", name, f"{end} bytes", len(self.raw))
         return end
@@ -129,7 +129,7 @@ class HeaderBytes:
 
     def strings(self, count: int, name: str) -> list[str]:
         """So many strings, one behind the other. Raises: CheckpointError."""
-        found: list[str] = []
+        texts: list[str] = []
         unpack = _U64.unpack_from
         for _ in range(count):
             begin = self.at + 8
@@ -140,13 +140,13 @@ class HeaderBytes:
             if end > len(self.raw):
                 self.need(8 + length, name)
             try:
-                found.append(self.raw[begin:end].decode())
+                texts.append(self.raw[begin:end].decode())
             except UnicodeDecodeError as error:
                 raise self.refuse(
                     "a string is not UTF-8", name, "UTF-8", error.object[:40]
                 ) from error
             self.at = end
-        return found
+        return texts
 
     def value(self, name: str) -> tuple[Value, str]:
         """The value of a key, and the name of its type. Raises: CheckpointError."""

@@ -253,10 +253,10 @@ class _Rows:
         raw = self.tensor.raw
         if self.places is None:
             return raw.read(rows)
-        wanted, back = np.unique(self.places[rows], return_inverse=True)
-        if not len(wanted):
+        rows_of_file, back = np.unique(self.places[rows], return_inverse=True)
+        if not len(rows_of_file):
             return raw.read(slice(0, 0))
-        runs = np.split(wanted, np.nonzero(np.diff(wanted) > GAP_ROWS)[0] + 1)
+        runs = np.split(rows_of_file, np.nonzero(np.diff(rows_of_file) > GAP_ROWS)[0] + 1)
         pieces = [raw.read(slice(int(run[0]), int(run[-1]) + 1))[run - run[0]] for run in runs]
         lines: Bytes = np.concatenate(pieces)[back]
         return lines

@@ -32,15 +32,15 @@ TYPE_OF_FLOATS = {"float64": "F32", "float32": "F32", "float16": "F16", "bfloat1
 """dtype of a float matrix -> the type that holds it; f64 is rounded."""
 
 
-def choose_type(entry: Entry, wanted: str | None = None, strict: bool = False) -> str:
+def choose_type(entry: Entry, asked: str | None = None, strict: bool = False) -> str:
     """The type of one matrix: the one wanted, else the nearest to its format.
 
     strict prefers a larger type to one that changes weights. Raises: UsageError.
     """
-    name = _nearest(entry, strict) if wanted is None else wanted.upper()
+    name = _nearest(entry, strict) if asked is None else asked.upper()
     if name not in GGUF_TYPES:
-        known = ", ".join(known.lower() for known in GGUF_TYPES)
-        raise UsageError("no such GGUF type", expected=f"one of {known}", found=name.lower()[:40])
+        names = ", ".join(names.lower() for names in GGUF_TYPES)
+        raise UsageError("no such GGUF type", expected=f"one of {names}", found=name.lower()[:40])
     return that_fits(name, entry.shape[-1])
 
 
@@ -49,17 +49,17 @@ def _nearest(entry: Entry, strict: bool) -> str:
     if not isinstance(entry, Quantized):
         return TYPE_OF_FLOATS[entry.dtype.name]
     format, in_features = entry.format, entry.shape[1]
-    found = exact_type(format, in_features)
-    if found is None and strict:
-        found = wider_exact_type(format, in_features)
-    return found or rounded_type(format, in_features) or TYPE_OF_BITS[format.bits]
+    exact = exact_type(format, in_features)
+    if exact is None and strict:
+        exact = wider_exact_type(format, in_features)
+    return exact or rounded_type(format, in_features) or TYPE_OF_BITS[format.bits]
 
 
-def start_change(type_name: str, wanted: str | None) -> Change:
+def start_change(type_name: str, asked: str | None) -> Change:
     """The change of a tensor that has not begun; it knows when the type asked for did not fit."""
-    if wanted is None or wanted.upper() == type_name:
+    if asked is None or asked.upper() == type_name:
         return Change()
-    return Change(why=f"{wanted.lower()} needs inputs in whole blocks of its own")
+    return Change(why=f"{asked.lower()} needs inputs in whole blocks of its own")
 
 
 @dataclass

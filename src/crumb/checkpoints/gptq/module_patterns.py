@@ -65,10 +65,10 @@ def _sequence(parts: list[Node]) -> Node:
 
 def _either(choices: list[Node]) -> Node:
     def ends(subject: _Subject, starts: int) -> int:
-        found = 0
+        ends_of_any = 0
         for choice in choices:
-            found |= choice(subject, starts)
-        return found
+            ends_of_any |= choice(subject, starts)
+        return ends_of_any
 
     return ends
 
@@ -92,16 +92,16 @@ def _repeated(part: Node, lowest: int, highest: int | None) -> Node:
     return ends
 
 
-def _ahead(part: Node, wanted: bool) -> Node:
+def _ahead(part: Node, matching: bool) -> Node:
     def ends(subject: _Subject, starts: int) -> int:
-        found, rest = 0, starts
+        passed, rest = 0, starts
         while rest:
             start = rest & -rest
             rest ^= start
             subject.spend()
-            if bool(part(subject, start)) is wanted:
-                found |= start
-        return found
+            if bool(part(subject, start)) is matching:
+                passed |= start
+        return passed
 
     return ends
 
@@ -139,7 +139,7 @@ RANGE = re.compile(r"-[^\]]")
 
 
 def _between(low: str, high: str) -> Callable[[str], bool]:
-    return lambda found: low <= found <= high
+    return lambda letter: low <= letter <= high
 
 
 class _Refused(Exception):
@@ -159,10 +159,10 @@ class _Parser:
         return node
 
     def choices(self) -> Node:
-        found = [self.sequence()]
+        sequences = [self.sequence()]
         while self.take("|"):
-            found.append(self.sequence())
-        return found[0] if len(found) == 1 else _either(found)
+            sequences.append(self.sequence())
+        return sequences[0] if len(sequences) == 1 else _either(sequences)
 
     def sequence(self) -> Node:
         parts: list[Node] = []
@@ -171,9 +171,9 @@ class _Parser:
         return _sequence(parts)
 
     def take(self, text: str) -> bool:
-        found = self.text.startswith(text, self.at)
-        self.at += len(text) if found else 0
-        return found
+        is_next = self.text.startswith(text, self.at)
+        self.at += len(text) if is_next else 0
+        return is_next
 
     def next(self) -> str:
         if self.at == len(self.text):
@@ -212,7 +212,7 @@ class _Parser:
         if letter in QUANTIFIERS:
             raise _Refused("a quantifier of nothing")
         if letter == ".":
-            return _letter(lambda found: found != "\n")
+            return _letter(lambda letter: letter != "\n")
         return _letter(self.members() if letter == "[" else self.single(letter))
 
     def group(self) -> Node:
@@ -250,7 +250,7 @@ class _Parser:
             if "\\" in (first, high) or high < first:
                 raise _Refused("such a range")
             accepted.append(_between(first, high))
-        return lambda found: any(each(found) for each in accepted) is not inverted
+        return lambda letter: any(each(letter) for each in accepted) is not inverted
 
 
 def literal_name(pattern: str) -> str | None:
@@ -259,7 +259,7 @@ def literal_name(pattern: str) -> str | None:
     if not text.endswith("$") or text.endswith("\\$"):
         return None
     escaped = text[:-1]
-    name = re.sub(r"\\([^\w\s])", lambda found: found[1], escaped)
+    name = re.sub(r"\\([^\w\s])", lambda match: match[1], escaped)
     return name if re.escape(name) == escaped else None
 
 

@@ -57,10 +57,10 @@ class GptqSettings:
 
 def read_gptq(directory: QuantizedDirectory) -> dict[str, Entry]:
     """Entries of a GPTQ directory. Raises: CheckpointError."""
-    given = settings_of(directory)
-    missing = _missing_from_zero(given)
-    settings = _settings(given, None)
-    rules = _rules(given, settings)
+    configuration = settings_of(directory)
+    missing = _missing_from_zero(configuration)
+    settings = _settings(configuration, None)
+    rules = _rules(configuration, settings)
 
     def matrix(module: str) -> GroupedMatrix:
         chosen = rules.find(module)
@@ -75,29 +75,31 @@ def read_gptq(directory: QuantizedDirectory) -> dict[str, Entry]:
     return with_matrices(directory.arrays, ARRAYS, matrix)
 
 
-def _missing_from_zero(given: Mapping[str, Any]) -> int:
+def _missing_from_zero(settings: Mapping[str, Any]) -> int:
     """What is to be added to a stored zero point. Raises: CheckpointError."""
-    packing = given.get("pack_dtype") or "int32"
+    packing = settings.get("pack_dtype") or "int32"
     if packing not in ("int32", "torch.int32"):
         raise refuse(f"{SETTINGS}.pack_dtype", "int32", packing)
-    format = given.get("checkpoint_format") or given.get("format") or "gptq"
+    format = settings.get("checkpoint_format") or settings.get("format") or "gptq"
     if not isinstance(format, str) or format not in MISSING_FROM_ZERO:
         raise refuse(f"{SETTINGS}.checkpoint_format", " or ".join(MISSING_FROM_ZERO), format)
-    if given.get("is_marlin_format"):
-        raise refuse(f"{SETTINGS}.is_marlin_format", "false", given["is_marlin_format"])
+    if settings.get("is_marlin_format"):
+        raise refuse(f"{SETTINGS}.is_marlin_format", "false", settings["is_marlin_format"])
     return MISSING_FROM_ZERO[format]
 
 
-def _settings(given: Mapping[str, Any], base: GptqSettings | None, at: str = "") -> GptqSettings:
+def _settings(settings: Mapping[str, Any], base: GptqSettings | None, at: str = "") -> GptqSettings:
     """Settings as given, the others those of base. Raises: CheckpointError."""
     for flag in ("desc_act", "sym", "lm_head"):
-        read_flag({key: given[key] for key in (flag,) if given.get(key) is not None}, flag, False)
+        read_flag(
+            {key: settings[key] for key in (flag,) if settings.get(key) is not None}, flag, False
+        )
     inherited = {} if base is None else vars(base)
-    bits = given.get("bits", inherited.get("bits"))
+    bits = settings.get("bits", inherited.get("bits"))
     if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
         raise refuse(f"{SETTINGS}.{at}bits", f"one of {', '.join(map(str, BITS))}", bits)
     size = as_integer(
-        given.get("group_size", inherited.get("group_size", 128)),
+        settings.get("group_size", inherited.get("group_size", 128)),
         f"{SETTINGS}.{at}group_size",
         lowest=-1,
     )
@@ -106,9 +108,9 @@ def _settings(given: Mapping[str, Any], base: GptqSettings | None, at: str = "")
     return GptqSettings(bits, size)
 
 
-def _rules(given: Mapping[str, Any], base: GptqSettings) -> Rules[GptqSettings | str]:
+def _rules(settings: Mapping[str, Any], base: GptqSettings) -> Rules[GptqSettings | str]:
     """Settings of single modules; the pattern itself where it says to leave them alone."""
-    dynamic = given.get("dynamic") or {}
+    dynamic = settings.get("dynamic") or {}
     key = f"{SETTINGS}.dynamic"
     if not isinstance(dynamic, dict):
         raise refuse(key, "an object", dynamic)

@@ -94,8 +94,8 @@ def _fetched(name: HubName, model: str) -> Path:
 
 def _gguf_file(name: HubName, file: str, model: str) -> Path:
     """One GGUF file of a repository, with its other parts. Raises: ModelNotFound."""
-    wanted = PART_NUMBER.sub(r"-*\1", file)
-    local = download(name.repository, name.revision, [wanted], ignored=()) / file
+    pattern = PART_NUMBER.sub(r"-*\1", file)
+    local = download(name.repository, name.revision, [pattern], ignored=()) / file
     if not local.is_file():
         raise ModelNotFound("the repository has no such file", where=model)
     return local

@@ -178,8 +178,8 @@ def _token_texts(values: Metadata, longest: int) -> list[str]:
     if not texts or sum(map(len, texts)) > MOST_CHARACTERS:
         raise values.refuse(TOKENS, f"1 to {MOST_CHARACTERS} characters in all")
     first: dict[str, int] = {}
-    for token, given in enumerate(texts):
-        texts[token] = text = given or f"[EMPTY_{token}]"
+    for token, spelled in enumerate(texts):
+        texts[token] = text = spelled or f"[EMPTY_{token}]"
         if len(text) > longest:
             raise CheckpointError(
                 "a token is too long",
