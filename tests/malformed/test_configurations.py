@@ -28,10 +28,16 @@ def test_a_directory_that_is_not_there_is_exit_4(tmp_path: Path, refused: Any) -
 
 
 def test_a_file_is_no_model(tmp_path: Path, capsys: Capsys, refused: Any) -> None:
-    (tmp_path / "model.bin").write_bytes(b"weights")
-    assert "model.bin" in refused(4, tmp_path / "model.bin")
-    for line in verbs(tmp_path / "model.bin"):
+    (tmp_path / "model.txt").write_bytes(b"weights")
+    assert "model.txt" in refused(4, tmp_path / "model.txt")
+    for line in verbs(tmp_path / "model.txt"):
         refusal(capsys, 4, *line)
+
+
+def test_a_pickle_is_refused_as_what_it_is(tmp_path: Path, capsys: Capsys) -> None:
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    for line in verbs(tmp_path / "model.bin"):
+        assert "pickle weights can run code" in refusal(capsys, 1, *line)
 
 
 @pytest.mark.parametrize("name", ["", " ", "a" * 5000, "a\0b", "~nobody-of-this-name/x", "a//b"])
