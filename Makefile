@@ -4,19 +4,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 
+JOBS ?= auto
+
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet
+PIP := $(BIN)/python -m pip --quiet
+INSTALL := $(PIP) install
+BUILD_TOOLS := 'scikit-build-core>=0.10' 'nanobind>=2.4' 'cmake>=3.26,<5' ninja
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/*)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := test
-.PHONY: demo test oracle check lint bench docs clean
+.PHONY: demo test oracle check lint bench docs wheel clean
 
 demo: $(VENV)/plain.stamp
 	$(BIN)/crumb demo
 
 test: lint
-	$(BIN)/python -m pytest -m "not oracle"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not oracle"
 
 oracle: $(VENV)/oracle.stamp
 	$(BIN)/python -m pytest -m oracle
@@ -37,6 +41,10 @@ bench: $(VENV)/oracle.stamp
 docs: $(VENV)/editable.stamp
 	$(BIN)/python docs/generate.py
 
+# The wheel of this interpreter in dist/, shown to run where nothing can be compiled.
+wheel: $(VENV)/wheel.stamp
+	.ci/wheel_runs $(BIN)/python dist/*.whl
+
 clean:
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
@@ -44,18 +52,29 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The plain and the editable install replace each other, so each takes away the other's stamps.
-$(VENV)/plain.stamp: $(BUILD_INPUTS) $(SOURCES) | $(BIN)/python
-	$(INSTALL) .
-	rm -f $(VENV)/*.stamp
+# Tools in the environment itself, not in one that pip makes for each build: objects stay valid.
+$(VENV)/tools: | $(BIN)/python
+	$(INSTALL) $(BUILD_TOOLS)
 	touch $@
 
-$(VENV)/editable.stamp: $(BUILD_INPUTS) | $(BIN)/python
-	$(INSTALL) --editable '.[dev]'
-	rm -f $(VENV)/*.stamp
+$(VENV)/wheel.stamp: $(BUILD_INPUTS) $(SOURCES) | $(VENV)/tools
+	rm -rf dist
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	touch $@
+
+# The plain and the editable install replace each other, so each takes away the other's stamp.
+$(VENV)/plain.stamp: $(VENV)/wheel.stamp
+	$(INSTALL) --force-reinstall --no-deps dist/*.whl
+	$(INSTALL) dist/*.whl
+	rm -f $(VENV)/editable.stamp $(VENV)/oracle.stamp
+	touch $@
+
+$(VENV)/editable.stamp: $(BUILD_INPUTS) | $(VENV)/tools
+	$(INSTALL) --no-build-isolation --editable '.[dev]'
+	rm -f $(VENV)/plain.stamp $(VENV)/oracle.stamp
 	touch $@
 
 $(VENV)/oracle.stamp: $(VENV)/editable.stamp
-	$(INSTALL) --editable '.[dev,oracle]' torch==2.13.0
+	$(INSTALL) --no-build-isolation --editable '.[dev,oracle]' torch==2.13.0
 	-$(INSTALL) --no-deps --only-binary :all: auto-gptq
 	touch $@

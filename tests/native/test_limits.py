@@ -3,6 +3,9 @@
 In: a small array, a few milliseconds. Out: seconds and multiply-adds per second.
 """
 
+import mmap
+import resource
+
 import numpy as np
 import pytest
 
@@ -18,13 +21,18 @@ def test_the_array_is_whole_pages_at_the_begin_of_a_page():
     assert (array == 1).all()
 
 
+@pytest.mark.skipif(not hasattr(mmap, "MADV_NOHUGEPAGE"), reason="pages here may be of any size")
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("isa", supported_sets())
-def test_a_pass_takes_time_that_grows_with_the_array(isa, threads):
-    """64 times the bytes take longer, the fastest of ten passes each, even where others compute."""
-    small, large = reading_array(1 << 18), reading_array(1 << 24)
-    times = [min(_native.read_pass(isa, x, threads) for _ in range(10)) for x in (small, large)]
-    assert 0 < times[0] < times[1]
+def test_a_pass_reads_every_page_of_the_array(isa, threads):
+    """Each page of fresh memory that is read for the first time is one fault."""
+    pages = 2000
+    memory = mmap.mmap(-1, pages * mmap.PAGESIZE)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    array = np.frombuffer(memory, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert _native.read_pass(isa, array, threads) > 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before >= pages
 
 
 def test_the_python_face_reads_with_the_widest_loads():
@@ -37,17 +45,6 @@ def test_the_python_face_reads_with_the_widest_loads():
 def test_every_set_multiplies_at_some_speed(isa):
     # A core does 4096 multiply-adds a cycle at most, at less than 10 GHz.
     assert 1e6 < dot_peak(1, 0.002, isa) < 4096 * 1e10
-
-
-@pytest.mark.skipif(len(supported_sets()) < 2, reason="one instruction set here")
-def test_the_fastest_set_beats_the_baseline():
-    """The best of some moments counts, as the machine is shared."""
-    best = {
-        isa: max(dot_peak(1, 0.01, isa) for _ in range(5))
-        for isa in (supported_sets()[0], supported_sets()[-1])
-    }
-    first, last = best.values()
-    assert last > first
 
 
 @pytest.mark.parametrize(
