@@ -30,8 +30,9 @@ from crumb.cli.option_groups import PROMPT
 from crumb.cli.output import bytes_text, log, log_dim
 from crumb.cli.turn_reader import TurnReader, line_history, stdin_line
 from crumb.errors import CrumbError, UsageError
-from crumb.machine.memory import peak_memory_bytes
+from crumb.machine.memory import peak_memory_bytes, resident_bytes
 from crumb.run.language_model import LanguageModel
+from crumb.run.memory_plan import measure_process
 from crumb.tokenizer.chat_template import load_chat_template
 
 
@@ -59,11 +60,13 @@ def chat(
             do=f"`crumb generate {model}` continues a text with any model",
         ) from error
     text.request("")  # refuses bad settings before the model is loaded
+    resident = resident_bytes()
     with (
         LanguageModel(engine.prepared(checkpoint), engine.settings(checkpoint)) as loaded,
         line_history(),
     ):
-        log_plan(loaded.memory, loaded.engine.settings)
+        plan = measure_process(loaded.memory, resident, lambda: loaded.tokenizer)
+        log_plan(plan, loaded.engine.settings)
         Chat(Conversation(loaded, text, system), sys.stdin.isatty()).run()
 
 

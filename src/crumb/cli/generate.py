@@ -20,7 +20,6 @@ from crumb.cli.generation_options import (
     TEXT_DEFAULTS,
     EngineOptions,
     TextOptions,
-    check_room,
     log_plan,
     memory_line,
     memory_record,
@@ -32,9 +31,12 @@ from crumb.cli.option_groups import ONE_WAY, OUTPUT, PROMPT
 from crumb.cli.output import bytes_text, log, print_json
 from crumb.cli.whole_number import OptionalWhole
 from crumb.errors import UsageError
+from crumb.machine.memory import resident_bytes
 from crumb.run.generation import TextPiece
 from crumb.run.language_model import LanguageModel
+from crumb.run.memory_plan import check_fits, measure_process
 from crumb.run.program import plan_engine
+from crumb.tokenizer.tokenizer import load_tokenizer
 
 
 def parse_prompt(_: Any, tokens: Sequence[Token]) -> str:
@@ -77,12 +79,14 @@ def generate(
         raise UsageError("logprobs are shown with --json alone", do="Add --json")
     checkpoint = open_checkpoint(locate(model))
     settings = engine.settings(checkpoint)
+    resident = resident_bytes()
     if dry_run:
         plan = plan_engine(checkpoint, settings)
+        plan = measure_process(plan, resident, lambda: load_tokenizer(checkpoint.files))
         record = memory_record(plan, settings)
         available = bytes_text(record["available_bytes"])
         print_json(record) if json else print(f"{memory_line(plan)}; {available} available")
-        check_room(record, model)
+        check_fits(plan, model)
         return
     given = read_prompt(prompt, file)
     request = text.request(given, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
@@ -91,7 +95,8 @@ def generate(
         LanguageModel(engine.prepared(checkpoint), settings) as loaded,
         interruption() as interrupted,
     ):
-        log_plan(loaded.memory, settings)
+        plan = measure_process(loaded.memory, resident, lambda: loaded.tokenizer)
+        log_plan(plan, settings)
         if echo:
             out.write(given)
         (generation,) = loaded.run([request], out.piece, interrupted)

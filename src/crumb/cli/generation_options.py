@@ -19,7 +19,7 @@ from crumb.checkpoints.converted_cache import with_converted
 from crumb.cli.option_groups import ENGINE, SAMPLING
 from crumb.cli.output import bytes_text, log
 from crumb.cli.whole_number import OptionalWhole
-from crumb.errors import DoesNotFit, UsageError
+from crumb.errors import UsageError
 from crumb.machine.memory import available_bytes
 from crumb.machine.processors import processors
 from crumb.requests.generate_request import (
@@ -158,11 +158,12 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 def memory_line(plan: MemoryPlan) -> str:
     """The memory that an engine takes, and its parts."""
-    buffers = plan.total_bytes - plan.weights_bytes - plan.cache_bytes
+    buffers = plan.buffer_bytes + plan.scratch_bytes + plan.table_bytes
+    process = f", Python and tokenizer {bytes_text(plan.process_bytes)}"
     return (
         f"needs {bytes_text(plan.total_bytes)} of memory: weights "
         f"{bytes_text(plan.weights_bytes)}, cache {bytes_text(plan.cache_bytes)}, "
-        f"buffers {bytes_text(buffers)}"
+        f"buffers {bytes_text(buffers)}{process if plan.process_bytes else ''}"
     )
 
 
@@ -175,23 +176,12 @@ def memory_record(plan: MemoryPlan, settings: EngineSettings) -> dict[str, Any]:
         "buffer_bytes": plan.buffer_bytes,
         "scratch_bytes": plan.scratch_bytes,
         "table_bytes": plan.table_bytes,
+        "process_bytes": plan.process_bytes,
         "available_bytes": available_bytes(),
         "context_tokens": settings.context_tokens,
         "threads": settings.thread_count(),
         "cache": settings.cache.value,
     }
-
-
-def check_room(record: dict[str, Any], where: object) -> None:
-    """What --dry-run ends with. Raises: DoesNotFit."""
-    if record["total_bytes"] > record["available_bytes"]:
-        raise DoesNotFit(
-            "the model and its cache do not fit the memory",
-            where=where,
-            expected=bytes_text(record["total_bytes"]),
-            found=f"{bytes_text(record['available_bytes'])} available",
-            do="Ask for a shorter --context, --cache int8, or fewer bits",
-        )
 
 
 def timing_line(generation: Generation) -> str:

@@ -7,8 +7,9 @@ so the dry run is the plan itself. Refuses, with DoesNotFit, what the machine ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Attention, Linear, Plan, Rotary
-from crumb.errors import DoesNotFit, UsageError
+from crumb.errors import CrumbError, DoesNotFit, UsageError
 from crumb.formats.catalog import Format
 from crumb.kernels.engine import (
     PAGE_TOKENS,
@@ -24,7 +25,7 @@ from crumb.kernels.engine import (
     cache_head_bytes,
     matmul_scratch_bytes,
 )
-from crumb.machine.memory import available_bytes
+from crumb.machine.memory import available_bytes, resident_bytes
 from crumb.machine.processors import processors
 from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
@@ -148,6 +149,7 @@ class MemoryPlan:
     gathered: Mapping[tuple[int, int], Place]  # (rows, width) of inputs in another order -> place
     arena_floats: int
     scratch_row_bytes: int  # of each thread
+    process_bytes: int = 0  # interpreter, packages and tokenizer, where they were measured
 
     @property
     def total_bytes(self) -> int:
@@ -157,6 +159,7 @@ class MemoryPlan:
             + self.buffer_bytes
             + self.scratch_bytes
             + self.table_bytes
+            + self.process_bytes
         )
 
 
@@ -262,13 +265,29 @@ def scratch_row_bytes(plan: Plan, attentions: Sequence[Attention], context: int)
     return -(-row // 4096) * 4096
 
 
+def measure_process(
+    memory: MemoryPlan, resident_before_bytes: int, read_tokenizer: Callable[[], object]
+) -> MemoryPlan:
+    """The plan with what this process takes beside its engine: measured, as no rule tells it.
+
+    `resident_before_bytes`: of the process before the engine was built.
+    """
+    begin = resident_bytes()
+    tokenizer = None
+    with suppress(CrumbError):  # whoever needs the tokenizer is told why it cannot be read
+        tokenizer = read_tokenizer()
+    growth = max(0, resident_bytes() - begin)
+    del tokenizer
+    return replace(memory, process_bytes=resident_before_bytes + growth)
+
+
 def check_fits(memory: MemoryPlan, where: object) -> None:
     """Refuse an engine whose memory the machine does not have. Weights are file pages: they count.
 
     Raises: DoesNotFit.
     """
     free = available_bytes()
-    needed = memory.total_bytes
+    needed = memory.total_bytes - memory.process_bytes  # the process has its own already
     if needed > free:
         raise DoesNotFit(
             "the model and its cache do not fit the memory",
