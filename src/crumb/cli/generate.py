@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.generation_options import (
@@ -34,7 +35,7 @@ from crumb.errors import UsageError
 from crumb.machine.memory import resident_bytes
 from crumb.run.generation import TextPiece
 from crumb.run.language_model import LanguageModel
-from crumb.run.memory_plan import check_fits, measure_process
+from crumb.run.memory_plan import EngineSettings, check_fits, measure_process
 from crumb.run.program import plan_engine
 from crumb.tokenizer.tokenizer import load_tokenizer
 
@@ -79,18 +80,12 @@ def generate(
         raise UsageError("logprobs are shown with --json alone", do="Add --json")
     checkpoint = open_checkpoint(locate(model))
     settings = engine.settings(checkpoint)
-    resident = resident_bytes()
     if dry_run:
-        plan = plan_engine(checkpoint, settings)
-        plan = measure_process(plan, resident, lambda: load_tokenizer(checkpoint.files))
-        record = memory_record(plan, settings)
-        available = bytes_text(record["available_bytes"])
-        print_json(record) if json else print(f"{memory_line(plan)}; {available} available")
-        check_fits(plan, model)
+        show_plan(checkpoint, settings, json)
         return
     given = read_prompt(prompt, file)
     request = text.request(given, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
-    out = Stream(shown=not json)
+    out, resident = Stream(shown=not json), resident_bytes()
     with (
         LanguageModel(engine.prepared(checkpoint), settings) as loaded,
         interruption() as interrupted,
@@ -108,6 +103,16 @@ def generate(
     log(timing_line(generation))
     if interrupted.is_set():
         raise KeyboardInterrupt
+
+
+def show_plan(checkpoint: Checkpoint, settings: EngineSettings, as_json: bool) -> None:
+    """The memory that a run takes, and what there is. Raises: DoesNotFit."""
+    resident, plan = resident_bytes(), plan_engine(checkpoint, settings)
+    plan = measure_process(plan, resident, lambda: load_tokenizer(checkpoint.files))
+    record = memory_record(plan, settings)
+    available = bytes_text(record["available_bytes"])
+    print_json(record) if as_json else print(f"{memory_line(plan)}; {available} available")
+    check_fits(plan, checkpoint.path)
 
 
 class Stream:
