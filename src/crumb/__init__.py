@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from crumb.solve.problem import SolveSettings
     from crumb.tokenizer.chat_template import Message
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "Calibration",
