@@ -294,15 +294,15 @@ class _Run:
                 return flowing  # nothing needs the logits
             walk.weights |= {linear.weight: self.decoded(linear.weight) for linear in group.linears}
         self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
-        return [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+        return [buffers | after for buffers, after in zip(flowing, walk.flowing, strict=True)]
 
     def group(self, walk: StageWalk, group: LinearGroup) -> None:
         """Quantize the layers of one group, unless an earlier run did."""
-        given: LayerInput | None = None
+        layer_input: LayerInput | None = None
         if any(self.unfinished(linear.weight) for linear in group.linears):
-            given = self.layer_input(walk, group)
+            layer_input = self.layer_input(walk, group)
         for linear in group.linears:
-            self.matrix(linear.tensors()[0], given)
+            self.matrix(linear.tensors()[0], layer_input)
         self.advance(input_work(group.linears[0].in_features, self.tokens.size), walk.stage.name)
 
     def layer_input(self, walk: StageWalk, group: LinearGroup) -> LayerInput:
@@ -313,7 +313,7 @@ class _Run:
         factored = factor(statistics.hessian, statistics.tokens, self.request.settings)
         return LayerInput(statistics.hessian if factored is None else None, factored)
 
-    def matrix(self, spec: TensorSpec, given: LayerInput | None) -> None:
+    def matrix(self, spec: TensorSpec, layer_input: LayerInput | None) -> None:
         """Quantize and store one matrix, or take it from an earlier run."""
         if spec.name in self.records:
             return  # tied
@@ -323,7 +323,7 @@ class _Run:
             return
         finished = self.workspace.finished(spec.name)
         if finished is None:
-            tensor, report = self.solve_rows(spec, given)
+            tensor, report = self.solve_rows(spec, layer_input)
             record = make_record(tensor, report, self.fallbacks.get(spec.name))
             self.workspace.store(spec.name, tensor, record)
         else:
@@ -332,7 +332,7 @@ class _Run:
         self.advance(matrix_work(spec, self.formats[spec.name], self.request.settings), spec.name)
 
     def solve_rows(
-        self, spec: TensorSpec, given: LayerInput | None
+        self, spec: TensorSpec, layer_input: LayerInput | None
     ) -> tuple[PackedTensor, SolveReport]:
         """Solve a matrix some rows at a time; rows do not depend on each other."""
         parts, reports = [], []
@@ -341,7 +341,7 @@ class _Run:
             problem = LayerProblem(
                 name=spec.name,
                 weights=self.tensors.read_float(spec.name, rows),
-                hessian=None if given is None else given.hessian,
+                hessian=None if layer_input is None else layer_input.hessian,
                 tokens=self.tokens.size,
                 format=self.formats[spec.name],
                 settings=self.request.settings,
@@ -349,7 +349,9 @@ class _Run:
             )
             with placed(spec.name):
                 solution = (
-                    solve_round(problem) if given is None else solve_gptq(problem, given.factored)
+                    solve_round(problem)
+                    if layer_input is None
+                    else solve_gptq(problem, layer_input.factored)
                 )
             parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
             reports.append((solution.report, len(solution.codes)))

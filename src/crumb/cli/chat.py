@@ -132,8 +132,8 @@ class Chat:
         if answer.is_full:
             log("the context is full: the answer ends here; the next turn drops the oldest")
         if generation.finish_reason == "cancelled":
-            kept = "what was said stays in the chat" if generation.text else "nothing was said"
-            log(f"cancelled; {kept}")
+            fate = "what was said stays in the chat" if generation.text else "nothing was said"
+            log(f"cancelled; {fate}")
         used = generation.prompt_tokens + generation.completion_tokens
         log_dim(
             f"{generation.timings.decode_tokens_per_second:.1f} tokens/s, "
@@ -258,14 +258,14 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 
 def changed(text: TextOptions, name: str, value: str) -> TextOptions:
     """The settings with one of them changed; `none` gives its default. Raises: UsageError."""
-    known = name.replace("-", "_")
-    if known not in PARSERS:
+    field = name.replace("-", "_")
+    if field not in PARSERS:
         raise UsageError("no such setting", expected=f"one of {', '.join(PARSERS)}", found=name)
     try:
-        parsed = getattr(TEXT_DEFAULTS, known) if value == "none" else PARSERS[known](value)
+        parsed = getattr(TEXT_DEFAULTS, field) if value == "none" else PARSERS[field](value)
     except (KeyError, ValueError) as error:
-        raise UsageError("a value that cannot be read", where=known, found=value[:80]) from error
-    new = replace(text, **{known: parsed})
+        raise UsageError("a value that cannot be read", where=field, found=value[:80]) from error
+    new = replace(text, **{field: parsed})
     new.request("")  # refuses what is out of range
     return new
 

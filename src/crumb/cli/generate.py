@@ -83,8 +83,8 @@ def generate(
     if dry_run:
         show_plan(checkpoint, settings, json)
         return
-    given = read_prompt(prompt, file)
-    request = text.request(given, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    words = read_prompt(prompt, file)
+    request = text.request(words, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
     out, resident = Stream(shown=not json), resident_bytes()
     with (
         LanguageModel(engine.prepared(checkpoint), settings) as loaded,
@@ -93,7 +93,7 @@ def generate(
         plan = measure_process(loaded.memory, resident, lambda: loaded.tokenizer)
         log_plan(plan, settings)
         if echo:
-            out.write(given)
+            out.write(words)
         (generation,) = loaded.run([request], out.piece, interrupted)
     out.end()
     if generation.error is not None:

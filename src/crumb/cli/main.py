@@ -55,10 +55,10 @@ USAGE = 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
     try:
         with warnings_as_lines():
-            app(given, exit_on_error=False, print_error=False)
+            app(words, exit_on_error=False, print_error=False)
         sys.stdout.flush()  # so that a reader who went away is noticed here
     except CrumbError as error:
         log(f"crumb: {error}")

@@ -169,8 +169,8 @@ def packed_bytes(plan: Plan, formats: Mapping[str, Format]) -> int:
 
 def output_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
     """Bytes of all arrays in the quantized weight files."""
-    kept = [spec.name for spec in checkpoint.plan.tensors() if spec.name not in formats]
-    small = sum(checkpoint.tensors.entry(name).size_bytes for name in kept)
+    floats = [spec.name for spec in checkpoint.plan.tensors() if spec.name not in formats]
+    small = sum(checkpoint.tensors.entry(name).size_bytes for name in floats)
     return packed_bytes(checkpoint.plan, formats) + small
 
 

@@ -39,12 +39,12 @@ def selected_set() -> str:
     Raises: UsageError.
     """
     supported = supported_sets()
-    wanted = os.environ.get("CRUMB_ISA") or supported[-1]
-    if wanted not in supported:
+    isa = os.environ.get("CRUMB_ISA") or supported[-1]
+    if isa not in supported:
         raise UsageError(
             "this machine has no such instruction set",
             where="CRUMB_ISA",
             expected=f"one of {', '.join(supported)}",
-            found=wanted,
+            found=isa,
         )
-    return wanted
+    return isa

@@ -92,13 +92,13 @@ def instruction_sets() -> list[InstructionSet]:
 
 def _features(needs: str, earlier: dict[str, list[str]]) -> list[str]:
     """The processor's features among the words of `needs`; an earlier set stands for its own."""
-    found: list[str] = []
+    features: list[str] = []
     for word in re.findall(r"\w+", needs):
         if word in earlier:
-            found += earlier[word]
+            features += earlier[word]
         elif word in LETTERS_ONLY or not word.isalpha():
-            found.append(word)
-    return found
+            features.append(word)
+    return features
 
 
 def _why(name: str, runs: bool, missing: tuple[str, ...]) -> str:

@@ -114,14 +114,14 @@ class EngineSettings:
 
     def context(self, plan: Plan) -> int:
         """Tokens of a sequence. Raises: UsageError."""
-        wanted = self.context_tokens or plan.max_positions
-        if wanted > plan.max_positions:
+        context = self.context_tokens or plan.max_positions
+        if context > plan.max_positions:
             raise UsageError(
                 "the model has fewer positions than the context asked for",
                 expected=f"at most {plan.max_positions} tokens",
-                found=wanted,
+                found=context,
             )
-        return wanted
+        return context
 
     @property
     def head_rows(self) -> int:
@@ -199,13 +199,13 @@ def place_gathered(
 
     A gathered input is read by the very next operations, so that all begin at `begin`.
     """
-    found = {}
+    places = {}
     for stage in plan.stages:
         rows = settings.head_rows if stage is plan.stages[-1] else settings.step_tokens
         for op in stage.operations:
             if isinstance(op, Linear) and op.weight in orders:
-                found[rows, op.in_features] = Place(begin, op.in_features, rows)
-    return found, max((place.end for place in found.values()), default=begin)
+                places[rows, op.in_features] = Place(begin, op.in_features, rows)
+    return places, max((place.end for place in places.values()), default=begin)
 
 
 def plan_memory(

@@ -94,17 +94,17 @@ def _fit_slab(
     scales: Shared | None = None
     minima: Shared | None = None
     for _ in range(ROUNDS[format.zero]):
-        found = _moments(w, h, format, scale, offset)
+        moments = _moments(w, h, format, scale, offset)
         if format.zero is ZeroKind.MINIMUM:
-            minima = _fit_minima(found, format, offset, minima)
+            minima = _fit_minima(moments, format, offset, minima)
             offset = -minima.product()
-        scales = _fit_scales(found, format, scale, offset, scales)
+        scales = _fit_scales(moments, format, scale, offset, scales)
         scale = scales.product()
         if minima is not None:  # once more, each given the other
-            wanted = (scale * found.hq - found.hw) / found.h
-            minima = _share_minima(wanted, found.h + np.zeros_like(wanted), format, minima)
+            targets = (scale * moments.hq - moments.hw) / moments.h
+            minima = _share_minima(targets, moments.h + np.zeros_like(targets), format, minima)
             offset = -minima.product()
-            scales = _fit_scales(found, format, scale, offset, scales)
+            scales = _fit_scales(moments, format, scale, offset, scales)
             scale = scales.product()
     assert scales is not None, "at least one round"
     return stored(format, scales, minima)
@@ -131,33 +131,33 @@ def _moments(w: Floats, h: Floats, format: Format, scale: Floats, offset: Floats
 
 
 def _fit_scales(
-    found: Moments, format: Format, scale: Floats, offset: Floats, before: Shared | None
+    moments: Moments, format: Format, scale: Floats, offset: Floats, before: Shared | None
 ) -> Shared:
     """Scales for given minima; a fixed zero is in the codes already."""
     add = offset if format.zero is ZeroKind.MINIMUM else np.float32(0)
-    wanted = divide(found.hqw - add * found.hq, found.hqq, scale)
-    return _share(wanted, found.hqq, format, before)
+    targets = divide(moments.hqw - add * moments.hq, moments.hqq, scale)
+    return _share(targets, moments.hqq, format, before)
 
 
-def _fit_minima(found: Moments, format: Format, offset: Floats, before: Shared | None) -> Shared:
+def _fit_minima(moments: Moments, format: Format, offset: Floats, before: Shared | None) -> Shared:
     """Minima, each with the scale that is best beside it."""
-    spread = found.hqq * found.h - np.square(found.hq)
-    apart = spread > SEPARATE * found.hqq * found.h
+    spread = moments.hqq * moments.h - np.square(moments.hq)
+    apart = spread > SEPARATE * moments.hqq * moments.h
     below = np.where(apart, spread, np.float32(0))
-    best = divide(found.hqq * found.hw - found.hqw * found.hq, below, offset)
-    cost = np.maximum(divide(spread, found.hqq, found.h), 0)
+    best = divide(moments.hqq * moments.hw - moments.hqw * moments.hq, below, offset)
+    cost = np.maximum(divide(spread, moments.hqq, moments.h), 0)
     return _share_minima(-best, cost, format, before)
 
 
 def _share_minima(
-    wanted: Floats, cost: Floats, format: Format, before: Shared | None = None
+    targets: Floats, cost: Floats, format: Format, before: Shared | None = None
 ) -> Shared:
     """What is stored is taken off: a group whose weights are all above 0 begins at 0."""
-    return _share(np.maximum(wanted, 0), cost, format, before, lowest=0)
+    return _share(np.maximum(targets, 0), cost, format, before, lowest=0)
 
 
 def _share(
-    wanted: Floats,
+    targets: Floats,
     cost: Floats,
     format: Format,
     before: Shared | None = None,
@@ -165,10 +165,10 @@ def _share(
 ) -> Shared:
     """The nearest on the grid, around what was found before, if anything was.
 
-    Shapes: wanted, cost (rows, groups).
+    Shapes: targets, cost (rows, groups).
     """
     block = block_of(format)
     lowest = block.lowest if lowest is None else lowest
     tops = [part * end for part in SHARES for end in (lowest, block.highest) if end]
-    wanted, cost = in_blocks(wanted, format), in_blocks(cost, format)
-    return share(wanted, cost, (lowest, block.highest), tops, before)
+    targets, cost = in_blocks(targets, format), in_blocks(cost, format)
+    return share(targets, cost, (lowest, block.highest), tops, before)

@@ -50,7 +50,7 @@ class Text:
 
 def read_text(name: str, use: Use) -> Text:
     """The text of that name. Raises: TextError."""
-    kept = None
+    most_tokens = None
     if name in EMBEDDED:
         text = (
             resources.files("crumb")
@@ -58,12 +58,12 @@ def read_text(name: str, use: Use) -> Text:
             .read_text(encoding="utf-8")
         )
     elif name in HUB_TEXTS:
-        text, kept = read_hub_text(name, use), HUB_TEXTS[name].tokens.get(use)
+        text, most_tokens = read_hub_text(name, use), HUB_TEXTS[name].tokens.get(use)
     else:
         text = _read_path(name)
     if not text or text.isspace():
         raise TextError("this text is empty", where=name)
-    return Text(name, text, kept)
+    return Text(name, text, most_tokens)
 
 
 def is_known(name: str) -> bool:
@@ -81,12 +81,12 @@ def path_exists(name: str) -> bool:
 
 def _read_path(name: str) -> str:
     if not path_exists(name):
-        known = [*EMBEDDED, *HUB_TEXTS]
-        near = get_close_matches(name, known, 1)
+        names = [*EMBEDDED, *HUB_TEXTS]
+        near = get_close_matches(name, names, 1)
         raise TextError(
             "no such text",
             where=repr(name[:200]),
-            expected=f"{', '.join(known)}, or the path of a text file or directory",
+            expected=f"{', '.join(names)}, or the path of a text file or directory",
             do=f"Did you mean {near[0]}?" if near else None,
         )
     path = Path(name).expanduser()
@@ -102,7 +102,7 @@ def _read_path(name: str) -> str:
 
 def _text_files(directory: Path) -> list[Path]:
     """Text files below a directory, sorted by path; hidden ones and linked directories left out."""
-    found: list[Path] = []
+    paths: list[Path] = []
 
     def refuse(error: OSError) -> None:
         raise TextError(
@@ -111,12 +111,12 @@ def _text_files(directory: Path) -> list[Path]:
 
     for parent, directories, files in os.walk(directory, onerror=refuse):
         directories[:] = [name for name in directories if not name.startswith(".")]
-        found += [
+        paths += [
             Path(parent, name)
             for name in files
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
         ]
-    return sorted(found, key=lambda path: path.relative_to(directory).parts)
+    return sorted(paths, key=lambda path: path.relative_to(directory).parts)
 
 
 def _read_file(path: Path) -> str:
