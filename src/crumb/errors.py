@@ -144,7 +144,7 @@ def warn(
 
 @contextmanager
 def placed(where: object) -> Iterator[None]:
-    """Say where an error from inside happened, if it does not know itself."""
+    """Give an error that is raised inside this place, unless it has one already."""
     try:
         yield
     except CrumbError as error:

@@ -197,7 +197,8 @@ def _keep_codes(codes: Codes, parameters: GroupParameters, format: Format, targe
 
 
 def _counted_one_way(kept: Kept, per_block: int, largest_code: int) -> Kept:
-    """All scales of a super-block have one sign: the other groups count from their other end."""
+    """Give all scales of a super-block one sign. A group whose scale had the other sign is turned:
+    its codes count down from the largest."""
     rows, parts = kept.scale.shape
     peak = extreme(kept.scale.reshape(rows, -1, per_block))
     backwards = kept.scale * np.repeat(peak, per_block, axis=1) < 0
