@@ -15,6 +15,7 @@
 #include "engine_bindings.hpp"
 #include "kernels.hpp"
 #include "limits_bindings.hpp"
+#include "numbers_bindings.hpp"
 #include "step_bindings.hpp"
 #include "tile.hpp"
 
@@ -88,6 +89,8 @@ void sweep(const std::string& isa, Floats start, Floats weights, Floats factor, 
   require(is(factor, columns, columns), "factor has the wrong shape");
   require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
   require(group.shape(0) == columns, "group has the wrong shape");
+  require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
+  require(largest_code >= 0 && largest_code <= 255, "largest_code must be 0 to 255");
   for (size_t j = 0; j < columns; ++j)
     require(group.data()[j] >= 0 && size_t(group.data()[j]) < groups, "group out of range");
   const KernelTable& table = kernels_named(isa);
@@ -101,6 +104,7 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
                  FloatsOut scale, FloatsOut offset, int64_t group_width, int bits, int zero) {
   require_bits(bits);
   const size_t rows = weights.shape(0), columns = weights.shape(1);
+  require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
   require(group_width > 0, "group_width must be positive");
   group_width = within(group_width, columns);
   const size_t groups = (columns + group_width - 1) / group_width;
@@ -175,6 +179,7 @@ NB_MODULE(_native, m) {
   m.def("compiled_sets", &compiled_sets, "(name, whether it runs here, what it needs) of each.");
   bind_engine(m);
   bind_limits(m);
+  bind_numbers(m);
   bind_steps(m);
   m.def("pack", &pack, array("codes"), array("packed"), nb::arg("bits"));
   m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));

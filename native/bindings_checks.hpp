@@ -16,6 +16,13 @@ template <class T, int dims>
 using Array = nanobind::ndarray<T, nanobind::ndim<dims>, nanobind::c_contig,
                                 nanobind::device::cpu>;
 
+constexpr int64_t kMostWidth = 1 << 24;  // features, far above any model: products stay in int64
+constexpr int kMostThreads = 4096;
+
+inline bool is_cache_kind(int kind) {
+  return kind == kFloat32 || kind == kFloat16 || kind == kInt8;
+}
+
 inline void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }

@@ -138,15 +138,14 @@ struct Worker {
       const auto begin = timed ? Clock::now() : Clock::time_point();
       std::visit([this](const auto& op) { (*this)(op); }, operation);
       engine.pool_.barrier();
-      if (timed)
-        engine.seconds_[operation.index()] +=
-            std::chrono::duration<double>(Clock::now() - begin).count();
+      if (!timed) continue;
+      std::atomic<double>& total = engine.seconds_[operation.index()];
+      total = total + std::chrono::duration<double>(Clock::now() - begin).count();
     }
   }
 };
 
 void Engine::run(const Step& step) {
-  std::lock_guard<std::mutex> lock(running_);
   struct Context {
     Engine& engine;
     const Step& step;

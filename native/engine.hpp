@@ -4,8 +4,8 @@
 // outlive it. Sizes were checked by engine_bindings.cpp.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <variant>
 #include <vector>
@@ -103,14 +103,14 @@ class Engine {
   std::vector<Buffer> buffers;
   std::vector<Activations> activations;
   std::vector<Operation> operations;
-  bool timed = false;
+  std::atomic<bool> timed{false};
 
-  // One step at a time, whichever thread asks.
+  // One step at a time, whichever thread asks. Throws std::system_error as Pool::run does.
   void run(const Step& step);
   int threads() const { return pool_.threads(); }
   int64_t scratch_bytes() const { return scratch_bytes_; }
   // Seconds of each kind of operation since `timed` was set, by index in Operation.
-  const std::vector<double>& seconds() const { return seconds_; }
+  std::vector<double> seconds() const { return {seconds_.begin(), seconds_.end()}; }
 
  private:
   friend struct Worker;
@@ -118,8 +118,7 @@ class Engine {
   Pool pool_;
   uint8_t* scratch_;  // threads * scratch_bytes
   int64_t scratch_bytes_;
-  std::vector<double> seconds_;
-  std::mutex running_;
+  std::vector<std::atomic<double>> seconds_;  // written by thread 0 of a step
 };
 
 }  // namespace crumb

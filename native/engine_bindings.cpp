@@ -40,11 +40,18 @@ bool has_kernel(int bits, int zero, int sub, int64_t group_width, bool table) {
   return std::ranges::count(kRows, Row{bits, zero, sub, group_width, table}) > 0;
 }
 
+// Threads of an engine, for each of which the scratch has a row.
+int scratch_rows(const Array<uint8_t, 2>& scratch, int threads) {
+  require(threads >= 1 && threads <= kMostThreads, "threads must be 1 to 4096");
+  require(int64_t(scratch.shape(0)) == threads, "scratch: a row for each thread");
+  return threads;
+}
+
 class NativeEngine {
  public:
   NativeEngine(const std::string& isa, int threads, Array<uint8_t, 2> scratch)
-      : engine_(kernels_named(isa), threads, scratch.data(), int64_t(scratch.shape(1))) {
-    require(int(scratch.shape(0)) == engine_.threads(), "scratch: a row for each thread");
+      : engine_(kernels_named(isa), scratch_rows(scratch, threads), scratch.data(),
+                int64_t(scratch.shape(1))) {
     require(reinterpret_cast<uintptr_t>(scratch.data()) % 64 == 0 && scratch.shape(1) % 64 == 0,
             "scratch must be aligned to 64 bytes");
     keep(scratch);
@@ -53,7 +60,9 @@ class NativeEngine {
   int add_buffer(Array<float, 2> data, int64_t width) {
     const int64_t stride = int64_t(data.shape(1));
     require(width > 0 && width <= stride && stride % 16 == 0, "buffer: rows of 16 floats");
+    require(stride <= kMostWidth, "buffer: too wide");
     if (engine_.buffers.empty()) capacity_ = rows_ = int64_t(data.shape(0));
+    require_rest();
     keep(data);
     engine_.buffers.push_back({data.data(), int64_t(data.shape(0)), width, stride});
     return int(engine_.buffers.size()) - 1;
@@ -62,6 +71,7 @@ class NativeEngine {
   int add_activations(Array<int8_t, 2> codes, Array<float, 2> scale, Array<int32_t, 2> sum,
                       int64_t columns, int64_t block_inputs) {
     require(block_inputs > 0 && block_inputs <= kBlockInputs, "block_inputs out of range");
+    require(columns > 0 && columns <= kMostWidth, "columns out of range");
     const int64_t blocks = (columns + block_inputs - 1) / block_inputs, rows = scale.shape(0);
     const Activations made{codes.data(), scale.data(), sum.data(), int64_t(codes.shape(1)), blocks,
                            columns, block_inputs};
@@ -69,6 +79,7 @@ class NativeEngine {
     require(int64_t(codes.shape(1)) >= padded_to(columns, 32) + kActivationPad, "codes: too narrow");
     require(int64_t(scale.shape(1)) == scale_count(made) &&
                 int64_t(sum.shape(1)) == blocks && int64_t(sum.shape(0)) == rows, "scale or sum: wrong shape");
+    require_rest();
     keep(codes), keep(scale), keep(sum);
     engine_.activations.push_back(made);
     activation_rows_.push_back(rows);
@@ -78,6 +89,7 @@ class NativeEngine {
   int add_tiles(Array<const uint8_t, 2> tiles, int64_t rows, int64_t columns, int64_t group_width,
                 int bits, int zero, int sub, std::optional<Array<const uint8_t, 1>> table) {
     require(rows > 0 && columns > 0 && group_width > 0, "matrix: empty");
+    require(rows <= INT32_MAX && columns <= kMostWidth, "matrix: too large");
     require((bits >= 2 && bits <= 6) || bits == 8, "matrix: no kernel for these bits");
     require(zero >= kFixed && zero <= kMinimum, "matrix: unknown zero kind");
     if (sub == kNoSub)
@@ -102,7 +114,9 @@ class NativeEngine {
 
   int add_floats(Array<const uint8_t, 2> weights, int64_t columns, int kind) {
     require(kind >= kFloat32 && kind <= kBfloat16, "matrix: unknown float kind");
-    require(columns > 0 && int64_t(weights.shape(1)) == columns * (kind == kFloat32 ? 4 : 2),
+    require(weights.shape(0) > 0 && columns > 0, "matrix: empty");
+    require(weights.shape(0) <= INT32_MAX && columns <= kMostWidth, "matrix: too large");
+    require(int64_t(weights.shape(1)) == columns * (kind == kFloat32 ? 4 : 2),
             "weights: wrong shape");
     require(matmul_scratch_bytes(columns) <= engine_.scratch_bytes(), "scratch: too small");
     keep(weights);
@@ -116,7 +130,7 @@ class NativeEngine {
     require(to(out).width == m.columns(), "embed: widths differ");
     int64_t& limit = of_positions ? positions_ : vocabulary_;
     limit = std::min(limit, m.rows());
-    engine_.operations.push_back(Embed{of_positions, out, m});
+    append(Embed{of_positions, out, m});
   }
 
   void norm(int in, int out, Array<const float, 1> weight,
@@ -126,7 +140,7 @@ class NativeEngine {
     require(!bias || int64_t(bias->shape(0)) == width, "norm: bias has the wrong width");
     keep(weight);
     if (bias) keep(*bias);
-    engine_.operations.push_back(
+    append(
         Norm{in, out, weight.data(), bias ? bias->data() : nullptr, epsilon, centered});
   }
 
@@ -134,10 +148,11 @@ class NativeEngine {
     require(activations >= 0 && activations < int(engine_.activations.size()), "no activations");
     require(from(in).width == engine_.activations[activations].columns, "quantize: widths differ");
     require(activation_rows_[activations] >= rows_, "activations: too few rows");
-    engine_.operations.push_back(Quantize{in, activations});
+    append(Quantize{in, activations});
   }
 
-  // Joins the group of the operation before if that read the same buffer.
+  // joined: with the group of the operation before. Nothing waits between the layers of a group,
+  // so none reads what another writes.
   void linear(int in, int activations, int out, int matrix,
               std::optional<Array<const float, 1>> bias, bool joined) {
     const Matrix& m = at(matrix);
@@ -153,10 +168,17 @@ class NativeEngine {
     }
     if (bias) keep(*bias);
     const Linear linear{in, activations, out, m, bias ? bias->data() : nullptr};
-    if (joined && !engine_.operations.empty())
-      if (auto* group = std::get_if<LinearGroup>(&engine_.operations.back()))
-        return group->linears.push_back(linear);
-    engine_.operations.push_back(LinearGroup{{linear}});
+    require(apart(in, out), "linear: reads what it writes");
+    if (!joined) return append(LinearGroup{{linear}});
+    auto* group = engine_.operations.empty()
+                      ? nullptr
+                      : std::get_if<LinearGroup>(&engine_.operations.back());
+    require(group, "linear: nothing to join");
+    for (const Linear& other : group->linears)
+      require(apart(in, other.out) && apart(out, other.in) && apart(out, other.out),
+              "linear: joined to one that writes what it reads or writes, or reads what it writes");
+    require_rest();
+    group->linears.push_back(linear);
   }
 
   void split(int in, std::vector<int> outs, int64_t outer, int64_t inner) {
@@ -165,7 +187,7 @@ class NativeEngine {
     require(outer <= width && inner <= width && int64_t(outs.size()) <= width &&
                 width == outer * inner * int64_t(outs.size()), "split: widths differ");
     for (int out : outs) require(to(out).width == outer * inner, "split: widths differ");
-    engine_.operations.push_back(Split{in, outs, outer, inner});
+    append(Split{in, outs, outer, inner});
   }
 
   void rotary(int in, int out, int heads, int dimensions, bool interleaved,
@@ -176,7 +198,7 @@ class NativeEngine {
                 int64_t(turns.shape(1)) == dimensions, "rotary: wrong dimensions");
     positions_ = std::min(positions_, int64_t(turns.shape(0)));
     keep(turns);
-    engine_.operations.push_back(Rotary{in, out, heads, int(width / heads), dimensions,
+    append(Rotary{in, out, heads, int(width / heads), dimensions,
                                         interleaved, turns.data()});
   }
 
@@ -191,13 +213,13 @@ class NativeEngine {
     require(window >= 0, "attention: negative window");
     require(kept == dim * key_value_heads && from(value).width == kept && to(out).width == width,
             "attention: widths differ");
-    require(kind >= kFloat32 && kind <= kInt8 && kind != kBfloat16, "attention: cache kind");
+    require(is_cache_kind(kind), "attention: cache kind");
     const int64_t head_bytes = cache_head_bytes(dim, kind);
     require(int64_t(pages.shape(1)) == head_bytes * key_value_heads, "pages: wrong size");
     page_count_ = std::min(page_count_, int64_t(pages.shape(0)));
     keep(pages);
     head_dim_ = std::max(head_dim_, dim);
-    engine_.operations.push_back(
+    append(
         Attention{query, key, value, out, heads, key_value_heads, int(dim), scale, soft_cap, causal,
                   window, {pages.data(), head_bytes * key_value_heads, head_bytes, kind}});
   }
@@ -210,7 +232,7 @@ class NativeEngine {
             "elementwise: unknown function");
     if (right >= 0)
       require(from(right).width == a.width && from(right).stride == a.stride, "elementwise: widths");
-    engine_.operations.push_back(Elementwise{left, right, out, kind});
+    append(Elementwise{left, right, out, kind});
   }
 
   void select(int in, int out) {
@@ -218,7 +240,7 @@ class NativeEngine {
     require(from(in).width == buffer(out).width && from(in).stride == buffer(out).stride,
             "select: widths differ");
     selected_rows_ = rows_ = buffer(out).rows;
-    engine_.operations.push_back(Select{in, out});
+    append(Select{in, out});
   }
 
   void gather(int in, int out, Array<const int32_t, 1> order) {
@@ -228,7 +250,7 @@ class NativeEngine {
     for (int64_t k = 0; k < width; ++k)
       require(order.data()[k] >= 0 && order.data()[k] < width, "gather: column out of range");
     keep(order);
-    engine_.operations.push_back(Gather{in, out, order.data()});
+    append(Gather{in, out, order.data()});
   }
 
   int operation_count() const { return int(engine_.operations.size()); }
@@ -238,8 +260,8 @@ class NativeEngine {
     static const char* names[] = {"embed", "norm", "quantize", "linear", "split",
                                   "rotary", "attention", "elementwise", "select", "gather"};
     std::vector<std::tuple<std::string, double>> all;
-    for (size_t k = 0; k < engine_.seconds().size(); ++k)
-      all.emplace_back(names[k], engine_.seconds()[k]);
+    const std::vector<double> seconds = engine_.seconds();
+    for (size_t k = 0; k < seconds.size(); ++k) all.emplace_back(names[k], seconds[k]);
     return all;
   }
 
@@ -266,6 +288,11 @@ class NativeEngine {
       segments.push_back({first_row, rows, past, pages.data()});
     }
     require(!tokens.empty(), "step: rows");
+    struct Running {  // counted while Python's lock is held
+      int& steps;
+      explicit Running(int& count) : steps(++count) {}
+      ~Running() { --steps; }
+    } running(steps_);
     const Step step{tokens.data(), positions.data(), int64_t(tokens.size()), segments.data(),
                     int64_t(segments.size()), selected.data(), int64_t(selected.size()),
                     operations};
@@ -286,6 +313,19 @@ class NativeEngine {
 
   template <class A>
   void keep(const A& array) { kept_.push_back(nb::cast(array)); }
+
+  // A step of another thread walks what is there.
+  void require_rest() const { require(steps_ == 0, "engine: added to while a step runs"); }
+
+  void append(Operation operation) {
+    require_rest();
+    engine_.operations.push_back(std::move(operation));
+  }
+
+  bool apart(int a, int b) const {
+    const Buffer &x = buffer(a), &y = buffer(b);
+    return x.data + x.rows * x.stride <= y.data || y.data + y.rows * y.stride <= x.data;
+  }
 
   const Buffer& buffer(int index) const {
     require(index >= 0 && index < int(engine_.buffers.size()), "no such buffer");
@@ -309,6 +349,7 @@ class NativeEngine {
   std::vector<Matrix> matrices_;
   std::vector<int64_t> activation_rows_;
   std::vector<nb::object> kept_;
+  int steps_ = 0;  // that run, or wait for another
   int64_t capacity_ = 0, rows_ = 0, selected_rows_ = 0, head_dim_ = 0;
   int64_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX, page_count_ = INT32_MAX;
 };
@@ -317,11 +358,6 @@ class NativeEngine {
 
 void bind_engine(nb::module_& m) {
   using E = NativeEngine;
-  m.attr("PAGE_TOKENS") = kPageTokens;
-  m.def("matmul_scratch_bytes", &matmul_scratch_bytes, nb::arg("columns"));
-  m.def("attention_scratch_floats", &attention_scratch_floats, nb::arg("context_tokens"),
-        nb::arg("head_dim"));
-  m.def("cache_head_bytes", &cache_head_bytes, nb::arg("head_dim"), nb::arg("kind"));
   nb::class_<E>(m, "NativeEngine")
       .def(nb::init<const std::string&, int, Array<uint8_t, 2>>(), nb::arg("isa"),
            nb::arg("threads"), array("scratch"))

@@ -52,26 +52,27 @@ void expand_codes(const TileMatrix& m, int64_t tile, int64_t first, int64_t inpu
 }
 
 typedef float Row16 __attribute__((vector_size(64)));
-typedef int32_t Index16 __attribute__((vector_size(64)));
 
-// Sixteen rows of sixteen floats become sixteen columns. Four rounds that each exchange, between
-// vectors a power of two apart, the lanes that differ in that bit.
-CRUMB_INLINE void transpose(Row16 (&x)[16]) {
-#pragma GCC unroll 4
-  for (int step = 1; step < 16; step *= 2) {
-    Index16 low{}, high{};
-    for (int lane = 0; lane < 16; ++lane) {
-      low[lane] = lane & step ? 16 + (lane ^ step) : lane;
-      high[lane] = lane & step ? 16 + lane : lane ^ step;
-    }
+// Exchanges between two vectors the lanes whose number has the bit `step`.
+template <int step, int... lane>
+CRUMB_INLINE void exchange(Row16& a, Row16& b) {
+  const Row16 low = __builtin_shufflevector(a, b, (lane & step ? 16 + (lane ^ step) : lane)...);
+  b = __builtin_shufflevector(a, b, (lane & step ? 16 + lane : lane ^ step)...);
+  a = low;
+}
+template <int step>
+CRUMB_INLINE void exchange_rows(Row16 (&x)[16]) {
 #pragma GCC unroll 16
-    for (int k = 0; k < 16; ++k) {
-      if (k & step) continue;
-      const Row16 a = x[k], b = x[k + step];
-      x[k] = __builtin_shuffle(a, b, low);
-      x[k + step] = __builtin_shuffle(a, b, high);
-    }
-  }
+  for (int k = 0; k < 16; ++k)
+    if (!(k & step))
+      exchange<step, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(x[k], x[k + step]);
+}
+// Sixteen rows of sixteen floats become sixteen columns, in four rounds.
+CRUMB_INLINE void transpose(Row16 (&x)[16]) {
+  exchange_rows<1>(x);
+  exchange_rows<2>(x);
+  exchange_rows<4>(x);
+  exchange_rows<8>(x);
 }
 
 CRUMB_INLINE Floats load_kind(const uint8_t* at, int kind) {

@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <numeric>
 #include <stdexcept>
+#include <vector>
 
 #include "kernels.hpp"
 #include "pool.hpp"
@@ -193,8 +195,8 @@ double read_pass_seconds(const std::string& isa, const uint8_t* array, int64_t b
 double dot_peak(const std::string& isa, int threads, double seconds) {
   const Row& row = row_named(isa);
   Pool pool(threads);
-  std::atomic<double> rate{0.0};
-  auto multiply = [&](int) {
+  std::vector<double> rate(pool.threads());
+  auto multiply = [&](int thread) {
     constexpr int64_t kRounds = 2000;  // some tens of microseconds between looks at the clock
     row.dot(kRounds);
     const auto begin = Clock::now();
@@ -204,10 +206,10 @@ double dot_peak(const std::string& isa, int threads, double seconds) {
       done += kRounds * row.dot(kRounds);
       passed = seconds_since(begin);
     } while (passed < seconds);
-    rate += double(done) / passed;
+    rate[thread] = double(done) / passed;
   };
   on_threads(pool, multiply);
-  return rate;
+  return std::accumulate(rate.begin(), rate.end(), 0.0);
 }
 
 }  // namespace crumb

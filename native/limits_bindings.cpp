@@ -18,8 +18,6 @@ namespace {
 
 using Bytes = Array<const uint8_t, 1>;
 
-constexpr int kMostThreads = 4096;
-
 double read_pass(const std::string& isa, Bytes array, int threads) {
   require(threads >= 1 && threads <= kMostThreads, "threads must be 1 to 4096");
   require(array.shape(0) > 0 && array.shape(0) % 4096 == 0, "array must be pages of 4096 bytes");

@@ -28,7 +28,6 @@ using TextsOut = Array<float, 3>;
 using Vector = Array<const float, 1>;
 
 constexpr int64_t kVector = 16;        // floats of a kernel's vector
-constexpr int64_t kMostWidth = 1 << 24;  // features, far above any model: products stay in int64
 
 template <class A, class B>
 void require_same(const A& a, const B& b, const char* what) {

@@ -173,7 +173,7 @@ def wrong_dtype(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float64)
 
 
-LARGE = 1 << 62
+LARGE, LONGEST = 1 << 62, (1 << 63) - 1
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_buffer", {"width": 0}, "rows of 16 floats"),
@@ -183,7 +183,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_activations", {"block_inputs": 129}, "block_inputs"),
     ("add_activations", {"codes": np.zeros((31, 96), np.int8)}, "rows padded"),
     ("add_activations", {"codes": np.zeros((32, 95), np.int8)}, "too narrow"),
-    ("add_activations", {"columns": LARGE}, "too narrow"),
+    *[("add_activations", {"columns": count}, "columns") for count in (LARGE, LONGEST, 0, -1)],
+    ("add_activations", {"columns": WIDTH * 4}, "too narrow"),
     ("add_activations", {"scale": np.zeros((ROWS, 2), np.float32)}, "wrong shape"),
     ("add_activations", {"sum": np.zeros((ROWS, 2), np.int32)}, "wrong shape"),
     ("add_activations", {"sum": np.zeros((ROWS + 1, 1), np.int32)}, "wrong shape"),
@@ -203,7 +204,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_tiles", {"tiles": tiles(extra=1)}, "wrong shape"),
     ("add_tiles", {"tiles": tiles(rows=16)}, "wrong shape"),
     ("add_tiles", {"zero": MINIMUM}, "wrong shape"),
-    ("add_tiles", {"columns": LARGE}, "wrong shape"),
+    *[("add_tiles", {key: LARGE}, "too large") for key in ("rows", "columns")],
+    *[("add_tiles", {key: LONGEST}, "too large") for key in ("rows", "columns")],
+    ("add_tiles", {"rows": WIDTH * 2}, "wrong shape"),
     (
         "add_tiles",
         {"tiles": np.zeros((1, 32 + 256 * 128), np.uint8), "rows": 16, "columns": 4096}
@@ -212,7 +215,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("add_floats", {"kind": INT8}, "float kind"),
     ("add_floats", {"kind": -1}, "float kind"),
-    ("add_floats", {"columns": 0}, "wrong shape"),
+    *[("add_floats", {"columns": count}, "empty") for count in (0, -1)],
+    *[("add_floats", {"columns": count}, "too large") for count in (LARGE, LONGEST)],
+    ("add_floats", {"weights": np.zeros((0, 4 * WIDTH), np.uint8)}, "empty"),
     ("add_floats", {"columns": WIDTH + 1}, "wrong shape"),
     ("add_floats", {"kind": F16}, "wrong shape"),
     (
@@ -240,6 +245,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("linear", {"activations": 2}, "no activations"),
     ("linear", {"activations": 1}, "too few rows"),
     ("linear", {"matrix": 0, "out": 4}, "widths differ"),
+    ("linear", {"out": 0}, "reads what it writes"),
+    ("linear", {"joined": True}, "nothing to join"),
     ("split", {"outs": []}, "empty"),
     ("split", {"outer": 0}, "empty"),
     ("split", {"inner": -8}, "empty"),
@@ -325,6 +332,9 @@ def test_arrays_that_a_step_writes_must_be_writable() -> None:
     ("isa", "threads", "scratch", "what"),
     [
         ("sse9", 1, aligned(1, 64), "instruction set"),
+        ("baseline", 0, aligned(1, 64), "threads"),
+        ("baseline", -1, aligned(1, 64), "threads"),
+        ("baseline", (1 << 31) - 1, aligned(1, 64), "threads"),
         ("baseline", 2, aligned(1, 64), "a row for each thread"),
         ("baseline", 1, aligned(1, 64 + 32), "aligned"),
         ("baseline", 1, aligned(1, 192).reshape(-1)[32:160].reshape(1, 128), "aligned"),
@@ -348,6 +358,31 @@ def test_int8_activations_are_for_tiles_of_their_own_block_alone() -> None:
     other = engine.add_activations(*arrays, WIDTH, 16)
     with pytest.raises(ValueError, match="activations of another width"):
         built.call("linear", activations=other)
+
+
+@pytest.mark.parametrize(
+    ("source", "out"), [("other", "third"), ("hidden", "other"), ("third", "hidden")]
+)
+def test_layers_that_run_together_do_not_touch_what_another_writes(source: str, out: str) -> None:
+    """Of the first, hidden -> other, one reads the result, one writes it, one writes the input."""
+    built = Built()
+    built.call("linear")
+    places = {"input": getattr(built, source), "out": getattr(built, out)}
+    with pytest.raises(ValueError, match="joined"):
+        built.call("linear", **places, joined=True)
+    built.call("linear", out=built.third, joined=True)
+    assert built.engine.operation_count() == 1
+
+
+def test_buffers_that_share_memory_are_not_read_and_written_together() -> None:
+    built = Built()
+    memory = np.zeros((2 * ROWS, WIDTH), np.float32)
+    source, out, behind = (
+        built.engine.add_buffer(part, WIDTH) for part in (memory[:ROWS], memory[1:], memory[ROWS:])
+    )
+    with pytest.raises(ValueError, match="reads what it writes"):
+        built.call("linear", input=source, out=out)
+    built.call("linear", input=source, out=behind)
 
 
 def test_behind_select_there_are_fewer_rows_and_no_attention() -> None:

@@ -1,15 +1,17 @@
-"""The kernels' check where this machine is not: NEON under an emulator, and under sanitizers.
+"""The kernels' check where this machine is not: NEON under an emulator, by clang, sanitized.
 
-In: cross compiler and qemu-aarch64, or the machine's compiler with its sanitizers; a test skips
-with its reason where they are missing. Out: no mismatch, and nothing that a sanitizer reports.
+In: cross compiler and qemu-aarch64, clang 16 or later, or the machine's compiler with its
+sanitizers; a test skips with its reason where they are missing. Out: no mismatch, and nothing that
+a compiler warns of or a sanitizer reports.
 """
 
 import platform
+import re
 import shutil
 import subprocess
 
 import pytest
-from native_program import SETS, Builder, run_check, shared_symbols
+from native_program import DEFINITION, NATIVE, SETS, Builder, run_check, set_flags, shared_symbols
 
 from crumb.kernels import dispatch
 
@@ -75,6 +77,83 @@ def test_a_neon_set_shares_no_symbol_with_another(isa, tmp_path):
     need(CROSS, NM)
     source = SETS["aarch64"][isa]
     assert shared_symbols(source, "aarch64", CROSS, NM, tmp_path / "set.o") == [TABLES[isa]]
+
+
+CLANG_VERSIONS = range(30, 15, -1)
+
+
+def clang():
+    """A clang of the oldest version that is promised, or later; skips where there is none."""
+    for name in ["clang++", *(f"clang++-{version}" for version in CLANG_VERSIONS)]:
+        path = shutil.which(name)
+        if path is None:
+            continue
+        version = subprocess.run([path, "--version"], check=True, capture_output=True, text=True)
+        number = re.search(r"clang version (\d+)", version.stdout)
+        if number and int(number[1]) in CLANG_VERSIONS:
+            return path
+    return pytest.skip("needs clang 16 or later")
+
+
+@pytest.fixture(scope="module")
+def clang_program(request):
+    compiler, machine = clang(), platform.machine()
+    if machine not in SETS:
+        pytest.skip("needs x86-64 or aarch64")
+    builder = Builder(compiler, request.config.cache.mkdir("kernels-check-clang"), ["-O2"])
+    return builder.check_program(machine, list(SETS[machine]))
+
+
+@pytest.mark.parametrize("part", ["matmul", "floats", "rows", "attention", "pool", "engine"])
+def test_kernels_built_by_clang_agree_with_plain_references(part, clang_program):
+    run_check([clang_program, "every=4", part], dispatch.supported_sets())
+
+
+def test_kernels_built_by_clang_give_the_bits_of_those_built_by_gcc(request, clang_program):
+    gcc = shutil.which("g++")
+    if gcc is None or gcc == clang():
+        pytest.skip("needs g++ beside clang")
+    builder = Builder(gcc, request.config.cache.mkdir("kernels-check"), ["-O2"])
+    other = builder.check_program(platform.machine(), list(SETS[platform.machine()]), ready=True)
+    digests = [
+        run_check([program, *THINNED], dispatch.supported_sets())
+        for program in (clang_program, other)
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("library", ["libstdc++", "libc++"])
+@pytest.mark.parametrize("name", ["dispatch", "engine", "limits", "pool", "tile_pack"])
+def test_sources_beside_the_kernels_compile_with_either_library(name, library):
+    """libc++ is what a Mac has."""
+    compiler, machine = clang(), platform.machine()
+    flags = ["-std=c++20", "-Wall", "-Wextra", "-Werror", f"-stdlib={library}"]
+    trial = subprocess.run(
+        [compiler, *flags, "-fsyntax-only", "-x", "c++", "-"],
+        input=b"#include <atomic>",
+        capture_output=True,
+    )
+    if trial.returncode or machine not in SETS:
+        pytest.skip(f"clang has no {library} here")
+    define = f"-D{DEFINITION[machine]}"
+    command = [compiler, *flags, define, "-fsyntax-only", NATIVE / f"{name}.cpp"]
+    subprocess.run(command, check=True)
+
+
+@pytest.mark.parametrize("isa", SETS["aarch64"])
+def test_clang_compiles_the_neon_sets(isa):
+    compiler = clang()
+    target = ["--target=aarch64-linux-gnu", "-std=c++20", "-Wall", "-Wextra", "-Werror"]
+    trial = subprocess.run(
+        [compiler, *target, "-fsyntax-only", "-x", "c++", "-"],
+        input=b"#include <cstdint>\n#include <new>",
+        capture_output=True,
+    )
+    if trial.returncode:
+        pytest.skip("clang has no headers of aarch64 here")
+    source = SETS["aarch64"][isa]
+    flags = [*target, f"-D{DEFINITION['aarch64']}", *set_flags(source)]
+    subprocess.run([compiler, *flags, "-fsyntax-only", NATIVE / source], check=True)
 
 
 def sanitized_program(request, kind, sets):
