@@ -27,10 +27,10 @@ BLOCKS = 2
 
 def measure(folder: Path, threads: int, tokens: int, rounds: int) -> dict[str, Any]:
     """One model by the instruction set of this process."""
-    from crumb.architectures.plan import Linear
     from crumb.checkpoints.opening import open_checkpoint
     from crumb.kernels.dispatch import selected_set, supported_sets
     from crumb.kernels.limits import dot_peak
+    from crumb.operations.linear import Linear
     from crumb.run.engine import Engine, Rows, StepPart
     from crumb.run.memory_plan import EngineSettings
 

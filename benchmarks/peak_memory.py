@@ -27,7 +27,8 @@ from machine import describe_machine, one_line
 from random_checkpoint import Sizes, checkpoint_bytes, write_checkpoint
 from report import RESULTS, print_table, write_record
 
-from crumb.architectures.plan import Linear, Plan
+from crumb.architectures.plan import Plan
+from crumb.operations.linear import Linear
 
 SLACK_BYTES = 1 << 30
 COMMAND = [sys.executable, "-c", "from crumb.cli.main import run; run()", "quantize"]

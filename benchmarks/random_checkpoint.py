@@ -19,11 +19,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Plan, TensorSpec
+from crumb.architectures.plan import Plan
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.huggingface.weight_files import INDEX
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.embedded import MODELS
+from crumb.operations.operation import TensorSpec
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 SHARD_BYTES = 512 << 20

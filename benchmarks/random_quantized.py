@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from random_checkpoint import TOKENIZER_FILES, TOKENIZER_MODEL, Sizes
 
-from crumb.architectures.plan import TensorSpec
 from crumb.checkpoints.crumb.reader import quantization_config
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.formats.catalog import Format, ZeroKind, parse_format
 from crumb.formats.layouts.tile import TILE_ROWS, tile_bytes
 from crumb.formats.packed_tensor import stored_shape
+from crumb.operations.operation import TensorSpec
 
 BILLION = Sizes(
     blocks=16,

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "arguments.hpp"
 #include "kernels.hpp"
 
 namespace crumb {
@@ -21,10 +22,6 @@ constexpr int kMostThreads = 4096;
 
 inline bool is_cache_kind(int kind) {
   return kind == kFloat32 || kind == kFloat16 || kind == kInt8;
-}
-
-inline void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
 }
 
 inline const KernelTable& kernels_named(const std::string& isa) {

@@ -1,13 +1,15 @@
 // The native executor: a Plan's operations over buffers, run without Python between them.
 // In: operations added once, in order; then steps of tokens. Out: the buffers they write.
-// Owns its threads, nothing else: weights, buffers, cache and scratch belong to the caller and
-// outlive it. Sizes were checked by engine_bindings.cpp.
+// Owns its threads and operations, nothing else: weights, buffers, cache and scratch belong to the
+// caller and outlive it. Each operation checks its sizes when it is made (operation.hpp).
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "kernels.hpp"
@@ -27,98 +29,88 @@ struct Matrix {
   int64_t columns() const { return tiles ? tiles->columns : floats->columns; }
 };
 
-struct Embed {
-  bool of_positions;
-  int out;
-  Matrix matrix;
-};
-struct Norm {
-  int in, out;
-  const float* weight;
-  const float* bias;
-  float epsilon;
-  bool centered;
-};
-struct Quantize {
-  int in, activations;
-};
-// Linear layers that read one buffer run together, without a barrier between them.
-struct Linear {
-  int in, activations, out;  // activations -1: f32
-  Matrix matrix;
-  const float* bias;
-};
-struct LinearGroup {
-  std::vector<Linear> linears;
-};
-struct Split {
-  int in;
-  std::vector<int> outs;
-  int64_t outer, inner;
-};
-struct Rotary {
-  int in, out, heads, head_dim, dimensions;
-  bool interleaved;
-  const float* turns;
-};
-struct Attention {
-  int query, key, value, out, heads, key_value_heads, head_dim;
-  float scale, soft_cap;
-  bool causal;
-  int64_t window;
-  Cache cache;
-};
-struct Elementwise {
-  int left, right, out, kind;  // right -1: an activation alone
-};
-// Keeps the rows whose outputs are wanted; operations after it run on these alone.
-struct Select {
-  int in, out;
-};
-// Column k of `out` is column order[k] of `in`: for a matrix whose columns stand in another order.
-struct Gather {
-  int in, out;
-  const int32_t* order;
-};
-using Operation = std::variant<Embed, Norm, Quantize, LinearGroup, Split, Rotary, Attention,
-                               Elementwise, Select, Gather>;
-
 struct Step {
   const int32_t* tokens;
   const int32_t* positions;
   int64_t rows;
   const Segment* segments;
   int64_t segment_count;
-  const int32_t* selected;  // rows kept by Select
+  const int32_t* selected;  // rows that "select" passes on
   int64_t selected_count;
   int64_t operations;  // how many are run
+};
+
+// What a step may hold; operations narrow it as they are added.
+struct Limits {
+  int64_t capacity = 0;       // rows of a step: those of the first buffer
+  int64_t selected_rows = 0;  // rows behind "select", 0 before it is added
+  int64_t head_dim = 0;       // of the widest attention
+  int64_t vocabulary = INT32_MAX, positions = INT32_MAX, pages = INT32_MAX;
+  int64_t rows() const { return selected_rows ? selected_rows : capacity; }
+};
+
+struct Share {
+  int64_t begin, end;
+};
+
+class Engine;
+
+// One thread's view of a step.
+struct Worker {
+  Engine& engine;
+  const Step& step;
+  const int thread, threads;
+  int64_t rows;  // of the step, or those that were selected
+  uint8_t* scratch;
+
+  Share share(int64_t count) const {
+    return {count * thread / threads, count * (thread + 1) / threads};
+  }
+  const Buffer& buffer(int index) const;
+  const RunKernels& kernels() const;
+  // Activations as this step's matmul wants them to lie.
+  Activations activations(int index) const;
+  void barrier() const;
+};
+
+class Operation {
+ public:
+  virtual ~Operation() = default;
+  // This thread's share; whole outputs, so the number of threads changes no bit of any result.
+  virtual void run(Worker& worker) const = 0;
+  const char* kind = "";
 };
 
 class Engine {
  public:
   Engine(const KernelTable& kernels, int threads, uint8_t* scratch, int64_t scratch_bytes)
-      : kernels_(kernels.run), pool_(threads), scratch_(scratch), scratch_bytes_(scratch_bytes),
-        seconds_(std::variant_size_v<Operation>) {}
+      : kernels(kernels.run), pool_(threads), scratch_(scratch), scratch_bytes_(scratch_bytes) {}
 
+  const RunKernels kernels;
   std::vector<Buffer> buffers;
+  std::vector<Matrix> matrices;
   std::vector<Activations> activations;
-  std::vector<Operation> operations;
+  std::vector<int64_t> activation_rows;  // of each of them
+  std::vector<std::unique_ptr<Operation>> operations;
+  Limits limits;
   std::atomic<bool> timed{false};
 
   // One step at a time, whichever thread asks. Throws std::system_error as Pool::run does.
   void run(const Step& step);
   int threads() const { return pool_.threads(); }
   int64_t scratch_bytes() const { return scratch_bytes_; }
-  // Seconds of each kind of operation since `timed` was set, by index in Operation.
-  std::vector<double> seconds() const { return {seconds_.begin(), seconds_.end()}; }
+  void barrier() { pool_.barrier(); }
+  // Seconds by kind of operation since `timed` was set.
+  std::map<std::string, double> seconds() const;
 
  private:
-  friend struct Worker;
-  const RunKernels kernels_;
+  void walk(const Step& step, int thread);
+
   Pool pool_;
   uint8_t* scratch_;  // threads * scratch_bytes
   int64_t scratch_bytes_;
-  std::vector<std::atomic<double>> seconds_;  // written by thread 0 of a step
+  std::map<std::string, double> seconds_;  // written by thread 0 of a step
+  mutable std::mutex counting_;
 };
 
 }  // namespace crumb

@@ -6,6 +6,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -16,7 +17,7 @@
 #include <stdexcept>
 
 #include "bindings_checks.hpp"
-#include "engine.hpp"
+#include "operation.hpp"
 #include "tile.hpp"
 
 namespace nb = nanobind;
@@ -40,6 +41,47 @@ bool has_kernel(int bits, int zero, int sub, int64_t group_width, bool table) {
   return std::ranges::count(kRows, Row{bits, zero, sub, group_width, table}) > 0;
 }
 
+Element element_of(nb::dlpack::dtype dtype) {
+  if (dtype == nb::dtype<float>()) return Element::kFloat32;
+  if (dtype == nb::dtype<int32_t>()) return Element::kInt32;
+  return dtype == nb::dtype<uint8_t>() ? Element::kUint8 : Element::kOther;
+}
+
+// An array as it lies, C-contiguous. Raises TypeError.
+ArrayView view_of(nb::handle value, std::vector<nb::object>& arrays) {
+  nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu> read;
+  nb::ndarray<nb::c_contig, nb::device::cpu> written;
+  const bool writable = nb::try_cast(value, written, false);
+  if (!writable && !nb::try_cast(value, read, false))
+    throw nb::type_error("expected a C-contiguous array, a number, a text, integers or None");
+  ArrayView view{writable ? written.data() : const_cast<void*>(read.data()), {},
+                 element_of(writable ? written.dtype() : read.dtype()), writable};
+  const size_t rank = writable ? written.ndim() : read.ndim();
+  for (size_t axis = 0; axis < rank; ++axis)
+    view.shape.push_back(int64_t(writable ? written.shape(axis) : read.shape(axis)));
+  arrays.push_back(nb::borrow(value));
+  return view;
+}
+
+// A Python argument of an operation as arguments.hpp has it. Raises TypeError.
+Value value_of(nb::handle value, std::vector<nb::object>& arrays) {
+  if (value.is_none()) return {};
+  if (nb::isinstance<nb::bool_>(value)) return nb::cast<bool>(value);
+  if (nb::isinstance<nb::float_>(value)) return nb::cast<double>(value);
+  if (nb::isinstance<nb::str>(value)) return nb::cast<std::string>(value);
+  int64_t whole;
+  if (nb::isinstance<nb::int_>(value)) {
+    if (!nb::try_cast(value, whole, false)) throw nb::type_error("an integer is too large");
+    return whole;
+  }
+  std::vector<int64_t> integers;
+  if (nb::isinstance<nb::list>(value)) {
+    if (!nb::try_cast(value, integers, false)) throw nb::type_error("expected integers");
+    return integers;
+  }
+  return view_of(value, arrays);
+}
+
 // Threads of an engine, for each of which the scratch has a row.
 int scratch_rows(const Array<uint8_t, 2>& scratch, int threads) {
   require(threads >= 1 && threads <= kMostThreads, "threads must be 1 to 4096");
@@ -61,8 +103,8 @@ class NativeEngine {
     const int64_t stride = int64_t(data.shape(1));
     require(width > 0 && width <= stride && stride % 16 == 0, "buffer: rows of 16 floats");
     require(stride <= kMostWidth, "buffer: too wide");
-    if (engine_.buffers.empty()) capacity_ = rows_ = int64_t(data.shape(0));
     require_rest();
+    if (engine_.buffers.empty()) engine_.limits.capacity = int64_t(data.shape(0));
     keep(data);
     engine_.buffers.push_back({data.data(), int64_t(data.shape(0)), width, stride});
     return int(engine_.buffers.size()) - 1;
@@ -82,7 +124,7 @@ class NativeEngine {
     require_rest();
     keep(codes), keep(scale), keep(sum);
     engine_.activations.push_back(made);
-    activation_rows_.push_back(rows);
+    engine_.activation_rows.push_back(rows);
     return int(engine_.activations.size()) - 1;
   }
 
@@ -108,8 +150,8 @@ class NativeEngine {
     keep(tiles);
     if (table) keep(*table);
     tiles_.push_back(matrix);
-    matrices_.push_back({&tiles_.back(), nullptr});
-    return int(matrices_.size()) - 1;
+    engine_.matrices.push_back({&tiles_.back(), nullptr});
+    return int(engine_.matrices.size()) - 1;
   }
 
   int add_floats(Array<const uint8_t, 2> weights, int64_t columns, int kind) {
@@ -121,147 +163,33 @@ class NativeEngine {
     require(matmul_scratch_bytes(columns) <= engine_.scratch_bytes(), "scratch: too small");
     keep(weights);
     floats_.push_back({weights.data(), int64_t(weights.shape(0)), columns, kind});
-    matrices_.push_back({nullptr, &floats_.back()});
-    return int(matrices_.size()) - 1;
+    engine_.matrices.push_back({nullptr, &floats_.back()});
+    return int(engine_.matrices.size()) - 1;
   }
 
-  void embed(bool of_positions, int out, int matrix) {
-    const Matrix& m = at(matrix);
-    require(to(out).width == m.columns(), "embed: widths differ");
-    int64_t& limit = of_positions ? positions_ : vocabulary_;
-    limit = std::min(limit, m.rows());
-    append(Embed{of_positions, out, m});
-  }
-
-  void norm(int in, int out, Array<const float, 1> weight,
-            std::optional<Array<const float, 1>> bias, float epsilon, bool centered) {
-    const int64_t width = from(in).width;
-    require(to(out).width == width && int64_t(weight.shape(0)) == width, "norm: widths differ");
-    require(!bias || int64_t(bias->shape(0)) == width, "norm: bias has the wrong width");
-    keep(weight);
-    if (bias) keep(*bias);
-    append(
-        Norm{in, out, weight.data(), bias ? bias->data() : nullptr, epsilon, centered});
-  }
-
-  void quantize(int in, int activations) {
-    require(activations >= 0 && activations < int(engine_.activations.size()), "no activations");
-    require(from(in).width == engine_.activations[activations].columns, "quantize: widths differ");
-    require(activation_rows_[activations] >= rows_, "activations: too few rows");
-    append(Quantize{in, activations});
-  }
-
-  // joined: with the group of the operation before. Nothing waits between the layers of a group,
-  // so none reads what another writes.
-  void linear(int in, int activations, int out, int matrix,
-              std::optional<Array<const float, 1>> bias, bool joined) {
-    const Matrix& m = at(matrix);
-    require(from(in).width == m.columns() && to(out).width == m.rows(), "linear: widths differ");
-    require(!bias || int64_t(bias->shape(0)) == m.rows(), "linear: bias has the wrong width");
-    if (activations >= 0) {
-      require(m.tiles && activations < int(engine_.activations.size()), "no activations");
-      require(activation_rows_[activations] >= rows_, "activations: too few rows");
-      const Activations& x = engine_.activations[activations];
-      require(x.columns == m.columns() &&
-                  x.block_inputs == std::min(m.tiles->group_width, kBlockInputs),
-              "linear: activations of another width");
-    }
-    if (bias) keep(*bias);
-    const Linear linear{in, activations, out, m, bias ? bias->data() : nullptr};
-    require(apart(in, out), "linear: reads what it writes");
-    if (!joined) return append(LinearGroup{{linear}});
-    auto* group = engine_.operations.empty()
-                      ? nullptr
-                      : std::get_if<LinearGroup>(&engine_.operations.back());
-    require(group, "linear: nothing to join");
-    for (const Linear& other : group->linears)
-      require(apart(in, other.out) && apart(out, other.in) && apart(out, other.out),
-              "linear: joined to one that writes what it reads or writes, or reads what it writes");
+  // Appends an operation; native/operations has the kinds and what each takes.
+  void add(const std::string& kind, const nb::kwargs& arguments) {
     require_rest();
-    group->linears.push_back(linear);
-  }
-
-  void split(int in, std::vector<int> outs, int64_t outer, int64_t inner) {
-    const int64_t width = from(in).width;
-    require(outer > 0 && inner > 0 && !outs.empty(), "split: empty");
-    require(outer <= width && inner <= width && int64_t(outs.size()) <= width &&
-                width == outer * inner * int64_t(outs.size()), "split: widths differ");
-    for (int out : outs) require(to(out).width == outer * inner, "split: widths differ");
-    append(Split{in, outs, outer, inner});
-  }
-
-  void rotary(int in, int out, int heads, int dimensions, bool interleaved,
-              Array<const float, 2> turns) {
-    const int64_t width = from(in).width;
-    require(heads > 0 && width % heads == 0 && to(out).width == width, "rotary: widths differ");
-    require(dimensions > 0 && dimensions % 2 == 0 && dimensions <= width / heads &&
-                int64_t(turns.shape(1)) == dimensions, "rotary: wrong dimensions");
-    positions_ = std::min(positions_, int64_t(turns.shape(0)));
-    keep(turns);
-    append(Rotary{in, out, heads, int(width / heads), dimensions,
-                                        interleaved, turns.data()});
-  }
-
-  void attention(int query, int key, int value, int out, int heads, int key_value_heads,
-                 float scale, float soft_cap, bool causal, int64_t window,
-                 Array<uint8_t, 2> pages, int kind) {
-    const int64_t width = from(query).width, kept = from(key).width;
-    require(heads > 0 && key_value_heads > 0 && heads % key_value_heads == 0 && width % heads == 0,
-            "attention: heads do not divide");
-    const int64_t dim = width / heads;
-    require(selected_rows_ == 0, "attention: behind select");
-    require(window >= 0, "attention: negative window");
-    require(kept == dim * key_value_heads && from(value).width == kept && to(out).width == width,
-            "attention: widths differ");
-    require(is_cache_kind(kind), "attention: cache kind");
-    const int64_t head_bytes = cache_head_bytes(dim, kind);
-    require(int64_t(pages.shape(1)) == head_bytes * key_value_heads, "pages: wrong size");
-    page_count_ = std::min(page_count_, int64_t(pages.shape(0)));
-    keep(pages);
-    head_dim_ = std::max(head_dim_, dim);
-    append(
-        Attention{query, key, value, out, heads, key_value_heads, int(dim), scale, soft_cap, causal,
-                  window, {pages.data(), head_bytes * key_value_heads, head_bytes, kind}});
-  }
-
-  void elementwise(int left, int right, int out, int kind) {
-    const Buffer &a = from(left), &to_buffer = to(out);
-    require(a.width == to_buffer.width && a.stride == to_buffer.stride, "elementwise: widths");
-    const bool is_function = kind >= kSilu && kind <= kRelu;
-    require(is_function || (right >= 0 && (kind == kMultiply || kind == kAdd)),
-            "elementwise: unknown function");
-    if (right >= 0)
-      require(from(right).width == a.width && from(right).stride == a.stride, "elementwise: widths");
-    append(Elementwise{left, right, out, kind});
-  }
-
-  void select(int in, int out) {
-    require(selected_rows_ == 0, "select: a second one");
-    require(from(in).width == buffer(out).width && from(in).stride == buffer(out).stride,
-            "select: widths differ");
-    selected_rows_ = rows_ = buffer(out).rows;
-    append(Select{in, out});
-  }
-
-  void gather(int in, int out, Array<const int32_t, 1> order) {
-    const int64_t width = from(in).width;
-    require(in != out && to(out).width == width && int64_t(order.shape(0)) == width,
-            "gather: widths differ");
-    for (int64_t k = 0; k < width; ++k)
-      require(order.data()[k] >= 0 && order.data()[k] < width, "gather: column out of range");
-    keep(order);
-    append(Gather{in, out, order.data()});
+    std::map<std::string, Value> values;
+    std::vector<nb::object> arrays;
+    for (const auto& [name, value] : arguments)
+      values[nb::cast<std::string>(name)] = value_of(value, arrays);
+    try {
+      add_operation(engine_, kind, {kind, std::move(values)});
+    } catch (const WrongType& error) {
+      throw nb::type_error(error.what());
+    }
+    kept_.insert(kept_.end(), arrays.begin(), arrays.end());
   }
 
   int operation_count() const { return int(engine_.operations.size()); }
   void set_timed(bool timed) { engine_.timed = timed; }
 
-  std::vector<std::tuple<std::string, double>> seconds() const {
-    static const char* names[] = {"embed", "norm", "quantize", "linear", "split",
-                                  "rotary", "attention", "elementwise", "select", "gather"};
-    std::vector<std::tuple<std::string, double>> all;
-    const std::vector<double> seconds = engine_.seconds();
-    for (size_t k = 0; k < seconds.size(); ++k) all.emplace_back(names[k], seconds[k]);
+  // Kinds that never ran while timed are there with 0.
+  std::map<std::string, double> seconds() const {
+    std::map<std::string, double> all;
+    for (const std::string& kind : operation_kinds()) all[kind] = 0.0;
+    for (const auto& [kind, seconds] : engine_.seconds()) all[kind] = seconds;
     return all;
   }
 
@@ -271,16 +199,17 @@ class NativeEngine {
 
   void step(const std::vector<Part>& parts, int operations) {
     require(operations >= 0 && operations <= operation_count(), "step: operations");
+    const Limits& limits = engine_.limits;
     std::vector<int32_t> tokens, positions, selected;
     std::vector<Segment> segments;
     for (const auto& [next, past, pages, kept] : parts) {
       const int64_t first_row = int64_t(tokens.size()), rows = int64_t(next.size());
-      require(rows > 0 && first_row + rows <= capacity_, "step: rows");
-      require(kept >= 0 && kept <= rows && int64_t(selected.size()) + kept <= selected_rows_,
+      require(rows > 0 && first_row + rows <= limits.capacity, "step: rows");
+      require(kept >= 0 && kept <= rows && int64_t(selected.size()) + kept <= limits.selected_rows,
               "step: rows selected");
       check_place(past, rows, pages);
       for (int64_t k = 0; k < rows; ++k) {
-        require(next[k] >= 0 && next[k] < vocabulary_, "step: token out of range");
+        require(next[k] >= 0 && next[k] < limits.vocabulary, "step: token out of range");
         tokens.push_back(next[k]);
         positions.push_back(int32_t(past + k));
         if (k >= rows - kept) selected.push_back(int32_t(first_row + k));
@@ -302,13 +231,14 @@ class NativeEngine {
 
  private:
   void check_place(int64_t past, int64_t rows, const std::vector<int32_t>& pages) const {
-    require(past >= 0 && past <= positions_ - rows, "step: position");
+    const Limits& limits = engine_.limits;
+    require(past >= 0 && past <= limits.positions - rows, "step: position");
     const int64_t needed = (past + rows + kPageTokens - 1) / kPageTokens;
     require(needed <= int64_t(pages.size()), "step: pages missing");
     for (int64_t k = 0; k < needed; ++k)
-      require(pages[k] >= 0 && pages[k] < page_count_, "step: page out of range");
-    require(head_dim_ == 0 || attention_scratch_floats(past + rows, head_dim_) * 4 <=
-                                  engine_.scratch_bytes(), "step: scratch too small");
+      require(pages[k] >= 0 && pages[k] < limits.pages, "step: page out of range");
+    require(limits.head_dim == 0 || attention_scratch_floats(past + rows, limits.head_dim) * 4 <=
+                                        engine_.scratch_bytes(), "step: scratch too small");
   }
 
   template <class A>
@@ -317,41 +247,11 @@ class NativeEngine {
   // A step of another thread walks what is there.
   void require_rest() const { require(steps_ == 0, "engine: added to while a step runs"); }
 
-  void append(Operation operation) {
-    require_rest();
-    engine_.operations.push_back(std::move(operation));
-  }
-
-  bool apart(int a, int b) const {
-    const Buffer &x = buffer(a), &y = buffer(b);
-    return x.data + x.rows * x.stride <= y.data || y.data + y.rows * y.stride <= x.data;
-  }
-
-  const Buffer& buffer(int index) const {
-    require(index >= 0 && index < int(engine_.buffers.size()), "no such buffer");
-    return engine_.buffers[index];
-  }
-  // A buffer that an operation reads or writes holds all rows that reach it.
-  const Buffer& from(int index) const {
-    require(buffer(index).rows >= rows_now(), "buffer: too few rows");
-    return buffer(index);
-  }
-  const Buffer& to(int index) const { return from(index); }
-  int64_t rows_now() const { return selected_rows_ ? selected_rows_ : capacity_; }
-  const Matrix& at(int index) const {
-    require(index >= 0 && index < int(matrices_.size()), "no such matrix");
-    return matrices_[index];
-  }
-
   Engine engine_;
   std::deque<TileMatrix> tiles_;  // addresses stay
   std::deque<FloatMatrix> floats_;
-  std::vector<Matrix> matrices_;
-  std::vector<int64_t> activation_rows_;
   std::vector<nb::object> kept_;
   int steps_ = 0;  // that run, or wait for another
-  int64_t capacity_ = 0, rows_ = 0, selected_rows_ = 0, head_dim_ = 0;
-  int64_t vocabulary_ = INT32_MAX, positions_ = INT32_MAX, page_count_ = INT32_MAX;
 };
 
 }  // namespace
@@ -368,24 +268,7 @@ void bind_engine(nb::module_& m) {
            nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), nb::arg("sub"),
            array("table").none())
       .def("add_floats", &E::add_floats, array("weights"), nb::arg("columns"), nb::arg("kind"))
-      .def("embed", &E::embed, nb::arg("of_positions"), nb::arg("out"), nb::arg("matrix"))
-      .def("norm", &E::norm, nb::arg("input"), nb::arg("out"), array("weight"),
-           array("bias").none(), nb::arg("epsilon"), nb::arg("centered"))
-      .def("quantize", &E::quantize, nb::arg("input"), nb::arg("activations"))
-      .def("linear", &E::linear, nb::arg("input"), nb::arg("activations"), nb::arg("out"),
-           nb::arg("matrix"), array("bias").none(), nb::arg("joined"))
-      .def("split", &E::split, nb::arg("input"), nb::arg("outs"), nb::arg("outer"),
-           nb::arg("inner"))
-      .def("rotary", &E::rotary, nb::arg("input"), nb::arg("out"), nb::arg("heads"),
-           nb::arg("dimensions"), nb::arg("interleaved"), array("turns"))
-      .def("attention", &E::attention, nb::arg("query"), nb::arg("key"), nb::arg("value"),
-           nb::arg("out"), nb::arg("heads"), nb::arg("key_value_heads"), nb::arg("scale"),
-           nb::arg("soft_cap"), nb::arg("causal"), nb::arg("window"), array("pages"),
-           nb::arg("kind"))
-      .def("elementwise", &E::elementwise, nb::arg("left"), nb::arg("right"), nb::arg("out"),
-           nb::arg("kind"))
-      .def("select", &E::select, nb::arg("input"), nb::arg("out"))
-      .def("gather", &E::gather, nb::arg("input"), nb::arg("out"), array("order"))
+      .def("add", &E::add, nb::arg("kind"), nb::arg("arguments"))
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)

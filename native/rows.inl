@@ -1,35 +1,51 @@
 // Steps on rows of f32: norm, elementwise functions, rotary embedding. In: a job with a range of
 // tokens, or of vectors. Out: rows of `out`; what lies behind a row's columns stays finite.
-// Sums over columns go by lane, then over lanes in one order. Twin: run/array_executor.py.
+// Sums over columns go by lane, then over lanes in one order. Twins: crumb/operations.
 
-void normalize(const NormJob& job) {
+// One group of features. What is behind the only one of a row is free to write.
+CRUMB_INLINE void normalize_group(const NormJob& job, const float* x, float* out,
+                                  const float* weight, const float* bias) {
   const int64_t n = job.columns;
-  for (int64_t token = job.begin; token < job.end; ++token) {
-    const float* x = job.x + token * job.x_stride;
-    float* out = job.out + token * job.out_stride;
-    float mean = 0.0f;
-    if (job.centered) {
-      Floats total = all_floats(0.0f);
-      for (int64_t k = 0; k < n; k += 16) total = total + load_first(x + k, n - k);
-      mean = sum(total) / float(n);
-    }
-    const Floats center = all_floats(mean);
-    Floats squares = all_floats(0.0f);
-    int64_t k = 0;
-    for (; k + 16 <= n; k += 16) {
-      const Floats away = load_floats(x + k) - center;
-      squares = fma(away, away, squares);
-    }
-    float tail = 0.0f;
-    for (; k < n; ++k) tail += (x[k] - mean) * (x[k] - mean);
-    const float variance = (sum(squares) + tail) / float(n);
-    const Floats factor = all_floats(1.0f / __builtin_sqrtf(variance + job.epsilon));
-    for (k = 0; k < n; k += 16) {
-      Floats y = (load_floats(x + k) - center) * factor * load_first(job.weight + k, n - k);
-      if (job.bias) y = y + load_first(job.bias + k, n - k);
+  float mean = 0.0f;
+  if (job.centered) {
+    Floats total = all_floats(0.0f);
+    for (int64_t k = 0; k < n; k += 16) total = total + load_first(x + k, n - k);
+    mean = sum(total) / float(n);
+  }
+  const Floats center = all_floats(mean);
+  Floats squares = all_floats(0.0f);
+  int64_t k = 0;
+  for (; k + 16 <= n; k += 16) {
+    const Floats away = load_floats(x + k) - center;
+    squares = fma(away, away, squares);
+  }
+  float tail = 0.0f;
+  for (; k < n; ++k) tail += (x[k] - mean) * (x[k] - mean);
+  const float variance = (sum(squares) + tail) / float(n);
+  const Floats factor = all_floats(1.0f / __builtin_sqrtf(variance + job.epsilon));
+  for (k = 0; k < n; k += 16) {
+    const bool whole = job.groups == 1 || k + 16 <= n;
+    const Floats features = whole ? load_floats(x + k) : load_first(x + k, n - k);
+    Floats y = (features - center) * factor * load_first(weight + k, n - k);
+    if (bias) y = y + load_first(bias + k, n - k);
+    if (whole) {
       store_floats(out + k, y);
+    } else {
+      float some[16];
+      store_floats(some, y);
+      for (int64_t j = k; j < n; ++j) out[j] = some[j - k];
     }
   }
+}
+
+void normalize(const NormJob& job) {
+  for (int64_t token = job.begin; token < job.end; ++token)
+    for (int64_t group = 0; group < job.groups; ++group) {
+      const int64_t first = group * job.columns, weights = group * job.weight_step;
+      normalize_group(job, job.x + token * job.x_stride + first,
+                      job.out + token * job.out_stride + first, job.weight + weights,
+                      job.bias ? job.bias + weights : nullptr);
+    }
 }
 
 template <class F>

@@ -97,6 +97,8 @@ struct NormJob {
   const float* bias;  // null: none
   float epsilon;
   int centered;  // layer norm; else root mean square
+  int64_t groups = 1;       // of `columns` each, behind each other
+  int64_t weight_step = 0;  // from the weights of one group to the next's
 };
 
 // The order of architectures.plan.ACTIVATIONS as run/program.py numbers them.

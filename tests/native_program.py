@@ -35,7 +35,7 @@ SETS = {
 }
 """Sources of the instruction sets of an architecture, slowest first as dispatch lists them."""
 DEFINITION = {"x86_64": "CRUMB_X86=1", "aarch64": "CRUMB_NEON=1"}
-BESIDE_SETS = ("dispatch.cpp", "engine.cpp", "pool.cpp")
+BESIDE_SETS = ("dispatch.cpp", "engine.cpp", "operation.cpp", "pool.cpp")
 """Other sources of native/ that the check calls."""
 
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
@@ -106,6 +106,7 @@ class Builder:
         ours = ["-std=c++20", "-ffp-contract=off", f"-I{NATIVE}", *define]
         sources = dict.fromkeys(sorted(CHECK.glob("*.cpp")), ours)
         sources |= {NATIVE / name: ours for name in BESIDE_SETS}
+        sources |= dict.fromkeys(sorted(NATIVE.glob("operations/*.cpp")), ours)
         done = []
         for name in sets:
             source = NATIVE / SETS[architecture][name]

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 _Floats = NDArray[np.float32]
 _Bytes = NDArray[np.uint8]
+_Argument = bool | int | float | str | list[int] | NDArray[np.generic] | None
 
 def supported_sets() -> list[str]: ...
 def pack(codes: _Bytes, packed: _Bytes, bits: int) -> None: ...
@@ -109,57 +110,10 @@ class NativeEngine:
         table: _Bytes | None,
     ) -> int: ...
     def add_floats(self, weights: _Bytes, columns: int, kind: int) -> int: ...
-    def embed(self, of_positions: bool, out: int, matrix: int) -> None: ...
-    def norm(
-        self,
-        input: int,
-        out: int,
-        weight: _Floats,
-        bias: _Floats | None,
-        epsilon: float,
-        centered: bool,
-    ) -> None: ...
-    def quantize(self, input: int, activations: int) -> None: ...
-    def linear(
-        self,
-        input: int,
-        activations: int,
-        out: int,
-        matrix: int,
-        bias: _Floats | None,
-        joined: bool,
-    ) -> None: ...
-    def split(self, input: int, outs: list[int], outer: int, inner: int) -> None: ...
-    def rotary(
-        self,
-        input: int,
-        out: int,
-        heads: int,
-        dimensions: int,
-        interleaved: bool,
-        turns: _Floats,
-    ) -> None: ...
-    def attention(
-        self,
-        query: int,
-        key: int,
-        value: int,
-        out: int,
-        heads: int,
-        key_value_heads: int,
-        scale: float,
-        soft_cap: float,
-        causal: bool,
-        window: int,
-        pages: _Bytes,
-        kind: int,
-    ) -> None: ...
-    def elementwise(self, left: int, right: int, out: int, kind: int) -> None: ...
-    def select(self, input: int, out: int) -> None: ...
-    def gather(self, input: int, out: int, order: NDArray[np.int32]) -> None: ...
+    def add(self, kind: str, **arguments: _Argument) -> None: ...
     def operation_count(self) -> int: ...
     def set_timed(self, timed: bool) -> None: ...
-    def seconds(self) -> list[tuple[str, float]]: ...
+    def seconds(self) -> dict[str, float]: ...
     def step(
         self, parts: Sequence[tuple[Sequence[int], int, Sequence[int], int]], operations: int
     ) -> None: ...

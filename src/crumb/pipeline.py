@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb import __version__
-from crumb.architectures.plan import Embed, Linear, Plan, Stage, TensorSpec
+from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.walk import LinearGroup, StageWalk
@@ -42,6 +42,9 @@ from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.decode import decode
 from crumb.kernels.tile import pack_tensor
+from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
+from crumb.operations.operation import Array, TensorSpec
 from crumb.progress import CostListener, ProgressClock, ProgressListener, untold
 from crumb.requests.quantize_request import (
     Calibration,
@@ -50,7 +53,6 @@ from crumb.requests.quantize_request import (
     choose,
     needs_calibration,
 )
-from crumb.run.array_executor import Array
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from tiny_models import GPT_NEO, GPT_NEOX, GPTJ, LLAMA, LLAMA3, MISTRAL, QWEN2, VARIANTS, YARN
 
 from crumb.architectures.configuration import repeat_kinds
-from crumb.architectures.plan import Attention, Plan, Rotary
+from crumb.architectures.plan import Plan
 from crumb.architectures.registry import families, plan_of
-from crumb.architectures.rope import Rope
 from crumb.errors import CheckpointError, CrumbError, UnknownFamily
+from crumb.operations.attention import Attention
+from crumb.operations.rope import Rope
+from crumb.operations.rotary import Rotary
 
 GONE = object()
 

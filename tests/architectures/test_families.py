@@ -17,7 +17,7 @@ import pytest
 from tiny_models import GOLDEN, PLACES, VARIANTS, make_tokens, tolerance, uniform, write_model
 
 from crumb.architectures.registry import families, plan_of
-from crumb.run.array_executor import QUERY_BLOCK
+from crumb.operations.attention import QUERY_BLOCK
 from crumb.run.model import Model, open_model
 from crumb.run.session import Session
 

@@ -18,25 +18,20 @@ import pytest
 from numpy.typing import NDArray
 from tiny_models import LLAMA, make_weights, tolerance, write_model
 
-from crumb.architectures.plan import (
-    Add,
-    Attention,
-    Embed,
-    Linear,
-    Multiply,
-    Norm,
-    Operation,
-    Plan,
-    Rotary,
-    Stage,
-    TensorSpec,
-)
-from crumb.architectures.rope import Rope
+from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import CheckpointError, UsageError
 from crumb.files.model_files import MadeFiles
-from crumb.run import array_executor
-from crumb.run.array_executor import Context
+from crumb.operations.add import Add
+from crumb.operations.attention import Attention
+from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
+from crumb.operations.multiply import Multiply
+from crumb.operations.norm import Norm
+from crumb.operations.operation import Context, Operation, Row, TensorSpec, same_width
+from crumb.operations.rope import Rope
+from crumb.operations.rotary import Rotary
+from crumb.operations.table import OPERATIONS
 from crumb.run.model import Model, open_model
 from crumb.run.session import Session
 
@@ -193,13 +188,13 @@ def test_a_batch_of_texts_has_a_batch_of_sources() -> None:
 
 def test_an_encoder_runs_once_in_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up: list[str] = []
-    execute = array_executor.EXECUTE[Embed]
+    row = OPERATIONS[Embed]
 
-    def note(op: Embed, buffers: dict[str, Any], context: Context) -> None:
+    def note(op: Embed, reads: tuple[Any, ...], context: Context) -> tuple[Any, ...]:
         looked_up.append(op.input)
-        execute(op, buffers, context)
+        return row.reference(op, reads, context)
 
-    monkeypatch.setitem(array_executor.EXECUTE, Embed, note)
+    monkeypatch.setitem(OPERATIONS, Embed, replace(row, reference=note))
     session = Session(model_of(encoder_decoder()), source_of(text(1, 13)))
     for token in text(2, 4):
         session.feed([token])
@@ -234,8 +229,8 @@ class Recurrence(Operation):
         return (TensorSpec(self.weight, (self.features,), matrix=False),)
 
 
-def run_recurrence(op: Recurrence, buffers: dict[str, Any], context: Context) -> None:
-    x, decay = buffers[op.input], context.weights[op.weight] * np.float32(0.5)
+def run_recurrence(op: Recurrence, reads: tuple[Any, ...], context: Context) -> tuple[Any, ...]:
+    x, decay = reads[0], context.weights[op.weight] * np.float32(0.5)
     states = {} if context.states is None else context.states
     (last,) = states.get(op.state, (np.zeros_like(x[:, 0]),))
     outputs = []
@@ -243,7 +238,14 @@ def run_recurrence(op: Recurrence, buffers: dict[str, Any], context: Context) ->
         last = decay * last + x[:, place]
         outputs.append(last)
     states[op.state] = (last,)
-    buffers[op.output] = np.stack(outputs, axis=1)
+    return (np.stack(outputs, axis=1),)
+
+
+def no_gradient(*_: Any) -> Any:
+    raise AssertionError("nothing goes back through it here")
+
+
+RECURRENCE = Row(Recurrence, same_width, run_recurrence, no_gradient, no_gradient)
 
 
 def recurrent() -> Plan:
@@ -268,7 +270,7 @@ def recurrent() -> Plan:
 def test_a_recurrent_state_lives_in_the_same_slots(
     cuts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(array_executor.EXECUTE, Recurrence, run_recurrence)
+    monkeypatch.setitem(OPERATIONS, Recurrence, RECURRENCE)
     model, tokens = model_of(recurrent()), text(5, 18)
     session = Session(model)
     fed = np.concatenate([session.feed(part) for part in np.split(tokens, cuts)])

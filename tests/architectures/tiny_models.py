@@ -17,8 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from crumb.architectures.plan import Attention, Embed, Linear, Norm, Plan, Rotary
+from crumb.architectures.plan import Plan
 from crumb.architectures.registry import plan_of
+from crumb.operations.attention import Attention
+from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
+from crumb.operations.norm import Norm
+from crumb.operations.rotary import Rotary
 
 GOLDEN = Path(__file__).parent / "golden"
 

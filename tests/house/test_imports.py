@@ -15,7 +15,7 @@ from pathlib import Path
 
 FORMATS = ("errors", "formats")
 KERNELS = (*FORMATS, "machine", "kernels")
-LOADED = (*KERNELS, "progress", "architectures", "files", "tokenizer", "embedded")
+LOADED = (*KERNELS, "progress", "operations", "architectures", "files", "tokenizer", "embedded")
 CHECKPOINTS = (*LOADED, "checkpoints")
 RUN = (*CHECKPOINTS, "requests", "run")
 STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
@@ -29,11 +29,12 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "formats": ("errors",),
     "machine": (),
     "texts": ("errors",),
-    "architectures": ("errors",),
+    "operations": ("errors",),
+    "architectures": ("errors", "operations"),
     "kernels": (*FORMATS, "machine", "_native"),
     "solve": KERNELS,
     "checkpoints": LOADED,
-    "requests": (*FORMATS, "architectures", "solve"),
+    "requests": (*FORMATS, "operations", "architectures", "solve"),
     "run": (*CHECKPOINTS, "requests"),
     "calibrate": RUN,
     "evaluation": (*RUN, "texts"),

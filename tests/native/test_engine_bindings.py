@@ -6,165 +6,31 @@ TypeError. Each case changes one thing of a call that works.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-
-from crumb._native import (
-    NativeEngine,
-    attention_scratch_floats,
-    cache_head_bytes,
-    matmul_scratch_bytes,
+from engine_calls import (
+    BF16,
+    CALLS,
+    F16,
+    F32,
+    INT8,
+    MINIMUM,
+    POSITIONS,
+    ROWS,
+    VARIABLE,
+    WIDTH,
+    Built,
+    aligned,
+    pages,
+    tiles,
 )
 
-ROWS, KEPT, WIDTH, VOCABULARY, POSITIONS, PAGES = 6, 2, 32, 48, 40, 4
-F32, F16, BF16, INT8 = range(4)
-FIXED, VARIABLE, MINIMUM = range(3)
-MULTIPLY = 16
+from crumb._native import NativeEngine
 
 
-def aligned(rows: int, row_bytes: int) -> np.ndarray[Any, Any]:
-    raw = np.zeros(rows * row_bytes + 64, np.uint8)
-    begin = -raw.ctypes.data % 64
-    return raw[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
-
-
-SCRATCH_BYTES = -(-max(matmul_scratch_bytes(64), 4 * attention_scratch_floats(64, 16)) // 64) * 64
-
-
-class Built:
-    """An engine with one of everything, ready for any operation."""
-
-    def __init__(self) -> None:
-        self.engine = NativeEngine("baseline", 1, aligned(1, SCRATCH_BYTES))
-        add = self.engine.add_buffer
-        self.hidden, self.other, self.third = (
-            add(np.zeros((ROWS, WIDTH), np.float32), WIDTH) for _ in range(3)
-        )
-        self.half = add(np.zeros((ROWS, 16), np.float32), 16)
-        self.odd = add(np.zeros((ROWS, 48), np.float32), 40)
-        self.kept = add(np.zeros((KEPT, WIDTH), np.float32), WIDTH)
-        self.logits = add(np.zeros((KEPT, VOCABULARY), np.float32), VOCABULARY)
-        self.floats = self.engine.add_floats(
-            np.zeros((VOCABULARY, 4 * WIDTH), np.uint8), WIDTH, F32
-        )
-        self.places = self.engine.add_floats(np.zeros((POSITIONS, 2 * WIDTH), np.uint8), WIDTH, F16)
-        self.tiles = self.engine.add_tiles(tiles(), WIDTH, WIDTH, 32, 4, FIXED, 0, None)
-        self.activations = self.engine.add_activations(*activations(), WIDTH, 32)
-        self.few = self.engine.add_activations(*activations(rows=3), WIDTH, 32)
-
-    def call(self, name: str, **arguments: Any) -> Any:
-        """A method with the arguments of the call that works, but for these."""
-        usual = CALLS[name](self) | arguments
-        return getattr(self.engine, name)(**usual)
-
-
-def tiles(rows: int = WIDTH, extra: int = 0) -> np.ndarray[Any, Any]:
-    """4 bits, fixed zero, one group of 32: 32 bytes of scales, 256 of codes."""
-    return np.zeros((-(-rows // 16), 32 + 256 + extra), np.uint8)
-
-
-def activations(rows: int = ROWS) -> tuple[Any, Any, Any]:
-    return (
-        np.zeros((-(-rows // 32) * 32, WIDTH + 64), np.int8),
-        np.zeros((rows, 1), np.float32),
-        np.zeros((rows, 1), np.int32),
-    )
-
-
-def pages(kind: int = F32, count: int = PAGES) -> np.ndarray[Any, Any]:
-    return aligned(count, 2 * cache_head_bytes(16, kind))
-
-
-def vector(*values: int) -> np.ndarray[Any, Any]:
-    return np.array(values, np.int32)
-
-
-CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
-    "add_buffer": lambda built: {"data": np.zeros((ROWS, WIDTH), np.float32), "width": WIDTH},
-    "add_activations": lambda built: (
-        dict(zip(("codes", "scale", "sum"), activations(), strict=True))
-        | {"columns": WIDTH, "block_inputs": 32}
-    ),
-    "add_tiles": lambda built: {
-        "tiles": tiles(),
-        "rows": WIDTH,
-        "columns": WIDTH,
-        "group_width": 32,
-        "bits": 4,
-        "zero": FIXED,
-        "sub": 0,
-        "table": None,
-    },
-    "add_floats": lambda built: {
-        "weights": np.zeros((8, 4 * WIDTH), np.uint8),
-        "columns": WIDTH,
-        "kind": F32,
-    },
-    "embed": lambda built: {"of_positions": False, "out": built.hidden, "matrix": built.floats},
-    "norm": lambda built: {
-        "input": built.hidden,
-        "out": built.other,
-        "weight": np.ones(WIDTH, np.float32),
-        "bias": np.ones(WIDTH, np.float32),
-        "epsilon": 1e-5,
-        "centered": True,
-    },
-    "quantize": lambda built: {"input": built.hidden, "activations": built.activations},
-    "linear": lambda built: {
-        "input": built.hidden,
-        "activations": built.activations,
-        "out": built.other,
-        "matrix": built.tiles,
-        "bias": np.ones(WIDTH, np.float32),
-        "joined": False,
-    },
-    "split": lambda built: {
-        "input": built.hidden,
-        "outs": [built.half, built.half],
-        "outer": 2,
-        "inner": 8,
-    },
-    "rotary": lambda built: {
-        "input": built.hidden,
-        "out": built.other,
-        "heads": 2,
-        "dimensions": 8,
-        "interleaved": False,
-        "turns": np.ones((POSITIONS, 8), np.float32),
-    },
-    "attention": lambda built: {
-        "query": built.hidden,
-        "key": built.other,
-        "value": built.third,
-        "out": built.hidden,
-        "heads": 2,
-        "key_value_heads": 2,
-        "scale": 0.25,
-        "soft_cap": 0.0,
-        "causal": True,
-        "window": 0,
-        "pages": pages(),
-        "kind": F32,
-    },
-    "elementwise": lambda built: {
-        "left": built.hidden,
-        "right": built.other,
-        "out": built.third,
-        "kind": MULTIPLY,
-    },
-    "select": lambda built: {"input": built.hidden, "out": built.kept},
-    "gather": lambda built: {
-        "input": built.hidden,
-        "out": built.other,
-        "order": np.arange(WIDTH, dtype=np.int32)[::-1].copy(),
-    },
-}
-
-
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "nothing"])
 def test_the_usual_call_works(name: str) -> None:
     Built().call(name)
 
@@ -246,7 +112,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("linear", {"activations": 1}, "too few rows"),
     ("linear", {"matrix": 0, "out": 4}, "widths differ"),
     ("linear", {"out": 0}, "reads what it writes"),
-    ("linear", {"joined": True}, "nothing to join"),
     ("split", {"outs": []}, "empty"),
     ("split", {"outer": 0}, "empty"),
     ("split", {"inner": -8}, "empty"),
@@ -267,18 +132,26 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"key_value_heads": 1}, "widths differ"),
     ("attention", {"value": 3}, "widths differ"),
     ("attention", {"out": 4}, "widths differ"),
-    ("attention", {"kind": BF16}, "cache kind"),
-    ("attention", {"kind": 4}, "cache kind"),
-    ("attention", {"kind": F16}, "wrong size"),
+    ("attention", {"cache": BF16}, "cache kind"),
+    ("attention", {"cache": 4}, "cache kind"),
+    ("attention", {"cache": F16}, "wrong size"),
     ("attention", {"pages": pages()[:, :-64].copy()}, "wrong size"),
     ("attention", {"window": -1}, "negative window"),
-    ("elementwise", {"kind": 4}, "unknown function"),
-    ("elementwise", {"kind": 18}, "unknown function"),
-    ("elementwise", {"right": -1}, "unknown function"),
-    ("elementwise", {"right": -1, "kind": 4}, "unknown function"),
-    ("elementwise", {"out": 3}, "widths"),
-    ("elementwise", {"right": 4}, "widths"),
-    ("elementwise", {"right": 5}, "too few rows"),
+    ("activation", {"function": "sine"}, "unknown function"),
+    ("multiply", {"out": 3}, "widths"),
+    ("add", {"right": 4}, "widths"),
+    ("add", {"right": 5}, "too few rows"),
+    ("join", {"widths": [8]}, "a width for each"),
+    ("join", {"widths": [8, 9]}, "widths differ"),
+    ("join", {"widths": [8, LARGE]}, "widths differ"),
+    ("join", {"widths": [16, 0]}, "widths differ"),
+    ("join", {"inputs": [3, 99]}, "no such buffer"),
+    ("join", {"inputs": [0], "widths": [16]}, "writes what it reads"),
+    ("norm", {"groups": 0}, "groups do not divide"),
+    ("norm", {"weight": np.ones(8, np.float32)}, "widths differ"),
+    ("norm", {"weight": np.ones(16, np.float32)}, "bias has the wrong width"),
+    ("linear", {"joined": True}, "nothing to join"),
+    ("nothing", {}, "no such kind"),
     ("select", {"out": 3}, "widths differ"),
     ("select", {"input": 5}, "too few rows"),
     ("select", {"out": 77}, "no such buffer"),
@@ -302,7 +175,7 @@ def test_a_call_with_one_wrong_thing_is_refused(
     assert built.engine.operation_count() == before
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name not in ("embed", "quantize")])
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "nothing"])
 def test_arrays_of_another_dtype_order_or_rank_are_refused(name: str) -> None:
     built = Built()
     given = CALLS[name](built)
@@ -385,6 +258,14 @@ def test_buffers_that_share_memory_are_not_read_and_written_together() -> None:
     built.call("linear", input=source, out=behind)
 
 
+@pytest.mark.parametrize("wrong", [{"more": 1}, {"groups": 1.5}, {"groups": "2"}, {"groups": True}])
+def test_arguments_of_another_name_or_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="norm: "):
+        Built().call("norm", **wrong)
+    with pytest.raises(TypeError, match="norm: no input"):
+        Built().engine.add("norm")
+
+
 def test_behind_select_there_are_fewer_rows_and_no_attention() -> None:
     built = Built()
     built.call("select")
@@ -396,104 +277,3 @@ def test_behind_select_there_are_fewer_rows_and_no_attention() -> None:
     built.call(
         "linear", input=built.kept, activations=-1, out=built.logits, matrix=built.floats, bias=None
     )
-
-
-def ready() -> Built:
-    """Embeds tokens and positions, attends, selects: everything that a step's numbers reach."""
-    built = Built()
-    built.call("embed")
-    built.call("embed", of_positions=True, out=built.other, matrix=built.places)
-    built.call("rotary")
-    built.call("attention")
-    built.call("select")
-    return built
-
-
-FIRST, SECOND = ([1, 2], 0, [0], 1), ([3], 16, [3, 1], 1)
-"""Tokens, how many came before them, their pages, and how many of the last are kept."""
-
-
-def first(**changed: Any) -> list[Any]:
-    """Parts of a step that works, but for what is changed in the first."""
-    usual = dict(zip(("tokens", "past", "pages", "kept"), FIRST, strict=True))
-    return [tuple((usual | changed).values()), SECOND]
-
-
-WRONG_STEPS: list[tuple[list[Any], int, str]] = [
-    ([], 5, "step: rows"),
-    (first(tokens=[]), 5, "step: rows"),
-    (first(tokens=[1] * 6), 5, "step: rows"),
-    (first(tokens=[1] * 7), 5, "step: rows"),
-    ([FIRST, SECOND], -1, "operations"),
-    ([FIRST, SECOND], 6, "operations"),
-    (first(tokens=[1, VOCABULARY]), 5, "token out of range"),
-    (first(tokens=[-1, 2]), 5, "token out of range"),
-    (first(past=-1), 5, "position"),
-    (first(past=POSITIONS - 1, pages=[0, 1, 2]), 5, "position"),
-    (first(past=LARGE, pages=[0, 1, 2]), 5, "position"),
-    (first(past=(1 << 63) - 1), 5, "position"),
-    (first(kept=2), 5, "rows selected"),
-    (first(kept=3), 5, "rows selected"),
-    (first(kept=-1), 5, "rows selected"),
-    (first(kept=(1 << 63) - 1), 5, "rows selected"),
-    (first(pages=[]), 5, "pages missing"),
-    (first(past=15), 5, "pages missing"),
-    (first(pages=[PAGES]), 5, "page out of range"),
-    (first(pages=[-1]), 5, "page out of range"),
-]
-
-
-@pytest.mark.parametrize(("parts", "operations", "what"), WRONG_STEPS)
-def test_a_step_with_one_wrong_number_is_refused(
-    parts: list[Any], operations: int, what: str
-) -> None:
-    engine = ready().engine
-    engine.step([FIRST, SECOND], 5)
-    with pytest.raises(ValueError, match=what):
-        engine.step(parts, operations)
-
-
-def test_a_step_beyond_the_scratch_is_refused() -> None:
-    built = Built()
-    built.call("attention")
-    longest = next(
-        length
-        for length in range(64, 1 << 16)
-        if 4 * attention_scratch_floats(length + 1, 16) > SCRATCH_BYTES
-    )
-    pages = [0] * (longest // 16 + 1)
-    built.engine.step([([1], longest - 1, pages, 0)], 1)
-    with pytest.raises(ValueError, match="scratch too small"):
-        built.engine.step([([1], longest, pages, 0)], 1)
-
-
-@pytest.mark.parametrize("key", ["tokens", "past", "pages", "kept"])
-@pytest.mark.parametrize("wrong", ["5", 0.5, [0.5], [1 << 31], 1 << 63, None])
-def test_a_step_of_other_types_is_refused(key: str, wrong: Any) -> None:
-    with pytest.raises(TypeError):
-        ready().engine.step(first(**{key: wrong}), 5)
-
-
-@pytest.mark.parametrize("parts", [None, 5, [FIRST[:3]], [(*FIRST, 0)], [5]])
-def test_a_step_of_parts_that_are_none_is_refused(parts: Any) -> None:
-    with pytest.raises(TypeError):
-        ready().engine.step(parts, 5)
-
-
-def test_a_step_keeps_the_last_rows_of_each_part_in_order() -> None:
-    """The logits are the hidden states here: embedded tokens of a matrix that counts them."""
-    hidden, kept = np.zeros((ROWS, WIDTH), np.float32), np.zeros((4, WIDTH), np.float32)
-    engine = NativeEngine("baseline", 1, aligned(1, SCRATCH_BYTES))
-    places = [engine.add_buffer(array, WIDTH) for array in (hidden, kept)]
-    table = np.repeat(np.arange(VOCABULARY, dtype=np.float32)[:, None], WIDTH, axis=1)
-    engine.embed(False, places[0], engine.add_floats(table.view(np.uint8), WIDTH, F32))
-    engine.select(*places)
-    engine.step([([7, 8, 9], 0, [0], 2), ([4, 5], 3, [1], 0), ([6], 0, [2], 1)], 2)
-    assert hidden[:, 0].tolist() == [7, 8, 9, 4, 5, 6]
-    assert kept[:, 0].tolist() == [8, 9, 6, 0]
-
-
-def test_an_engine_without_anything_takes_no_step() -> None:
-    engine = NativeEngine("baseline", 1, aligned(1, 64))
-    with pytest.raises(ValueError, match="step: rows"):
-        engine.step([FIRST], 0)

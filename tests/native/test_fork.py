@@ -59,7 +59,8 @@ class Embedding:
         self.out = np.zeros((ROWS, WIDTH), np.float32)
         table = np.repeat(np.arange(ROWS, dtype=np.float32)[:, None], WIDTH, axis=1)
         buffer = self.engine.add_buffer(self.out, WIDTH)
-        self.engine.embed(False, buffer, self.engine.add_floats(table.view(np.uint8), WIDTH, 0))
+        matrix = self.engine.add_floats(table.view(np.uint8), WIDTH, 0)
+        self.engine.add("embed", of_positions=False, out=buffer, matrix=matrix)
 
     def is_right(self, shift: int) -> bool:
         tokens = [(token + shift) % ROWS for token in range(ROWS)]

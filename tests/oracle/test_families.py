@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from tiny_models import GOLDEN, VARIANTS, make_tokens, tolerance
 
-from crumb.architectures.plan import Rotary
 from crumb.architectures.registry import families, plan_of
 from crumb.errors import CrumbError
+from crumb.operations.rotary import Rotary
 from crumb.run.model import Model, open_model
 from crumb.run.session import Session
 

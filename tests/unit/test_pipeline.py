@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
 from crumb import pipeline
-from crumb.architectures.plan import Linear
 from crumb.errors import UsageError
+from crumb.operations.linear import Linear
+from crumb.operations.operation import Context
 from crumb.pipeline import (
     Calibration,
     QuantizeRequest,
@@ -27,7 +28,7 @@ from crumb.pipeline import (
     quantize,
 )
 from crumb.progress import Progress
-from crumb.run.array_executor import Context, run_span
+from crumb.run.array_executor import run_span
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.solve.gptq import Factored
 from crumb.solve.problem import Method, SolveSettings

@@ -21,23 +21,20 @@ from crumb.architectures.configuration import (
     read_flag,
     refuse,
 )
-from crumb.architectures.plan import (
-    ACTIVATIONS,
-    Activation,
-    Add,
-    Attention,
-    Embed,
-    Linear,
-    Multiply,
-    Norm,
-    Operation,
-    Plan,
-    Rotary,
-    Split,
-    Stage,
-)
-from crumb.architectures.rope import Rope, read_rope
+from crumb.architectures.plan import Plan, Stage
+from crumb.architectures.rope import read_rope
 from crumb.errors import CheckpointError
+from crumb.operations.activation import FUNCTIONS, Activation
+from crumb.operations.add import Add
+from crumb.operations.attention import Attention
+from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
+from crumb.operations.multiply import Multiply
+from crumb.operations.norm import Norm
+from crumb.operations.operation import Operation
+from crumb.operations.rope import Rope
+from crumb.operations.rotary import Rotary
+from crumb.operations.split import Split
 
 Windows = tuple[int | None, ...]  # one per block
 
@@ -153,9 +150,9 @@ class Reader:
 
     def activation(self) -> str:
         key, value = self.find("activation")
-        if value not in ACTIVATIONS:
-            raise refuse(key, f"one of {', '.join(ACTIVATIONS)}", value)
-        return str(value)
+        if not isinstance(value, str) or value not in FUNCTIONS:
+            raise refuse(key, f"one of {', '.join(FUNCTIONS)}", value)
+        return value
 
     def rope(self, sizes: Sizes) -> Rope | None:
         """The rotary embedding, None in families without. Raises: CheckpointError."""

@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Linear, Norm, Plan, TensorSpec
+from crumb.architectures.plan import Plan
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.calibrate.walk import StageWalk
-from crumb.run.array_executor import Array
+from crumb.operations.linear import Linear
+from crumb.operations.norm import Norm
+from crumb.operations.operation import Array, TensorSpec
 
 Moment = NDArray[np.float64]
 Buffers = dict[str, Array]

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crumb.architectures.plan import Linear, Stage
+from crumb.architectures.plan import Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.kernels.threads import parallel_map
-from crumb.run.array_executor import Array, Context, run_span
+from crumb.operations.linear import Linear
+from crumb.operations.operation import Array, Context
+from crumb.run.array_executor import run_span
 from crumb.run.fast_steps import FAST_STEPS
 
 
@@ -70,7 +72,7 @@ class StageWalk:
         return accumulate([buffers[name] for buffers in self.flowing], group.linears[0].weight)
 
     def _run_to(self, end: int) -> None:
-        context, begin = Context(self.weights, execute=FAST_STEPS), self._place
+        context, begin = Context(self.weights, replaced=FAST_STEPS), self._place
 
         def one(buffers: dict[str, Array]) -> None:
             # What overflows here is refused, by name, by the statistics of the next group.

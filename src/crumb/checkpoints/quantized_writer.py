@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Linear, Plan
+from crumb.architectures.plan import Plan
 from crumb.architectures.registry import families
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import Part, new_directory, write_model
@@ -28,6 +28,7 @@ from crumb.checkpoints.tensor_map import Entry, Matrix, Quantized, StoredFloats
 from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import INTEGERS, Format, ZeroKind
 from crumb.formats.grid import GroupParameters
+from crumb.operations.linear import Linear
 
 HALF = np.dtype(np.float16)
 WEIGHT = ".weight"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from crumb.architectures.plan import TensorSpec
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.crumb.manifest import TensorRecord, read_manifest
 from crumb.checkpoints.huggingface.hub import locate
@@ -20,6 +19,7 @@ from crumb.checkpoints.tensor_map import (
 )
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, print_json, print_table
+from crumb.operations.operation import TensorSpec
 
 WORST = 8
 """Layers listed as the worst."""

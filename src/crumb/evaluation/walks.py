@@ -20,7 +20,8 @@ from crumb.architectures.plan import Stage
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.kernels.threads import parallel_map
 from crumb.machine.processors import processors
-from crumb.run.array_executor import Array, Context, as_numpy, run_stage
+from crumb.operations.operation import Array, Context, as_numpy
+from crumb.run.array_executor import run_stage
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import Model, start_buffers

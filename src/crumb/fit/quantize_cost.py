@@ -15,13 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from crumb.architectures.plan import Attention, Embed, Linear, Plan, Stage, TensorSpec
+from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import DoesNotFit
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.packed_tensor import stored_shape
 from crumb.kernels.threads import single_blas
 from crumb.machine.processors import processors
+from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
+from crumb.operations.operation import TensorSpec
+from crumb.operations.table import row_of
 from crumb.progress import Cost
 from crumb.solve.problem import Method, Scales, SolveSettings
 
@@ -46,13 +50,8 @@ FIXED_BYTES = 150 << 20
 
 def stage_work(stage: Stage, tokens: int, length_tokens: int) -> float:
     """Operations of running tokens through a stage."""
-    work = 0.0
-    for operation in stage.operations:
-        if isinstance(operation, Linear):
-            work += 2.0 * operation.in_features * operation.out_features * tokens
-        elif isinstance(operation, Attention):
-            work += 2.0 * length_tokens * operation.heads * operation.head_dim * tokens
-    return work * FORWARD_OVERHEAD
+    costs = (row_of(each).cost(each, length_tokens / 2) for each in stage.operations)
+    return 2.0 * tokens * sum(cost.multiply_adds for cost in costs) * FORWARD_OVERHEAD
 
 
 def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> float:

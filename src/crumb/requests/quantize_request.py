@@ -12,9 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from crumb.architectures.plan import Plan, TensorSpec
+from crumb.architectures.plan import Plan
 from crumb.errors import UsageError, placed
 from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.operations.operation import TensorSpec
 from crumb.requests.number import as_integer
 from crumb.requests.target import Asked, Target, format_named, parse_target
 from crumb.solve.problem import Method, SolveSettings, check_super_blocks

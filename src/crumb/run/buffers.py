@@ -9,21 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from crumb.architectures.plan import (
-    Activation,
-    Add,
-    Attention,
-    Embed,
-    Linear,
-    Multiply,
-    Norm,
-    Operation,
-    Plan,
-    Rotary,
-    Split,
-    Stage,
-)
-from crumb.errors import UsageError
+from crumb.architectures.plan import Plan, Stage
+from crumb.operations.table import output_widths
 
 LANES = 16
 """Floats that a buffer's rows are padded to."""
@@ -44,24 +31,6 @@ class Place:
     @property
     def end(self) -> int:
         return self.offset + self.rows * self.stride
-
-
-def output_widths(operation: Operation, widths: Mapping[str, int]) -> dict[str, int]:
-    """Features of each buffer that an operation writes."""
-    match operation:
-        case Embed(output=output, features=features) | Norm(output=output, features=features):
-            return {output: features}
-        case Linear(output=output, out_features=features):
-            return {output: features}
-        case Split(outputs=outputs, outer=outer, inner=inner):
-            return dict.fromkeys(outputs, outer * inner)
-        case Attention(output=output, heads=heads, head_dim=head_dim):
-            return {output: heads * head_dim}
-        case Rotary() | Activation() | Multiply() | Add():
-            return {operation.writes[0]: widths[operation.reads[0]]}
-    raise UsageError(
-        "the native engine has no such operation", found=type(operation).__name__.lower()
-    )
 
 
 def place_stage(

@@ -7,22 +7,13 @@ Each element is computed as before, so the bits are the same. Pairs whose arrays
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 
-from crumb.architectures.plan import Activation, Multiply, Operation, Stage
+from crumb.architectures.plan import Stage
+from crumb.operations.activation import Activation
+from crumb.operations.gate import Gate
+from crumb.operations.multiply import Multiply
+from crumb.operations.operation import Operation
 from crumb.run.buffers import Place
-
-
-@dataclass(frozen=True)
-class Gate(Operation):
-    """output = function(input) * right, in one pass over them."""
-
-    READS = ("input", "right")
-
-    input: str
-    right: str
-    output: str
-    function: str
 
 
 def with_gates(stage: Stage, places: Mapping[str, Place]) -> Iterator[Operation]:

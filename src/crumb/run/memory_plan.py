@@ -7,7 +7,7 @@ so the dry run is the plan itself. Refuses, with DoesNotFit, what the machine ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Attention, Linear, Plan, Rotary
+from crumb.architectures.plan import Plan
 from crumb.errors import CrumbError, DoesNotFit, UsageError
 from crumb.formats.catalog import Format
 from crumb.kernels.engine import (
@@ -27,6 +27,9 @@ from crumb.kernels.engine import (
 )
 from crumb.machine.memory import available_bytes, resident_bytes
 from crumb.machine.processors import processors
+from crumb.operations.linear import Linear
+from crumb.operations.operation import Operation
+from crumb.operations.table import row_of
 from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
 
@@ -184,12 +187,10 @@ def activation_rows(rows: int) -> int:
     return -(-rows // 32) * 32
 
 
-def cache_page_bytes(operation: Attention) -> dict[CacheKind, int]:
-    """Bytes of one page of one attention's cache."""
-    return {
-        kind: operation.key_value_heads * cache_head_bytes(operation.head_dim, code)
-        for kind, code in CACHE_CODE.items()
-    }
+def cache_page_bytes(operation: Operation, cache: CacheKind) -> int:
+    """Bytes of one page of an operation's cache; 0 where it keeps nothing."""
+    needs = row_of(operation).needs(operation)
+    return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_CODE[cache])
 
 
 def place_gathered(
@@ -237,19 +238,18 @@ def plan_memory(
     if settings.activations is ActivationKind.F32:
         shapes = set()
     context = settings.context(plan)
-    attentions = [op for op in operations if isinstance(op, Attention)]
-    row = scratch_row_bytes(plan, attentions, context)
-    ropes = {(op.rope, op.rope.dimensions) for op in operations if isinstance(op, Rotary)}
+    needs = [row_of(operation).needs(operation) for operation in operations]
+    row = scratch_row_bytes(plan, max(need.head_dim for need in needs), context)
+    tables = {(need.table, need.table_width) for need in needs}
     different = {id(order): order.nbytes for order in (orders or {}).values()}
+    page_bytes = sum(cache_page_bytes(operation, settings.cache) for operation in operations)
     return MemoryPlan(
         weights_bytes=weights_bytes,
-        cache_bytes=settings.pages(plan)
-        * sum(cache_page_bytes(op)[settings.cache] for op in attentions),
+        cache_bytes=settings.pages(plan) * page_bytes,
         buffer_bytes=4 * arena
         + sum(activation_bytes(*shape, settings.step_tokens) for shape in shapes),
         scratch_bytes=settings.thread_count() * row,
-        table_bytes=sum(4 * context * dimensions for _, dimensions in ropes)
-        + sum(different.values()),
+        table_bytes=sum(4 * context * width for _, width in tables) + sum(different.values()),
         places=places,
         gathered=gathered,
         arena_floats=arena,
@@ -257,11 +257,10 @@ def plan_memory(
     )
 
 
-def scratch_row_bytes(plan: Plan, attentions: Sequence[Attention], context: int) -> int:
-    """Scratch of one thread, whole pages."""
+def scratch_row_bytes(plan: Plan, head_dim: int, context: int) -> int:
+    """Scratch of one thread, whole pages; `head_dim` of the widest attention."""
     columns = max(op.shape[1] for op in plan.tensors() if op.matrix)
-    dims = max((op.head_dim for op in attentions), default=0)
-    row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, dims))
+    row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, head_dim))
     return -(-row // 4096) * 4096
 
 

@@ -20,7 +20,8 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
-from crumb.run.array_executor import Array, Context, run_stage
+from crumb.operations.operation import Array, Context
+from crumb.run.array_executor import run_stage
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 KEPT_BYTES = 1 << 30

@@ -7,35 +7,26 @@ Refuses plans with encoders, and what the checkpoint readers refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import (
-    Activation,
-    Add,
-    Attention,
-    Embed,
-    Linear,
-    Multiply,
-    Norm,
-    Operation,
-    Plan,
-    Rotary,
-    Split,
-)
-from crumb.architectures.rope import Rope
+from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.tensor_map import Quantized, StoredPacked
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.dispatch import ZERO_CODE, selected_set, sub_code
 from crumb.kernels.engine import NativeEngine
-from crumb.kernels.rows import FUNCTION_CODE
+from crumb.operations.linear import Linear
+from crumb.operations.operation import Operation
+from crumb.operations.rope import Rope
+from crumb.operations.rotary import rotation_table
+from crumb.operations.table import row_of
 from crumb.run.buffers import Place
-from crumb.run.gates import Gate, with_gates
+from crumb.run.gates import with_gates
 from crumb.run.memory_plan import (
     BLOCK_INPUTS,
     CACHE_CODE,
@@ -57,7 +48,6 @@ Floats = NDArray[np.float32]
 FLOAT_CODE = {"float32": 0, "float16": 1, "bfloat16": 2}
 """Dtypes of matrices that run as they are, as native/run_kernels.hpp numbers them."""
 
-MULTIPLY, ADD = 16, 17
 NO_BUFFER = -1
 
 Group = tuple[str, int, int | None]
@@ -121,7 +111,7 @@ class _Builder:
             self.copies = room[-room.ctypes.data % 64 :]
         self.matrices: dict[str, int] = {}
         self.activations: dict[tuple[int, int], int] = {}
-        self.turns: dict[Rope, Floats] = {}
+        self.tables: dict[Rope, Floats] = {}
         self.views: dict[Place, tuple[int, Floats]] = {}
         self.names: Mapping[str, Place] = {}
         self.grouped: Group | None = None  # what the open group of linear layers reads
@@ -133,10 +123,13 @@ class _Builder:
             if stage is self.plan.stages[-1]:
                 kept = self.memory.places[index - 1]
                 for name in (name for name in stage.inputs if name in kept):
-                    self.native.select(self.buffer_at(kept[name]), self.buffer(name))
+                    source = self.buffer_at(kept[name])
+                    self.native.add("select", input=source, out=self.buffer(name))
             for operation in with_gates(stage, self.names):
                 before_last = self.native.operation_count()
-                self.add(operation)
+                if not isinstance(operation, Linear):
+                    self.grouped = None
+                row_of(operation).native(operation, self)
         last = self.plan.stages[-1].operations[-1]
         return Program(
             self.native,
@@ -147,10 +140,20 @@ class _Builder:
             before_last,
         )
 
-    def add(self, operation: Operation) -> None:
-        if not isinstance(operation, Linear):
-            self.grouped = None
-        ADD_OPERATION[type(operation)](self, operation)
+    def add(self, kind: str, **arguments: Any) -> None:
+        self.native.add(kind, **arguments)
+
+    def turns(self, rope: Rope) -> Floats:
+        """Cosines and sines of every position, once for each rope."""
+        if rope not in self.tables:
+            self.tables[rope] = rotation_table(rope, self.context)
+        return self.tables[rope]
+
+    def cache(self, operation: Operation) -> Mapping[str, Any]:
+        """Pages of an attention, of its own."""
+        row_bytes = cache_page_bytes(operation, self.settings.cache)
+        pages = aligned_bytes(self.settings.pages(self.plan), row_bytes)
+        return {"pages": pages, "cache": CACHE_CODE[self.settings.cache]}
 
     def buffer_at(self, place: Place) -> int:
         if place not in self.views:
@@ -226,21 +229,6 @@ class _Builder:
             )
         return self.activations[shape]
 
-    def embed(self, op: Embed) -> None:
-        self.native.embed(op.input == "positions", self.buffer(op.output), self.matrix(op.weight))
-
-    def norm(self, op: Norm) -> None:
-        weight = self.vector(op.weight)
-        assert weight is not None, "every norm has a weight"
-        self.native.norm(
-            self.buffer(op.input),
-            self.buffer(op.output),
-            weight,
-            self.vector(op.bias),
-            op.epsilon,
-            op.kind == "layer",
-        )
-
     def linear(self, op: Linear) -> None:
         matrix = self.matrix(op.weight)
         activations = self.quantized_input(op)
@@ -251,93 +239,17 @@ class _Builder:
             rows = self.names[op.input].rows
             gathered = self.buffer_at(self.memory.gathered[rows, op.in_features])
             if self.grouped != group:
-                self.native.gather(source, gathered, order)
+                self.native.add("gather", input=source, out=gathered, order=order)
             source = gathered
         if activations != NO_BUFFER and self.grouped != group:
-            self.native.quantize(source, activations)
-        self.native.linear(
-            source,
-            activations,
-            self.buffer(op.output),
-            matrix,
-            self.vector(op.bias),
-            self.grouped == group,
+            self.native.add("quantize", input=source, activations=activations)
+        self.native.add(
+            "linear",
+            input=source,
+            activations=activations,
+            out=self.buffer(op.output),
+            matrix=matrix,
+            bias=self.vector(op.bias),
+            joined=self.grouped == group,
         )
         self.grouped = group
-
-    def split(self, op: Split) -> None:
-        outs = [self.buffer(name) for name in op.outputs]
-        self.native.split(self.buffer(op.input), outs, op.outer, op.inner)
-
-    def rotary(self, op: Rotary) -> None:
-        if op.rope not in self.turns:
-            places = np.arange(self.context, dtype=np.float64)
-            angle = places[:, None] * op.rope.frequencies()[None, :]
-            both = [np.cos(angle), np.sin(angle)]
-            turned = np.concatenate(both, axis=1) * op.rope.magnitude()
-            self.turns[op.rope] = turned.astype(np.float32)
-        self.native.rotary(
-            self.buffer(op.input),
-            self.buffer(op.output),
-            op.heads,
-            op.rope.dimensions,
-            op.style == "interleaved",
-            self.turns[op.rope],
-        )
-
-    def attention(self, op: Attention) -> None:
-        pages = aligned_bytes(
-            self.settings.pages(self.plan), cache_page_bytes(op)[self.settings.cache]
-        )
-        self.native.attention(
-            self.buffer(op.query),
-            self.buffer(op.key),
-            self.buffer(op.value),
-            self.buffer(op.output),
-            op.heads,
-            op.key_value_heads,
-            op.scale,
-            op.soft_cap or 0.0,
-            op.causal,
-            op.window or 0,
-            pages,
-            CACHE_CODE[self.settings.cache],
-        )
-
-    def activation(self, op: Activation) -> None:
-        self.native.elementwise(
-            self.buffer(op.input), NO_BUFFER, self.buffer(op.output), FUNCTION_CODE[op.function]
-        )
-
-    def gate(self, op: Gate) -> None:
-        self.native.elementwise(
-            self.buffer(op.input),
-            self.buffer(op.right),
-            self.buffer(op.output),
-            FUNCTION_CODE[op.function],
-        )
-
-    def multiply(self, op: Multiply) -> None:
-        self.native.elementwise(
-            self.buffer(op.left), self.buffer(op.right), self.buffer(op.output), MULTIPLY
-        )
-
-    def sum(self, op: Add) -> None:
-        self.native.elementwise(
-            self.buffer(op.left), self.buffer(op.right), self.buffer(op.output), ADD
-        )
-
-
-ADD_OPERATION: dict[type[Operation], Callable[[_Builder, Any], None]] = {
-    Embed: _Builder.embed,
-    Norm: _Builder.norm,
-    Linear: _Builder.linear,
-    Split: _Builder.split,
-    Rotary: _Builder.rotary,
-    Attention: _Builder.attention,
-    Activation: _Builder.activation,
-    Gate: _Builder.gate,
-    Multiply: _Builder.multiply,
-    Add: _Builder.sum,
-}
-"""One row per kind of operation; a new kind joins by adding its row."""

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from crumb.run.array_executor import as_numpy
+from crumb.operations.operation import as_numpy
 from crumb.run.model import Memory, Model
 
 

@@ -16,11 +16,11 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Linear
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
 from crumb.machine.memory import available_bytes, peak_memory_bytes
+from crumb.operations.table import row_of
 from crumb.progress import ProgressClock, ProgressListener, untold
 from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.memory_plan import (
@@ -133,15 +133,17 @@ class SpeedReport:
 
 
 def work_of(checkpoint: Checkpoint) -> Work:
-    """Sizes of the model's linears."""
+    """What one token costs, from the rows of the plan's operations."""
+    products: list[float] = []
+    names: list[str] = []
+    for stage in checkpoint.plan.stages:
+        costs = [(each, row_of(each).cost(each, 0.0)) for each in stage.operations]
+        products.append(sum(cost.multiply_adds for _, cost in costs))
+        read = [each for each, cost in costs if cost.weights]
+        names += [spec.name for each in read for spec in each.tensors() if spec.matrix]
     entry = checkpoint.tensors.entry
-    linears = list(checkpoint.plan.linears())
-    head = [op for op in checkpoint.plan.stages[-1].operations if isinstance(op, Linear)]
-    head_products = sum(op.in_features * op.out_features for op in head)
     return Work(
-        sum(entry(op.weight).size_bytes for op in linears),
-        sum(op.in_features * op.out_features for op in linears) - head_products,
-        head_products,
+        sum(entry(name).size_bytes for name in names), int(sum(products[:-1])), int(products[-1])
     )
 
 

@@ -11,10 +11,10 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Embed
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.tensor_map import Entry, Quantized
 from crumb.formats.catalog import Format
+from crumb.operations.embed import Embed
 
 Orders = dict[str, NDArray[np.int32]]
 

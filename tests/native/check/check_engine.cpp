@@ -1,8 +1,8 @@
 // A step of the engine with every kind of operation: the same bits on any number of threads.
 // In: a small made-up model and two sequences. Out: a line where 2, 3 or 5 threads differ from 1.
 // Run under a thread sanitizer it also shows where two threads touch one number unordered.
-#include "engine.hpp"
 #include "matrix.hpp"
+#include "operation.hpp"
 
 namespace crumb::check {
 namespace {
@@ -78,42 +78,82 @@ struct Machine {
     sums.emplace_back(kRows * blocks);
     engine.activations.push_back({codes.back().data(), floats.back().data(), sums.back().data(),
                                   stride, blocks, columns, 32});
+    engine.activation_rows.push_back(kRows);
     const int index = int(engine.activations.size()) - 1;
-    engine.operations.push_back(Quantize{from, index});
+    add("quantize", {{"input", whole(from)}, {"activations", whole(index)}});
     return index;
   }
-  Linear linear(int in, int activations, int out, int tile) {
-    return {in, activations, out, {&model.tiles[tile], nullptr}, nullptr};
+  static Value whole(int64_t number) { return number; }
+  static Value real(double number) { return number; }
+  template <class T>
+  static Value array(const std::vector<T>& data, std::vector<int64_t> shape, Element element) {
+    return ArrayView{const_cast<T*>(data.data()), std::move(shape), element, false};
+  }
+  void add(const std::string& kind, std::map<std::string, Value> values) {
+    add_operation(engine, kind, {kind, std::move(values)});
+  }
+  int matrix(crumb::Matrix of) {
+    engine.matrices.push_back(of);
+    return int(engine.matrices.size()) - 1;
+  }
+  void linear(int in, int activations, int out, crumb::Matrix of, bool joined = false) {
+    add("linear", {{"input", whole(in)}, {"activations", whole(activations)}, {"out", whole(out)},
+                   {"matrix", whole(matrix(of))}, {"bias", {}}, {"joined", joined}});
+  }
+  void linear(int in, int activations, int out, int tile, bool joined = false) {
+    linear(in, activations, out, {&model.tiles[tile], nullptr}, joined);
+  }
+  void rotary(int buffer, int heads) {
+    add("rotary", {{"input", whole(buffer)}, {"out", whole(buffer)}, {"heads", whole(heads)},
+                   {"dimensions", whole(kDimensions)}, {"interleaved", false},
+                   {"turns", array(model.turns, {kPositions, kDimensions}, Element::kFloat32)}});
+  }
+  void attention(int query, int key, int value, int out) {
+    const int64_t page_bytes = kKept * cache_head_bytes(kHeadDim, kFloat16);
+    add("attention", {{"query", whole(query)}, {"key", whole(key)}, {"value", whole(value)},
+                      {"out", whole(out)}, {"heads", whole(kHeads)},
+                      {"key_value_heads", whole(kKept)}, {"scale", real(0.3)},
+                      {"soft_cap", real(0)}, {"causal", true}, {"window", whole(0)},
+                      {"pages", ArrayView{pages.data(), {8, page_bytes}, Element::kUint8, true}},
+                      {"cache", whole(kFloat16)}});
   }
 
   void add_operations() {
-    auto& all = engine.operations;
+    engine.limits.capacity = kRows;
     const int x = buffer(kRows, kWidth), y = buffer(kRows, kWidth), q = buffer(kRows, kWidth);
     const int k = buffer(kRows, kKeptWidth), v = buffer(kRows, kKeptWidth);
-    const int turned = buffer(kRows, kWidth);
-    const int up = buffer(kRows, kInner), gate = buffer(kRows, kInner);
+    const int turned = buffer(kRows, kWidth), up = buffer(kRows, kInner);
+    const int gate = buffer(kRows, kInner), both = buffer(kRows, 2 * kKeptWidth);
     const int last = buffer(kSelected, kWidth), logits = buffer(kSelected, kVocabulary);
-    all.push_back(Embed{false, x, {nullptr, &model.words}});
-    all.push_back(Norm{x, y, model.norm.data(), model.bias.data(), 1e-5f, true});
-    all.push_back(Gather{y, turned, model.order.data()});
+    const int words = matrix({nullptr, &model.words});
+    add("embed", {{"of_positions", false}, {"out", whole(x)}, {"matrix", whole(words)}});
+    const Value norm = array(model.norm, {kWidth}, Element::kFloat32);
+    add("norm", {{"input", whole(x)}, {"out", whole(y)}, {"weight", norm},
+                 {"bias", array(model.bias, {kWidth}, Element::kFloat32)},
+                 {"epsilon", real(1e-5)}, {"centered", true}, {"groups", whole(kHeads)}});
+    add("gather", {{"input", whole(y)}, {"out", whole(turned)},
+                   {"order", array(model.order, {kWidth}, Element::kInt32)}});
     int a = quantized(turned, kWidth);
-    all.push_back(LinearGroup{{linear(turned, a, q, 0), linear(turned, a, k, 1), linear(turned, a, v, 2)}});
-    all.push_back(Rotary{q, q, kHeads, kHeadDim, kDimensions, false, model.turns.data()});
-    all.push_back(Rotary{k, k, kKept, kHeadDim, kDimensions, false, model.turns.data()});
-    const int64_t head_bytes = cache_head_bytes(kHeadDim, kFloat16);
-    all.push_back(Attention{q, k, v, y, kHeads, kKept, kHeadDim, 0.3f, 0, true, 0,
-                            {pages.data(), kKept * head_bytes, head_bytes, kFloat16}});
+    linear(turned, a, q, 0), linear(turned, a, k, 1, true), linear(turned, a, v, 2, true);
+    rotary(q, kHeads), rotary(k, kKept);
+    add("join", {{"inputs", std::vector<int64_t>{k, v}}, {"out", whole(both)},
+                 {"widths", std::vector<int64_t>{kHeadDim, kHeadDim}}, {"outer", whole(kKept)}});
+    add("split", {{"input", whole(both)}, {"outs", std::vector<int64_t>{k, v}},
+                  {"outer", whole(kKept)}, {"inner", whole(kHeadDim)}});
+    attention(q, k, v, y);
     a = quantized(y, kWidth);
-    all.push_back(LinearGroup{{linear(y, a, q, 3)}});
-    all.push_back(Elementwise{x, q, x, kAdd});
+    linear(y, a, q, 3);
+    add("add", {{"left", whole(x)}, {"right", whole(q)}, {"out", whole(x)}});
     a = quantized(x, kWidth);
-    all.push_back(LinearGroup{{linear(x, a, up, 4), linear(x, a, gate, 5)}});
-    all.push_back(Elementwise{gate, -1, gate, kSilu});
-    all.push_back(Elementwise{up, gate, up, kMultiply});
+    linear(x, a, up, 4), linear(x, a, gate, 5, true);
+    add("activation", {{"input", whole(gate)}, {"out", whole(gate)}, {"function", std::string("silu")}});
+    add("multiply", {{"left", whole(up)}, {"right", whole(gate)}, {"out", whole(up)}});
+    add("gate", {{"input", whole(gate)}, {"right", whole(up)}, {"out", whole(up)},
+                 {"function", std::string("gelu")}});
     a = quantized(up, kInner);
-    all.push_back(LinearGroup{{linear(up, a, q, 6)}});
-    all.push_back(Select{q, last});
-    all.push_back(LinearGroup{{{last, -1, logits, {nullptr, &model.words}, nullptr}}});
+    linear(up, a, q, 6);
+    add("select", {{"input", whole(q)}, {"out", whole(last)}});
+    linear(last, -1, logits, crumb::Matrix{nullptr, &model.words});
   }
 
   std::vector<float> run() {

@@ -17,7 +17,8 @@ from tiny_checkpoint import EMBEDDING, HEAD, make_tensors, write_checkpoint
 from crumb.calibrate import embedding
 from crumb.calibrate.embedding import ANY_DIRECTION, UNSEEN, embedding_statistics
 from crumb.errors import SolveError
-from crumb.run.array_executor import Context, run_span
+from crumb.operations.operation import Context
+from crumb.run.array_executor import run_span
 from crumb.run.model import Model, open_model, start_buffers
 
 Floats = NDArray[np.float64]

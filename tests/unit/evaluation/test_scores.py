@@ -15,12 +15,13 @@ import pytest
 from numpy.typing import NDArray
 from tiny_checkpoint import make_tensors, write_checkpoint
 
-from crumb.architectures.plan import Embed, Plan, Stage
+from crumb.architectures.plan import Plan, Stage
 from crumb.errors import UsageError
 from crumb.evaluation import scores, walks
 from crumb.evaluation.execution import Execution, ExecutorKind
 from crumb.evaluation.report import divergence, mean_figure, perplexity
 from crumb.evaluation.scores import TokenScores
+from crumb.operations.embed import Embed
 from crumb.run.model import Model, open_model
 
 Floats = NDArray[np.float64]

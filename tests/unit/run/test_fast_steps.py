@@ -14,11 +14,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import ACTIVATIONS, Activation, Attention, Norm, Operation, Rotary
-from crumb.architectures.rope import Rope
 from crumb.kernels.dispatch import supported_sets
-from crumb.run.array_executor import EXECUTE, QUERY_BLOCK, Context
-from crumb.run.fast_steps import FAST_STEPS, NATIVE
+from crumb.operations.activation import FUNCTIONS, Activation
+from crumb.operations.attention import QUERY_BLOCK, Attention
+from crumb.operations.norm import Norm
+from crumb.operations.operation import Context, Operation
+from crumb.operations.rope import Rope
+from crumb.operations.rotary import Rotary
+from crumb.operations.table import row_of
+from crumb.run.fast_steps import FAST_STEPS
 
 Floats = NDArray[np.float32]
 
@@ -40,11 +44,11 @@ def drawn(*shape: int, seed: int = 0) -> Floats:
 def both(operation: Operation, weights: dict[str, Floats], **given: Any) -> tuple[Floats, Floats]:
     """The native output and the array executor's; what is given must stay as it is."""
     results = []
-    for table in (NATIVE, EXECUTE):
+    for run in (FAST_STEPS[type(operation)], row_of(operation).reference):
         buffers = {name: array.copy() for name, array in given.items()}
+        reads = tuple(buffers[name] for name in operation.reads)
         with np.errstate(invalid="ignore"):
-            table[type(operation)](operation, buffers, Context(weights))
-        results.append(buffers.pop(operation.writes[0]))
+            results += run(operation, reads, Context(weights))
         for name, array in buffers.items():
             np.testing.assert_array_equal(array, given[name])
     assert results[0].shape == results[1].shape
@@ -72,7 +76,7 @@ def test_a_norm_is_the_array_executors(kind: str, biased: bool, features: int) -
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 16])
-@pytest.mark.parametrize("function", ACTIVATIONS)
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_an_activation_is_the_array_executors(function: str, tokens: int) -> None:
     x = 4 * drawn(TEXTS, tokens, 37)
     x.ravel()[:6] = 0.0, -0.0, 60.0, -60.0, -90.0, 300.0
@@ -147,7 +151,7 @@ def test_what_is_not_finite_is_not_lost(value: float) -> None:
     normed, _ = both(Norm("x", "y", "rms", "weight", None, 1e-5, 120), rows, x=broken)
     assert not np.isfinite(normed[0, 3]).all()
     if value != -np.inf:
-        for function in ACTIVATIONS:
+        for function in FUNCTIONS:
             active, _ = both(Activation("x", "y", function), {}, x=broken)
             assert not np.isfinite(active[0, 3, 7]), function
     intact = {"query": drawn(1, 20, 120), "key": drawn(1, 20, 60), "value": drawn(1, 20, 60)}
@@ -170,16 +174,9 @@ def test_what_is_no_whole_causal_text_goes_the_array_executors_way() -> None:
     states: dict[str, tuple[Any, ...]] = {}
     parts = []
     for begin, end in ((0, 4), (4, 9)):
-        buffers = {"query": query[:, begin:end], "key": key[:, begin:end]}
-        buffers["value"] = value[:, begin:end]
-        NATIVE[Attention](replace(ATTENTION, state="slot"), buffers, Context({}, states))
-        parts.append(buffers["mixed"])
+        reads = tuple(array[:, begin:end] for array in (query, key, value))
+        session = replace(ATTENTION, state="slot")
+        parts += FAST_STEPS[Attention](session, reads, Context({}, states))
     whole, _ = both(ATTENTION, {}, query=query, key=key, value=value)
     # Scores of about 3, weights off by some u of them: far below what a lost key would change.
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=1e-5)
-
-
-def test_operations_without_a_kernel_are_the_array_executors_rows() -> None:
-    for kind, execute in EXECUTE.items():
-        assert FAST_STEPS[kind] is NATIVE.get(kind, execute)
-    assert not set(NATIVE.values()) & set(EXECUTE.values())

@@ -7,7 +7,11 @@ families' runs against the array executor.
 
 from __future__ import annotations
 
-from crumb.architectures.plan import Activation, Add, Multiply, Operation, Stage
+from crumb.architectures.plan import Stage
+from crumb.operations.activation import Activation
+from crumb.operations.add import Add
+from crumb.operations.multiply import Multiply
+from crumb.operations.operation import Operation
 from crumb.run.buffers import Place
 from crumb.run.gates import Gate, with_gates
 

@@ -20,15 +20,7 @@ from hypothesis import strategies as st
 from random_matrices import random_matrix
 from tiny_models import VARIANTS
 
-from crumb.architectures.plan import (
-    Activation,
-    Add,
-    Embed,
-    Linear,
-    Multiply,
-    Operation,
-    Stage,
-)
+from crumb.architectures.plan import Stage
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import StoredCodes
@@ -36,6 +28,12 @@ from crumb.embedded import MODELS
 from crumb.errors import DoesNotFit, UsageError
 from crumb.formats.catalog import ZeroKind, make_format
 from crumb.kernels.engine import NativeEngine
+from crumb.operations.activation import Activation
+from crumb.operations.add import Add
+from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
+from crumb.operations.multiply import Multiply
+from crumb.operations.operation import Operation
 from crumb.run import memory_plan, program
 from crumb.run.buffers import Place, place_buffers, place_stage
 from crumb.run.load import load
@@ -128,10 +126,11 @@ class Recorder:
         self.given: dict[str, list[Any]] = {"scratch": [scratch]}
 
     def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> Any:
-            arrays = [each for each in arguments if isinstance(each, np.ndarray)]
-            self.given.setdefault(name, []).extend(arrays)
-            return getattr(self.real, name)(*arguments)
+        def call(*arguments: Any, **named: Any) -> Any:
+            every = (*arguments, *named.values())
+            arrays = [each for each in every if isinstance(each, np.ndarray)]
+            self.given.setdefault(arguments[0] if name == "add" else name, []).extend(arrays)
+            return getattr(self.real, name)(*arguments, **named)
 
         return call
 

@@ -14,7 +14,6 @@ from typing import Any
 from crumb.architectures.configuration import LIMIT, Configuration, shown
 from crumb.architectures.family import HIGHEST, Family, Reader, Sizes
 from crumb.architectures.registry import families
-from crumb.architectures.rope import Rope
 from crumb.checkpoints.gguf.architecture import (
     ARCHITECTURE_OF_FAMILY,
     TENSORS,
@@ -26,6 +25,7 @@ from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import Factors, read_scaling, scaling_keys
 from crumb.checkpoints.gguf.tokenizer.reader import NO_TOKEN, TOKEN_KEYS, TOKENS
 from crumb.errors import UsageError
+from crumb.operations.rope import Rope
 
 KEYS: dict[str, str] = {
     "hidden": "embedding_length",

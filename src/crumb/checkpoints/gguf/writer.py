@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import TensorSpec
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
 from crumb.checkpoints.export_report import TensorReport, Told
@@ -32,6 +31,7 @@ from crumb.files.atomic_file import disk_errors
 from crumb.formats.layouts.gguf_blocks import encode_floats
 from crumb.formats.layouts.gguf_types import QUANTIZATION_VERSION, find_type
 from crumb.formats.layouts.tile import TILE_ROWS
+from crumb.operations.operation import TensorSpec
 
 Bytes = NDArray[np.uint8]
 

@@ -1,0 +1,58 @@
+// Attention: keys and values into the pages of their sequence, then the values mixed for each query.
+#include "../operation.hpp"
+
+namespace crumb {
+namespace {
+
+struct Attention final : Operation {
+  int query, key, value, out, heads, key_value_heads, head_dim;
+  float scale, soft_cap;
+  bool causal;
+  int64_t window;
+  Cache cache;
+
+  explicit Attention(Maker& maker)
+      : query(maker.buffer("query")), key(maker.buffer("key")), value(maker.buffer("value")),
+        out(maker.buffer("out")), scale(maker.of.number("scale")),
+        soft_cap(maker.of.number("soft_cap")), causal(maker.of.flag("causal")),
+        window(maker.of.integer("window")) {
+    Limits& limits = maker.engine.limits;
+    const int64_t width = maker.width(query), narrow = maker.width(key);
+    const int64_t count = maker.of.integer("heads"), few = maker.of.integer("key_value_heads");
+    require(count > 0 && few > 0 && count % few == 0 && width % count == 0,
+            "attention: heads do not divide");
+    const int64_t dim = width / count;
+    require(limits.selected_rows == 0, "attention: behind select");
+    require(window >= 0, "attention: negative window");
+    require(narrow == dim * few && maker.width(value) == narrow && maker.width(out) == width,
+            "attention: widths differ");
+    heads = int(count), key_value_heads = int(few), head_dim = int(dim);
+    const ArrayView pages = maker.of.array("pages", Element::kUint8, 2, true);
+    const int64_t kind = maker.of.integer("cache");
+    require(kind == kFloat32 || kind == kFloat16 || kind == kInt8, "attention: cache kind");
+    const int64_t head_bytes = cache_head_bytes(dim, int(kind));
+    require(pages.data && pages.shape[1] == head_bytes * few, "pages: wrong size");
+    cache = {static_cast<uint8_t*>(pages.data), head_bytes * few, head_bytes, int(kind)};
+    limits.pages = std::min(limits.pages, pages.shape[0]);
+    limits.head_dim = std::max(limits.head_dim, dim);
+  }
+
+  void run(Worker& worker) const override {
+    const Buffer &q = worker.buffer(query), &k = worker.buffer(key), &v = worker.buffer(value);
+    const Buffer& to = worker.buffer(out);
+    const Step& step = worker.step;
+    worker.kernels().cache_store({k.data, v.data, k.stride, v.stride, cache, step.segments,
+                                  step.segment_count, key_value_heads, head_dim, worker.thread,
+                                  worker.threads});
+    worker.barrier();
+    worker.kernels().attention({q.data, to.data, q.stride, to.stride, cache, step.segments,
+                                step.segment_count, heads, key_value_heads, head_dim, scale,
+                                soft_cap, causal, window, worker.thread, worker.threads,
+                                reinterpret_cast<float*>(worker.scratch)});
+  }
+};
+
+const Register<Attention> registered("attention");
+
+}  // namespace
+}  // namespace crumb

@@ -1,0 +1,55 @@
+// Activation, gate, multiply, add: element by element, sixteen at a time, paddings included.
+#include "../operation.hpp"
+
+namespace crumb {
+namespace {
+
+struct Elementwise : Operation {
+  int left, right, out, function;  // right -1: none
+
+  Elementwise(Maker& maker, const char* first, bool has_right, int function)
+      : left(maker.buffer(first)), right(has_right ? maker.buffer("right") : -1),
+        out(maker.buffer("out")), function(function) {
+    const Buffer &a = maker.at(left), &to = maker.at(out);
+    require(a.width == to.width && a.stride == to.stride, "elementwise: widths");
+    if (right >= 0)
+      require(maker.at(right).width == a.width && maker.at(right).stride == a.stride,
+              "elementwise: widths");
+  }
+
+  void run(Worker& worker) const override {
+    const Buffer &a = worker.buffer(left), &to = worker.buffer(out);
+    const Share mine = worker.share(worker.rows * a.stride / 16);
+    worker.kernels().elementwise({a.data, right < 0 ? nullptr : worker.buffer(right).data, to.data,
+                                  mine.begin, mine.end, function});
+  }
+};
+
+int function_named(Maker& maker) {
+  const std::string& name = maker.of.text("function");
+  for (const auto& [function, code] :
+       {std::pair{"silu", kSilu}, {"gelu", kGelu}, {"gelu_tanh", kGeluTanh}, {"relu", kRelu}})
+    if (name == function) return code;
+  throw std::invalid_argument("elementwise: unknown function");
+}
+
+struct Activation final : Elementwise {
+  explicit Activation(Maker& maker) : Elementwise(maker, "input", false, function_named(maker)) {}
+};
+struct Gate final : Elementwise {
+  explicit Gate(Maker& maker) : Elementwise(maker, "input", true, function_named(maker)) {}
+};
+struct Multiply final : Elementwise {
+  explicit Multiply(Maker& maker) : Elementwise(maker, "left", true, kMultiply) {}
+};
+struct Add final : Elementwise {
+  explicit Add(Maker& maker) : Elementwise(maker, "left", true, kAdd) {}
+};
+
+const Register<Activation> activation("activation");
+const Register<Gate> gate("gate");
+const Register<Multiply> multiply("multiply");
+const Register<Add> add("add");
+
+}  // namespace
+}  // namespace crumb

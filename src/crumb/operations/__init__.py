@@ -1,0 +1,1 @@
+"""What a model computes: one file and one row per kind of operation."""

@@ -1,0 +1,203 @@
+"""Attention: values mixed by how well keys match queries.
+
+In: f32 queries (batch, tokens, heads * head_dim), keys and values (batch, tokens, key_value_heads *
+head_dim). Out: f32 as the queries. Scores of QUERY_BLOCK queries are held at once.
+Source: arXiv 1706.03762, section 3.2; fewer key-value heads: arXiv 2305.13245.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace
+
+from crumb.operations.operation import (
+    Array,
+    Context,
+    Gradients,
+    NativeProgram,
+    Needs,
+    Operation,
+    OperationCost,
+    Row,
+)
+
+QUERY_BLOCK = 128
+"""Queries whose scores are held at once."""
+
+
+@dataclass(frozen=True)
+class Attention(Operation):
+    """softmax(scale q k^T + mask) v for each head; key and value heads may be fewer.
+
+    With a state slot, earlier keys and values are prepended; window counts the query itself.
+    A soft cap c turns each score s into c tanh(s / c).
+    """
+
+    READS = ("query", "key", "value")
+
+    query: str  # (batch, tokens, heads * head_dim)
+    key: str  # (batch, tokens, key_value_heads * head_dim)
+    value: str
+    output: str
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    scale: float
+    causal: bool
+    window: int | None  # tokens
+    state: str | None
+    soft_cap: float | None = None
+
+
+def _heads(op: Attention, array: Array) -> Array:
+    """Keys or values as (batch, key_value_heads, tokens, head_dim)."""
+    xp = array_namespace(array)
+    apart = xp.reshape(array, (array.shape[0], -1, op.key_value_heads, op.head_dim))
+    return xp.permute_dims(apart, (0, 2, 1, 3))
+
+
+def _grouped(op: Attention, array: Array) -> Array:
+    """Queries or outputs as (batch, key_value_heads, group, tokens, head_dim)."""
+    xp = array_namespace(array)
+    group = op.heads // op.key_value_heads
+    apart = (array.shape[0], array.shape[1], op.key_value_heads, group, op.head_dim)
+    return xp.permute_dims(xp.reshape(array, apart), (0, 2, 3, 1, 4))
+
+
+def _joined(op: Attention, array: Array) -> Array:
+    """What `_grouped` took apart."""
+    xp = array_namespace(array)
+    batch, tokens = array.shape[0], array.shape[3]
+    turned = xp.permute_dims(array, (0, 3, 1, 2, 4))
+    return xp.reshape(turned, (batch, tokens, op.heads * op.head_dim))
+
+
+def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
+    xp = array_namespace(reads[0])
+    query = _grouped(op, reads[0]) * op.scale
+    key, value = _heads(op, reads[1]), _heads(op, reads[2])
+    if context.states is not None and op.state is not None:
+        if op.state in context.states:
+            past_key, past_value = context.states[op.state]
+            key = xp.concat([past_key, key], axis=2)
+            value = xp.concat([past_value, value], axis=2)
+        context.states[op.state] = (key, value)
+    tokens = query.shape[3]
+    first = key.shape[2] - tokens if op.causal else 0
+    blocks = []
+    for begin in range(0, tokens, QUERY_BLOCK):
+        block = query[:, :, :, begin : min(begin + QUERY_BLOCK, tokens), :]
+        low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
+        weight, total, _ = _weights(op, block, key[:, :, low:high, :], first + begin - low)
+        mixed = xp.matmul(_flat(weight), value[:, :, low:high, :])
+        blocks.append(xp.reshape(mixed, block.shape) / total)
+    return (_joined(op, xp.concat(blocks, axis=3)),)
+
+
+def _seen(op: Attention, place: int, tokens: int, keys: int) -> tuple[int, int]:
+    """Keys that any of some queries sees, the first of which sits at `place` among the keys."""
+    low = 0 if op.window is None else max(0, place - op.window + 1)
+    return low, place + tokens if op.causal else keys
+
+
+def _flat(weight: Array) -> Array:
+    """(batch, heads, group, tokens, keys) with the queries of a group behind each other."""
+    batch, heads, group, tokens, keys = weight.shape
+    return array_namespace(weight).reshape(weight, (batch, heads, group * tokens, keys))
+
+
+def _weights(op: Attention, query: Array, key: Array, place: int) -> tuple[Array, Array, Array]:
+    """Softmax of a block of queries: its numerators, their sums, and the capped scores' slope.
+
+    Shapes: query (batch, heads, group, tokens, dim), key (batch, heads, keys, dim) ->
+    (batch, heads, group, tokens, keys), (..., 1), as the first or 1.
+    """
+    xp = array_namespace(query)
+    batch, kept, group, tokens, dim = query.shape
+    flat = xp.reshape(query, (batch, kept, group * tokens, dim))
+    scores = xp.matmul(flat, xp.matrix_transpose(key))
+    scores = xp.reshape(scores, (batch, kept, group, tokens, key.shape[2]))
+    slope: Array = 1.0
+    if op.soft_cap is not None:
+        squeezed = xp.tanh(scores / op.soft_cap)
+        scores, slope = op.soft_cap * squeezed, 1.0 - squeezed * squeezed
+    if op.causal:
+        # Without a window only the last `tokens` keys can lie in any query's future.
+        seen = 0 if op.window is not None else place
+        queries = xp.arange(place, place + tokens, device=query.device)[:, None]
+        keys = xp.arange(seen, key.shape[2], device=query.device)[None, :]
+        hidden = keys > queries
+        if op.window is not None:
+            hidden = hidden | (keys <= queries - op.window)
+        scores[..., seen:] -= xp.astype(hidden, scores.dtype) * 1e30
+    scores -= xp.max(scores, axis=-1, keepdims=True)
+    weight = xp.exp(scores)
+    return weight, xp.sum(weight, axis=-1, keepdims=True), slope
+
+
+def _gradient(
+    op: Attention, reads: tuple[Array, ...], output: Gradients, _: Context
+) -> tuple[Gradients, dict[str, Array]]:
+    """Of whole texts: with P the softmax, dS = P (dP - sum(P dP)), dP = dO v^T."""
+    xp = array_namespace(reads[0])
+    query = _grouped(op, reads[0]) * op.scale
+    key, value = _heads(op, reads[1]), _heads(op, reads[2])
+    gradient = _grouped(op, output[0])
+    to_key, to_value = xp.zeros_like(key), xp.zeros_like(value)
+    first = key.shape[2] - query.shape[3] if op.causal else 0
+    blocks = []
+    for begin in range(0, query.shape[3], QUERY_BLOCK):
+        end = min(begin + QUERY_BLOCK, query.shape[3])
+        block = query[:, :, :, begin:end, :]
+        low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
+        keys, values = key[:, :, low:high, :], value[:, :, low:high, :]
+        weight, total, slope = _weights(op, block, keys, first + begin - low)
+        weight = weight / total
+        flat_out = _flat(gradient[:, :, :, begin:end, :])
+        to_weight = xp.reshape(xp.matmul(flat_out, xp.matrix_transpose(values)), weight.shape)
+        to_value[:, :, low:high, :] += xp.matmul(xp.matrix_transpose(_flat(weight)), flat_out)
+        to_weight -= xp.sum(weight * to_weight, axis=-1, keepdims=True)
+        scores = _flat(weight * to_weight * slope)
+        to_key[:, :, low:high, :] += xp.matmul(xp.matrix_transpose(scores), _flat(block))
+        blocks.append(xp.reshape(xp.matmul(scores, keys), block.shape) * op.scale)
+    to_query = _joined(op, xp.concat(blocks, axis=3))
+    both = (xp.permute_dims(each, (0, 2, 1, 3)) for each in (to_key, to_value))
+    return (to_query, *(xp.reshape(each, reads[1].shape) for each in both)), {}
+
+
+def _native(op: Attention, program: NativeProgram) -> None:
+    program.add(
+        "attention",
+        query=program.buffer(op.query),
+        key=program.buffer(op.key),
+        value=program.buffer(op.value),
+        out=program.buffer(op.output),
+        heads=op.heads,
+        key_value_heads=op.key_value_heads,
+        scale=op.scale,
+        soft_cap=op.soft_cap or 0.0,
+        causal=op.causal,
+        window=op.window or 0,
+        **program.cache(op),
+    )
+
+
+def _cost(op: Attention, past_tokens: float) -> OperationCost:
+    seen = past_tokens if op.window is None else min(past_tokens, op.window)
+    return OperationCost(multiply_adds=2.0 * seen * op.heads * op.head_dim)
+
+
+def _needs(op: Attention) -> Needs:
+    return Needs(cache_heads=op.key_value_heads, head_dim=op.head_dim)
+
+
+ROW = Row(
+    Attention,
+    lambda op, widths: (op.heads * op.head_dim,),
+    _reference,
+    _gradient,
+    _native,
+    _cost,
+    _needs,
+)

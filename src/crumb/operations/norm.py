@@ -1,0 +1,107 @@
+"""Norm: features over their root mean square, or with their mean taken off first.
+
+In: f32 (batch, tokens, features). Out: the same shape. Groups of features are normalised alone:
+the query and key norms of heads, group norms. Sources: RMSNorm, arXiv 1910.07467, eq. 4; layer
+norm, arXiv 1607.06450, eq. 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace
+
+from crumb.operations.operation import (
+    Array,
+    Context,
+    Gradients,
+    NativeProgram,
+    Operation,
+    Row,
+    TensorSpec,
+    same_width,
+)
+
+
+@dataclass(frozen=True)
+class Norm(Operation):
+    """output = input / root(mean(input^2) + epsilon) * weight + bias, group by group."""
+
+    input: str  # (batch, tokens, features)
+    output: str
+    kind: str  # "rms", or "layer": the mean is taken off first
+    weight: str  # (features / groups,), or (features,) where per_channel
+    bias: str | None  # as weight
+    epsilon: float  # under the root
+    features: int
+    groups: int = 1  # of features / groups neighbours
+    per_channel: bool = False  # each group has weights of its own
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        names = [self.weight] if self.bias is None else [self.weight, self.bias]
+        width = self.features if self.per_channel else self.features // self.groups
+        return tuple(TensorSpec(name, (width,), matrix=False) for name in names)
+
+
+def _grouped(op: Norm, array: Array) -> Array:
+    shape = (*array.shape[:-1], op.groups, op.features // op.groups)
+    return array_namespace(array).reshape(array, shape)
+
+
+def _of_groups(op: Norm, name: str, context: Context) -> Array:
+    """A weight or bias as it meets grouped features: (groups or 1, features / groups)."""
+    array = context.weights[name]
+    return array_namespace(array).reshape(array, (-1, op.features // op.groups))
+
+
+def _normalized(op: Norm, x: Array) -> tuple[Array, Array]:
+    """Grouped features without weight, and what they were multiplied with."""
+    xp = array_namespace(x)
+    x = _grouped(op, x)
+    if op.kind == "layer":
+        x = x - xp.mean(x, axis=-1, keepdims=True)
+    factor = 1.0 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + op.epsilon)
+    return x * factor, factor
+
+
+def _reference(op: Norm, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
+    xp = array_namespace(reads[0])
+    y = _normalized(op, reads[0])[0] * _of_groups(op, op.weight, context)
+    if op.bias is not None:
+        y += _of_groups(op, op.bias, context)
+    return (xp.reshape(y, reads[0].shape),)
+
+
+def _gradient(
+    op: Norm, reads: tuple[Array, ...], output: Gradients, context: Context
+) -> tuple[Gradients, dict[str, Array]]:
+    (x,), xp = reads, array_namespace(reads[0])
+    normalized, factor = _normalized(op, x)
+    gradient = _grouped(op, output[0])
+    trained = {}
+    for name, product in ((op.weight, gradient * normalized), (op.bias, gradient)):
+        if name is not None and name in context.trained:
+            total = xp.sum(xp.reshape(product, (-1, op.groups, product.shape[-1])), axis=0)
+            total = total if op.per_channel else xp.sum(total, axis=0)
+            trained[name] = xp.reshape(total, (-1,))
+    inner = gradient * _of_groups(op, op.weight, context)
+    along = xp.mean(inner * normalized, axis=-1, keepdims=True)
+    if op.kind == "layer":
+        inner = inner - xp.mean(inner, axis=-1, keepdims=True)
+    return (xp.reshape(factor * (inner - normalized * along), x.shape),), trained
+
+
+def _native(op: Norm, program: NativeProgram) -> None:
+    program.add(
+        "norm",
+        input=program.buffer(op.input),
+        out=program.buffer(op.output),
+        weight=program.vector(op.weight),
+        bias=program.vector(op.bias),
+        epsilon=op.epsilon,
+        centered=op.kind == "layer",
+        groups=op.groups,
+    )
+
+
+ROW = Row(Norm, same_width, _reference, _gradient, _native)
