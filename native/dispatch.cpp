@@ -98,6 +98,16 @@ bool runs_neon_i8mm() {
 
 bool always() { return true; }
 
+// A Zen 4 reads 25 GB/s a thread without prefetches of ours, 15 with them; Xeons the other way round.
+bool fetches_ahead() {
+#ifdef CRUMB_X86
+  __builtin_cpu_init();
+  return __builtin_cpu_is("amd");
+#else
+  return false;
+#endif
+}
+
 struct Row {
   const KernelTable* table;
   bool (*runs)();
@@ -119,6 +129,8 @@ const Row kRows[] = {
 static_assert(sizeof kRows / sizeof kRows[0] <= kMaxChoices);
 
 }  // namespace
+
+extern const bool kFetchesAhead = fetches_ahead();
 
 int list_choices(Choice out[kMaxChoices]) {
 #ifdef CRUMB_X86

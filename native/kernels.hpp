@@ -60,6 +60,9 @@ extern const KernelTable kNeonDotprodKernels;
 extern const KernelTable kNeonI8mmKernels;
 #endif
 
+// Whether the processor itself fetches a stream of codes ahead, and being told costs it bandwidth.
+extern const bool kFetchesAhead;
+
 struct Choice {
   const KernelTable* table;
   bool supported;
