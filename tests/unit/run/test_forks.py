@@ -24,6 +24,7 @@ PROMPT = "the sea was calm"
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork"),
+    pytest.mark.parametrize("threads", [1, 2]),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
 
@@ -57,15 +58,15 @@ def slowly(tokens: tuple[int, ...], logits: np.ndarray) -> None:
     time.sleep(0.01)
 
 
-def test_a_child_generates_what_its_parent_does(quantized_tiny: Path) -> None:
-    with load(quantized_tiny, context_tokens=96, threads=1) as model:
+def test_a_child_generates_what_its_parent_does(threads: int, quantized_tiny: Path) -> None:
+    with load(quantized_tiny, context_tokens=96, threads=threads) as model:
         before = text(model)
         assert in_child(lambda: text(model) == before)
         assert text(model) == before
 
 
-def test_a_fork_amid_requests_leaves_them_to_the_parent(quantized_tiny: Path) -> None:
-    with load(quantized_tiny, context_tokens=96, threads=1) as model:
+def test_a_fork_amid_requests_leaves_them_to_the_parent(threads: int, quantized_tiny: Path) -> None:
+    with load(quantized_tiny, context_tokens=96, threads=threads) as model:
         alone = text(model, 70)
         slow = make_request(PROMPT, max_tokens=70, ignore_end=True, logits_hook=slowly)
         handle = model.submit(slow)
@@ -85,13 +86,13 @@ def test_a_fork_amid_requests_leaves_them_to_the_parent(quantized_tiny: Path) ->
         assert all(len(each.result().tokens) == 50 for each in waiting)
 
 
-def test_a_child_may_close_the_model_and_load_it_again(quantized_tiny: Path) -> None:
-    model = load(quantized_tiny, context_tokens=96, threads=1)
+def test_a_child_may_close_the_model_and_load_it_again(threads: int, quantized_tiny: Path) -> None:
+    model = load(quantized_tiny, context_tokens=96, threads=threads)
     before = text(model)
 
     def child() -> bool:
         model.close()
-        with load(quantized_tiny, context_tokens=96, threads=1) as again:
+        with load(quantized_tiny, context_tokens=96, threads=threads) as again:
             return text(again) == before
 
     assert in_child(child)
