@@ -1,0 +1,130 @@
+"""Checks that every kind of operation passes: gradients against differences, both executors.
+
+In: an operation and the shapes of its arrays. Out: an assertion. `difference` moves every number
+that the operation reads by a small step in f64 along a random direction and compares the change of
+a random projection of its outputs; `native_output` runs it alone in the native engine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb._native import NativeEngine, attention_scratch_floats, matmul_scratch_bytes
+from crumb.kernels.dispatch import supported_sets
+from crumb.operations.operation import Context, Operation
+from crumb.operations.rotary import rotation_table
+from crumb.operations.table import output_widths, row_of
+
+Array = NDArray[Any]
+
+STEP = 1e-4
+"""Of central differences in f64: their error is of the order STEP squared."""
+
+
+def drawn(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+def check_gradient(
+    operation: Operation, reads: tuple[Array, ...], weights: dict[str, Array], places: int = 0
+) -> None:
+    """Directional derivatives of every float array read, and of every weight.
+
+    `places`: how many of the last arrays are positions or tokens, which have no gradient.
+    """
+    row = row_of(operation)
+    outputs = row.reference(operation, reads, Context(weights))
+    toward = tuple(drawn(*output.shape, seed=9) for output in outputs)
+    context = Context(weights, trained=tuple(weights))
+    inputs, trained = row.gradient(operation, reads, toward, context)
+
+    def moved(reads: tuple[Array, ...], weights: dict[str, Array]) -> float:
+        results = row.reference(operation, reads, Context(weights))
+        return sum(float((a * b).sum()) for a, b in zip(results, toward, strict=True))
+
+    def compare(gradient: Array | None, along: Array, plus: float, minus: float) -> None:
+        assert gradient is not None
+        slope = (plus - minus) / (2 * STEP)
+        size = float(np.abs(gradient * along).sum()) + 1.0
+        assert abs(float((gradient * along).sum()) - slope) < 2e-5 * size
+
+    for index in range(len(reads) - places):
+        along = drawn(*reads[index].shape, seed=5 + index)
+        ways = []
+        for sign in (1, -1):
+            changed = list(reads)
+            changed[index] = reads[index] + sign * STEP * along
+            ways.append(moved(tuple(changed), weights))
+        compare(inputs[index], along, *ways)
+    assert all(gradient is None for gradient in inputs[len(reads) - places :])
+    for name, array in weights.items():
+        along = drawn(*array.shape, seed=7)
+        ways = [moved(reads, weights | {name: array + sign * STEP * along}) for sign in (1, -1)]
+        compare(trained[name], along, *ways)
+
+
+class Alone:
+    """The native engine under construction for one operation."""
+
+    def __init__(
+        self, operation: Operation, reads: tuple[Array, ...], weights: dict[str, Array], isa: str
+    ) -> None:
+        self.weights = {name: array.astype(np.float32) for name, array in weights.items()}
+        self.rows = reads[0].shape[1]
+        size = max(matmul_scratch_bytes(256), 4 * attention_scratch_floats(64, 64))
+        raw = np.zeros(2 * size + 128, np.uint8)
+        begin = -raw.ctypes.data % 64
+        size = -(-size // 64) * 64
+        self.engine = NativeEngine(isa, 1, raw[begin : begin + size].reshape(1, size))
+        self.arrays: dict[str, Array] = {}
+        self.places: dict[str, int] = {}
+        widths = {
+            name: x.shape[-1] for name, x in zip(operation.reads, reads, strict=True) if x.ndim == 3
+        }
+        for name, width in (widths | output_widths(operation, widths)).items():
+            self._buffer(name, width)
+        for name, x in zip(operation.reads, reads, strict=True):
+            if x.ndim == 3:
+                self.arrays[name][:, : x.shape[-1]] = x[0]
+        words = self.engine.add_floats(np.zeros((4, 64), np.uint8), 16, 0)
+        scrap = self._buffer("scrap", 16)
+        row_of(operation).native(operation, self)
+        self.engine.add("embed", of_positions=False, out=scrap, matrix=words)
+        pages = list(range(-(-self.rows // 16)))
+        self.engine.step([([0] * self.rows, 0, pages, 0)], 1)
+
+    def _buffer(self, name: str, width: int) -> int:
+        if name not in self.places:
+            self.arrays[name] = np.zeros((self.rows, -(-width // 16) * 16), np.float32)
+            self.places[name] = self.engine.add_buffer(self.arrays[name], width)
+        return self.places[name]
+
+    def add(self, kind: str, **arguments: Any) -> None:
+        self.engine.add(kind, **arguments)
+
+    def buffer(self, name: str) -> int:
+        return self.places[name]
+
+    def vector(self, name: str | None) -> Array | None:
+        return None if name is None else self.weights[name]
+
+    def turns(self, rope: Any) -> Array:
+        return rotation_table(rope, 64)
+
+
+def check_native(
+    operation: Operation, reads: tuple[Array, ...], weights: dict[str, Array], bound: float
+) -> None:
+    """The native engine's output against the row's reference in f64, on every instruction set.
+
+    `bound`: of the difference, relative to the largest number of the output.
+    """
+    expected = row_of(operation).reference(operation, reads, Context(weights))
+    for isa in supported_sets():
+        alone = Alone(operation, reads, weights, isa)
+        for name, output in zip(operation.writes, expected, strict=True):
+            native = alone.arrays[name][:, : output.shape[-1]]
+            assert np.abs(native - output[0]).max() <= bound * np.abs(output).max(), (isa, name)

@@ -1,0 +1,151 @@
+"""Every row of the table of operations: its gradient is that of its reference.
+
+In: one operation of each kind at least, with widths that no vector divides, in f64. Out: equal
+slopes, and the native engine's numbers beside the reference's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from operation_checks import check_gradient, check_native, drawn
+
+from crumb.operations.activation import FUNCTIONS, Activation
+from crumb.operations.add import Add
+from crumb.operations.attention import QUERY_BLOCK, Attention
+from crumb.operations.embed import Embed
+from crumb.operations.gate import Gate
+from crumb.operations.join import Join
+from crumb.operations.linear import Linear
+from crumb.operations.multiply import Multiply
+from crumb.operations.norm import Norm
+from crumb.operations.operation import Context, Operation
+from crumb.operations.rope import Rope
+from crumb.operations.rotary import Rotary
+from crumb.operations.split import Split
+from crumb.operations.table import OPERATIONS, row_of
+
+Case = tuple[Operation, tuple[Any, ...], dict[str, Any], int]
+"""Operation, arrays it reads, weights, and how many of the arrays are places or tokens."""
+
+PLACES = np.arange(7)[None, :]
+UNIT = 2.0**-24
+
+
+def norm(kind: str, bias: bool, groups: int, per_channel: bool) -> Case:
+    width = 42 if per_channel else 42 // groups
+    weights = {"w": drawn(width), "b": drawn(width, seed=1)} if bias else {"w": drawn(width)}
+    names = ("w", "b" if bias else None)
+    op = Norm("x", "y", kind, *names, 1e-3, 42, groups, per_channel)
+    return op, (drawn(1, 7, 42) + 0.3,), weights, 0
+
+
+def attention(**changed: Any) -> Case:
+    tokens = changed.pop("tokens", 9)
+    heads, few, dim = changed.pop("shape", (4, 2, 5))
+    settings = {"causal": True, "window": None, "state": None} | changed
+    op = Attention("q", "k", "v", "y", heads, few, dim, 0.4, **settings)
+    wide, narrow = (1, tokens, heads * dim), (1, tokens, few * dim)
+    return op, (drawn(*wide), drawn(*narrow, seed=1), drawn(*narrow, seed=2)), {}, 0
+
+
+def rotary(style: str, kind: str = "default") -> Case:
+    scaling = () if kind == "default" else (("factor", 4.0),)
+    rope = Rope(6, 30.0, scaling, kind)
+    return Rotary("x", "places", "y", 3, style, rope), (drawn(1, 7, 24), PLACES), {}, 1
+
+
+ELEMENTS = drawn(1, 7, 21), drawn(1, 7, 21, seed=1)
+
+CASES: dict[str, Case] = {
+    "embed": (
+        Embed("tokens", "y", "w", 11, 5),
+        (np.asarray([[3, 0, 3, 10]]),),
+        {"w": drawn(11, 5)},
+        1,
+    ),
+    "linear": (Linear("x", "y", "w", None, 21, 9), ELEMENTS[:1], {"w": drawn(9, 21)}, 0),
+    "linear with a bias": (
+        Linear("x", "y", "w", "b", 21, 9),
+        ELEMENTS[:1],
+        {"w": drawn(9, 21), "b": drawn(9)},
+        0,
+    ),
+    "split": (Split("x", ("a", "b", "c"), 2, 5), (drawn(1, 7, 30),), {}, 0),
+    "join": (
+        Join(("a", "b", "c"), "y", (5, 3, 2), 4),
+        (drawn(1, 7, 20), drawn(1, 7, 3), drawn(1, 7, 8)),
+        {},
+        0,
+    ),
+    "join in one": (Join(("a", "b"), "y", (5, 3), 1), (drawn(1, 7, 5), drawn(1, 7, 3)), {}, 0),
+    "multiply": (Multiply("a", "b", "y"), ELEMENTS, {}, 0),
+    "add": (Add("a", "b", "y"), ELEMENTS, {}, 0),
+    "rotary half": rotary("half"),
+    "rotary interleaved": rotary("interleaved"),
+    "rotary scaled": rotary("half", "linear"),
+    "attention": attention(),
+    "attention of an encoder": attention(causal=False),
+    "attention with a window": attention(window=3),
+    "attention with a soft cap": attention(soft_cap=0.7),
+    "attention of many queries": attention(tokens=QUERY_BLOCK + 5, window=20, shape=(2, 1, 3)),
+    **{
+        f"norm {kind}{' with a bias' if bias else ''} of {groups}{' per channel' if own else ''}": (
+            norm(kind, bias, groups, own)
+        )
+        for kind in ("rms", "layer")
+        for bias in (False, True)
+        for groups, own in ((1, False), (3, False), (3, True), (2, True))
+    },
+    **{
+        f"activation {name}": (Activation("x", "y", name), ELEMENTS[:1], {}, 0)
+        for name in FUNCTIONS
+    },
+    **{f"gate {name}": (Gate("a", "b", "y", name), ELEMENTS, {}, 0) for name in FUNCTIONS},
+}
+
+
+def test_every_kind_has_a_case() -> None:
+    assert {type(case[0]) for case in CASES.values()} == set(OPERATIONS)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_is_the_slope_of_the_reference(name: str) -> None:
+    operation, reads, weights, places = CASES[name]
+    check_gradient(operation, reads, weights, places)
+
+
+NATIVE = [
+    name
+    for name, case in CASES.items()
+    if isinstance(case[0], Norm | Join | Split | Rotary | Multiply | Add | Activation | Gate)
+]
+"""Kinds that need neither matrices nor pages: tests/architectures runs those."""
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_the_native_engine_computes_what_the_reference_does(name: str) -> None:
+    operation, reads, weights, _ = CASES[name]
+    # Some tens of roundings of f32, and math.inl's own errors: erf is off by 8e-7 of 1.
+    check_native(operation, reads, weights, 64 * UNIT)
+
+
+def test_groups_of_a_norm_are_norms_of_their_own() -> None:
+    operation, (x,), weights, _ = norm("layer", True, 3, True)
+    (together,) = row_of(operation).reference(operation, (x,), Context(weights))
+    for group in range(3):
+        part = slice(14 * group, 14 * group + 14)
+        alone = Norm("x", "y", "layer", "w", "b", 1e-3, 14)
+        own = {each: weights[each][part] for each in weights}
+        (expected,) = row_of(alone).reference(alone, (x[..., part],), Context(own))
+        np.testing.assert_array_equal(together[..., part], expected)
+
+
+def test_a_join_undoes_a_split() -> None:
+    split = Split("x", ("a", "b", "c"), 2, 5)
+    join = Join(("a", "b", "c"), "y", (5, 5, 5), 2)
+    x = drawn(1, 7, 30)
+    parts = row_of(split).reference(split, (x,), Context({}))
+    np.testing.assert_array_equal(row_of(join).reference(join, parts, Context({}))[0], x)

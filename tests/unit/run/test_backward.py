@@ -1,0 +1,84 @@
+"""The backward pass of whole models against differences, for every family.
+
+In: the tiny models, their weights in f64. Out: slopes of the loss along random directions of every
+tensor, and of what a caller of `visit` sees. The oracle tests compare with PyTorch's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
+
+from crumb.errors import UsageError
+from crumb.operations.linear import Linear
+from crumb.run.backward import Backward, next_token_loss
+from crumb.run.model import Model, open_model
+
+STEP = 1e-5
+
+
+def model_in_f64(folder: Path, configuration: dict[str, Any]) -> Model:
+    model = open_model(str(write_model(folder, configuration)))
+    for stage in model.plan.stages:
+        for name, array in model.stage_weights(stage).items():
+            model._kept[name] = np.asarray(array, np.float64)
+    return model
+
+
+def loss_of(model: Model, tokens: Any) -> float:
+    return next_token_loss(Backward(model, tokens).logits(), tokens)[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_of_all_tensors_are_slopes_of_the_loss(variant: str, tmp_path: Path) -> None:
+    model = model_in_f64(tmp_path, dict(VARIANTS[variant]))
+    tokens = make_tokens(VARIANTS[variant])[:, :12]
+    names = tuple(spec.name for spec in model.plan.tensors())
+    backward = Backward(model, tokens, trained=names)
+    logits = backward.logits()
+    loss, toward = next_token_loss(logits, tokens)
+    shares = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+    hits = np.take_along_axis(shares[:, :-1], tokens[:, 1:, None], axis=-1)
+    assert loss == pytest.approx(-np.log(hits).mean(), rel=1e-12)
+    gradients = backward.gradients(toward)
+    assert set(gradients) == set(names)
+    random = np.random.default_rng(3)
+    for name in names:
+        weight = model._kept[name]
+        along = random.standard_normal(weight.shape)
+        losses = []
+        for sign in (1, -1):
+            model._kept[name] = weight + sign * STEP * along
+            losses.append(loss_of(model, tokens))
+        model._kept[name] = weight
+        slope = (losses[0] - losses[1]) / (2 * STEP)
+        size = float(np.abs(gradients[name] * along).sum())
+        # Rotary tables and erf are f32 or of 2e-7; differences add STEP squared.
+        assert abs(slope - float((gradients[name] * along).sum())) < 1e-5 * size + 1e-8, name
+
+
+def test_a_visitor_sees_every_linear_once_with_the_gradient_of_its_output(tmp_path: Path) -> None:
+    model = model_in_f64(tmp_path, LLAMA)
+    tokens = make_tokens(LLAMA)[:, :9]
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def visit(operation: Any, reads: Any, gradients: Any) -> None:
+        if isinstance(operation, Linear):
+            assert operation.weight not in shapes
+            assert reads[0].shape == (*tokens.shape, operation.in_features)
+            shapes[operation.weight] = gradients[0].shape
+
+    backward = Backward(model, tokens, visit=visit)
+    assert backward.gradients(next_token_loss(backward.logits(), tokens)[1]) == {}
+    expected = {op.weight: (*tokens.shape, op.out_features) for op in model.plan.linears()}
+    assert shapes == expected
+
+
+def test_tokens_that_no_model_takes_are_refused(tmp_path: Path) -> None:
+    model = open_model(str(write_model(tmp_path, LLAMA)))
+    with pytest.raises(UsageError, match="vocabulary"):
+        Backward(model, np.asarray([[1, 4000]])).logits()
