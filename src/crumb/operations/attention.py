@@ -131,8 +131,7 @@ def _weights(op: Attention, query: Array, key: Array, place: int) -> tuple[Array
         if op.window is not None:
             hidden = hidden | (keys <= queries - op.window)
         scores[..., seen:] -= xp.astype(hidden, scores.dtype) * 1e30
-    scores -= xp.max(scores, axis=-1, keepdims=True)
-    weight = xp.exp(scores)
+    weight = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
     return weight, xp.sum(weight, axis=-1, keepdims=True), slope
 
 
