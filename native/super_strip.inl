@@ -26,6 +26,9 @@ struct SuperStrip {
         pairs(shift + kStripTokens * job.x.blocks) {}
 };
 
+// Without a sign, so that a product beyond 16 bits wraps.
+typedef uint16_t WrappingPart __attribute__((vector_size(sizeof(ShortPart))));
+
 // Codes minus the fixed zero times a number of each row, plus that of the scaled: two bytes in one
 // product of 16 bits, exact because both results are within 0 to 255.
 template <int bits>
@@ -34,8 +37,8 @@ CRUMB_INLINE Codes multiply_codes(Codes codes, Ints by) {
   const Ints added = (all_ints(scaled_zero(bits)) - by * all_ints(kZero)) * all_ints(257);
   const Ints twice = make_pairs(by, by), plus = make_pairs(added, added);
   EACH_PART(codes.part[i] =
-                (CodePart)((ShortPart)codes.part[i] * (ShortPart)twice.part[i] +
-                           (ShortPart)plus.part[i]));
+                (CodePart)((WrappingPart)codes.part[i] * (WrappingPart)twice.part[i] +
+                           (WrappingPart)plus.part[i]));
   return codes;
 }
 
