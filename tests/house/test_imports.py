@@ -23,6 +23,7 @@ STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "progress": (),
+    "pieces": (),
     "embedded": (),
     "files": ("errors",),
     "tokenizer": ("errors", "files"),
@@ -42,8 +43,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pipeline": STAGES,
     "exporting": STAGES,
     "study": (*STAGES, "pipeline"),
-    "serve": (*STAGES, "pipeline"),
-    "cli": (*STAGES, "pipeline", "exporting", "study", "serve", "crumb"),
+    "server": (*STAGES, "pieces"),
+    "cli": (*STAGES, "pipeline", "exporting", "study", "server", "crumb"),
     "crumb": (*STAGES, "pipeline", "exporting"),
     "__main__": ("cli",),
 }
