@@ -50,10 +50,10 @@ def families_page() -> str:
     for name, family in families().items():
         module = importlib.import_module(f"crumb.architectures.{name}")
         about = (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2]
-        rotary = {None: "none", "half": "rotary, halves", "interleaved": "rotary, pairs"}
-        places = "learned" if family.learned_positions else rotary[family.rotary]
+        rotary = {"half": "rotary, halves", "interleaved": "rotary, pairs"}
+        places = "learned" if "positions" in family.tensors else rotary[family.rotary]
         mlp = "gated" if family.gated else "plain"
-        rows.append((f"`{name}`", about, f"{family.norm} norm", places, f"{mlp} MLP"))
+        rows.append((f"`{name}`", about, f"{family.norm.kind} norm", places, f"{mlp} MLP"))
     return (
         NOTE.format(source="the files of `src/crumb/architectures`")
         + "# Families\nA model runs when the `model_type` of its config.json is listed here. "

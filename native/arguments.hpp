@@ -49,6 +49,10 @@ class Arguments {
     if (const auto* whole = std::get_if<int64_t>(&value)) return float(*whole);
     return float(as<double>(name, "a number"));
   }
+  // NaN where it is none.
+  float optional_number(const char* name) {
+    return std::holds_alternative<std::monostate>(at(name)) ? __builtin_nanf("") : number(name);
+  }
   // An array of `rank` axes; null data where it is none.
   ArrayView array(const char* name, Element element, size_t rank, bool writable = false) {
     if (std::holds_alternative<std::monostate>(at(name))) return {};

@@ -178,7 +178,8 @@ void embed_rows(const EmbedJob& job) {
   const int64_t columns = job.tiles ? job.tiles->columns : job.floats->columns;
   float* weights = reinterpret_cast<float*>(job.scratch);
   for (int64_t token = job.begin; token < job.end; ++token) {
-    const int64_t tile = job.index[token] / kTileRows, lane = job.index[token] % kTileRows;
+    const int64_t row = job.index[token] + job.first_row;
+    const int64_t tile = row / kTileRows, lane = row % kTileRows;
     float* out = job.out + token * job.out_stride;
     for (int64_t first = 0; first < columns; first += kExpandedInputs) {
       const int64_t left = columns - first, inputs = left < kExpandedInputs ? left : kExpandedInputs;

@@ -43,6 +43,11 @@ CRUMB_INLINE Floats silu(Floats x) {
   return x / (one + exponential(all_floats(0.0f) - max(x, all_floats(-80.0f))));
 }
 
+// Absolute error below 2e-7 times the cap.
+CRUMB_INLINE Floats soft_cap(Floats x, float cap) {
+  return all_floats(cap) * hyperbolic_tangent(x / all_floats(cap));
+}
+
 CRUMB_INLINE Floats gelu(Floats x) {
   return all_floats(0.5f) * x *
          (all_floats(1.0f) + error_function(x * all_floats(0.7071067811865476f)));

@@ -67,6 +67,12 @@ void elementwise(const ElementwiseJob& job) {
     case kGelu: return activate(job, [](Floats x) { return gelu(x); });
     case kGeluTanh: return activate(job, [](Floats x) { return gelu_tanh(x); });
     case kRelu: return activate(job, [](Floats x) { return max(x, all_floats(0.0f)); });
+    case kScale: return activate(job, [&](Floats x) { return x * all_floats(job.number); });
+    case kSoftCap: return activate(job, [&](Floats x) { return soft_cap(x, job.number); });
+    case kClip:
+      return activate(job, [&](Floats x) {
+        return max(min(x, all_floats(job.number)), all_floats(-job.number));
+      });
     case kMultiply:
       return each_vector(job, [&](Floats x, int64_t at) { return x * load_floats(job.right + at); });
     default:

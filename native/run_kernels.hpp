@@ -87,6 +87,7 @@ struct EmbedJob {
   float* out;
   int64_t out_stride, begin, end;  // tokens
   uint8_t* scratch;
+  int64_t first_row = 0;  // of the table, for index 0
 };
 
 struct NormJob {
@@ -101,8 +102,10 @@ struct NormJob {
   int64_t weight_step = 0;  // from the weights of one group to the next's
 };
 
-// The order of architectures.plan.ACTIVATIONS as run/program.py numbers them.
-enum Function : int { kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3 };
+// Those from kScale on take a number.
+enum Function : int {
+  kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kScale = 8, kSoftCap = 9, kClip = 10
+};
 
 struct ElementwiseJob {
   const float* left;
@@ -110,6 +113,7 @@ struct ElementwiseJob {
   float* out;
   int64_t begin, end;  // vectors of 16 floats
   int kind;            // Function, kMultiply or kAdd
+  float number = 0.0f;  // of those from kScale on
 };
 constexpr int kMultiply = 16, kAdd = 17;
 

@@ -105,16 +105,18 @@ void norm(const std::string& isa, Texts x, TextsOut out, Vector weight,
   }
 }
 
-void activation(const std::string& isa, Texts x, TextsOut out, int function) {
+void activation(const std::string& isa, Texts x, TextsOut out, int function, float number) {
   require_same(x, out, "out has the wrong shape");
-  require(function >= kSilu && function <= kRelu, "unknown function");
+  require((function >= kSilu && function <= kRelu) || (function >= kScale && function <= kClip),
+          "unknown function");
+  require(function <= kScale || number > 0.0f, "a bound must be above 0");
   const RunKernels& kernels = kernels_named(isa).run;
   const int64_t count = int64_t(x.size()), whole = count / kVector, rest = count % kVector;
   nb::gil_scoped_release release;
-  kernels.elementwise({x.data(), nullptr, out.data(), 0, whole, function});
+  kernels.elementwise({x.data(), nullptr, out.data(), 0, whole, function, number});
   float last[kVector] = {};
   std::memcpy(last, x.data() + whole * kVector, rest * sizeof(float));
-  kernels.elementwise({last, nullptr, last, 0, 1, function});
+  kernels.elementwise({last, nullptr, last, 0, 1, function, number});
   std::memcpy(out.data() + whole * kVector, last, rest * sizeof(float));
 }
 
@@ -148,7 +150,8 @@ void bind_steps(nb::module_& m) {
         array("bias").none(), nb::arg("epsilon"), nb::arg("centered"),
         "Root mean square norm of each row, or layer norm where centered.");
   m.def("activation_step", &activation, nb::arg("isa"), array("x"), array("out"),
-        nb::arg("function"), "A function of each element, by its number.");
+        nb::arg("function"), nb::arg("number"),
+        "A function of each element, by its code; number is its own, or 0.");
   m.def("rotary_step", &rotary, nb::arg("isa"), array("x"), array("out"), array("turns"),
         nb::arg("heads"), nb::arg("interleaved"),
         "Rotary embedding; turns are the cosines, then the sines, of each token.");

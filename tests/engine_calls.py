@@ -103,7 +103,9 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "columns": WIDTH,
         "kind": F32,
     },
-    "embed": lambda built: {"of_positions": False, "out": built.hidden, "matrix": built.floats},
+    "embed": lambda built: (
+        {"of_positions": False, "out": built.hidden, "matrix": built.floats} | {"first_row": 0}
+    ),
     "norm": lambda built: {
         "input": built.hidden,
         "out": built.other,
@@ -126,7 +128,7 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "input": built.hidden,
         "outs": [built.half, built.half],
         "outer": 2,
-        "inner": 8,
+        "widths": [8, 8],
     },
     "rotary": lambda built: {
         "input": built.hidden,
@@ -150,7 +152,9 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "pages": pages(),
         "cache": F32,
     },
-    "activation": lambda built: {"input": 0, "out": built.third, "function": "silu"},
+    "activation": lambda built: (
+        {"input": 0, "out": built.third, "function": "silu", "number": None}
+    ),
     "gate": lambda built: {"input": 0, "right": 1, "out": built.third, "function": "gelu"},
     "multiply": lambda built: {"left": built.hidden, "right": built.other, "out": built.third},
     "add": lambda built: {"left": built.hidden, "right": built.other, "out": built.third},

@@ -92,7 +92,7 @@ class Alone:
         words = self.engine.add_floats(np.zeros((4, 64), np.uint8), 16, 0)
         scrap = self._buffer("scrap", 16)
         row_of(operation).native(operation, self)
-        self.engine.add("embed", of_positions=False, out=scrap, matrix=words)
+        self.engine.add("embed", of_positions=False, out=scrap, matrix=words, first_row=0)
         pages = list(range(-(-self.rows // 16)))
         self.engine.step([([0] * self.rows, 0, pages, 0)], 1)
 

@@ -1,4 +1,6 @@
 // Activation, gate, multiply, add: element by element, sixteen at a time, paddings included.
+#include <cmath>
+
 #include "../operation.hpp"
 
 namespace crumb {
@@ -6,6 +8,7 @@ namespace {
 
 struct Elementwise : Operation {
   int left, right, out, function;  // right -1: none
+  float number = 0.0f;
 
   Elementwise(Maker& maker, const char* first, bool has_right, int function)
       : left(maker.buffer(first)), right(has_right ? maker.buffer("right") : -1),
@@ -21,23 +24,31 @@ struct Elementwise : Operation {
     const Buffer &a = worker.buffer(left), &to = worker.buffer(out);
     const Share mine = worker.share(worker.rows * a.stride / 16);
     worker.kernels().elementwise({a.data, right < 0 ? nullptr : worker.buffer(right).data, to.data,
-                                  mine.begin, mine.end, function});
+                                  mine.begin, mine.end, function, number});
   }
 };
 
 int function_named(Maker& maker) {
   const std::string& name = maker.of.text("function");
   for (const auto& [function, code] :
-       {std::pair{"silu", kSilu}, {"gelu", kGelu}, {"gelu_tanh", kGeluTanh}, {"relu", kRelu}})
+       {std::pair{"silu", kSilu}, {"gelu", kGelu}, {"gelu_tanh", kGeluTanh}, {"relu", kRelu},
+        {"scale", kScale}, {"soft_cap", kSoftCap}, {"clip", kClip}})
     if (name == function) return code;
   throw std::invalid_argument("elementwise: unknown function");
 }
 
 struct Activation final : Elementwise {
-  explicit Activation(Maker& maker) : Elementwise(maker, "input", false, function_named(maker)) {}
+  explicit Activation(Maker& maker) : Elementwise(maker, "input", false, function_named(maker)) {
+    number = maker.of.optional_number("number");
+    require((function >= kScale) == !std::isnan(number), "activation: a number too many or too few");
+    require(function <= kScale || number > 0.0f,
+            "activation: a bound must be above 0");
+  }
 };
 struct Gate final : Elementwise {
-  explicit Gate(Maker& maker) : Elementwise(maker, "input", true, function_named(maker)) {}
+  explicit Gate(Maker& maker) : Elementwise(maker, "input", true, function_named(maker)) {
+    require(function < kScale, "gate: a function with a number");
+  }
 };
 struct Multiply final : Elementwise {
   explicit Multiply(Maker& maker) : Elementwise(maker, "left", true, kMultiply) {}

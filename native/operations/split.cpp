@@ -1,4 +1,4 @@
-// Split: one buffer's features, (outer, parts, inner), dealt out to a buffer for each part.
+// Split: one buffer's features, (outer, parts of any width), dealt out to a buffer for each part.
 #include <cstring>
 
 #include "../operation.hpp"
@@ -9,30 +9,38 @@ namespace {
 struct Split final : Operation {
   int in;
   std::vector<int> outs;
-  int64_t outer, inner;
+  std::vector<int64_t> widths;
+  int64_t outer, whole = 0;
 
   explicit Split(Maker& maker)
-      : in(maker.buffer("input")), outs(maker.buffers("outs")), outer(maker.of.integer("outer")),
-        inner(maker.of.integer("inner")) {
-    const int64_t width = maker.width(in), parts = int64_t(outs.size());
-    require(outer > 0 && inner > 0 && parts > 0, "split: empty");
-    require(outer <= width && inner <= width && parts <= width && width == outer * inner * parts,
-            "split: widths differ");
-    for (int out : outs) require(maker.width(out) == outer * inner, "split: widths differ");
+      : in(maker.buffer("input")), outs(maker.buffers("outs")), widths(maker.of.integers("widths")),
+        outer(maker.of.integer("outer")) {
+    const int64_t width = maker.width(in);
+    require(!outs.empty() && outs.size() == widths.size(), "split: a width for each output");
+    require(outer > 0 && outer <= width, "split: outer out of range");
+    for (size_t part = 0; part < outs.size(); ++part) {
+      require(widths[part] > 0 && widths[part] <= width, "split: widths differ");
+      require(maker.width(outs[part]) == outer * widths[part], "split: widths differ");
+      whole += widths[part];
+      require(whole <= width, "split: widths differ");
+    }
+    require(whole * outer == width, "split: widths differ");
   }
 
   void run(Worker& worker) const override {
     const Buffer& from = worker.buffer(in);
     const Share mine = worker.share(worker.rows);
-    const int64_t parts = int64_t(outs.size());
-    for (int64_t row = mine.begin; row < mine.end; ++row)
-      for (int64_t part = 0; part < parts; ++part) {
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+      const float* begin = from.data + row * from.stride;
+      for (size_t part = 0; part < outs.size(); ++part) {
         const Buffer& to = worker.buffer(outs[part]);
+        const int64_t width = widths[part];
         for (int64_t k = 0; k < outer; ++k)
-          std::memcpy(to.data + row * to.stride + k * inner,
-                      from.data + row * from.stride + (k * parts + part) * inner,
-                      inner * sizeof(float));
+          std::memcpy(to.data + row * to.stride + k * width, begin + k * whole,
+                      width * sizeof(float));
+        begin += width;
       }
+    }
   }
 };
 

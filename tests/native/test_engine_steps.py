@@ -115,7 +115,7 @@ def test_a_step_keeps_the_last_rows_of_each_part_in_order() -> None:
     places = [engine.add_buffer(array, WIDTH) for array in (hidden, kept)]
     table = np.repeat(np.arange(VOCABULARY, dtype=np.float32)[:, None], WIDTH, axis=1)
     matrix = engine.add_floats(table.view(np.uint8), WIDTH, F32)
-    engine.add("embed", of_positions=False, out=places[0], matrix=matrix)
+    engine.add("embed", of_positions=False, out=places[0], matrix=matrix, first_row=0)
     engine.add("select", input=places[0], out=places[1])
     engine.step([([7, 8, 9], 0, [0], 2), ([4, 5], 3, [1], 0), ([6], 0, [2], 1)], 2)
     assert hidden[:, 0].tolist() == [7, 8, 9, 4, 5, 6]

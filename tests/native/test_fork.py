@@ -60,7 +60,7 @@ class Embedding:
         table = np.repeat(np.arange(ROWS, dtype=np.float32)[:, None], WIDTH, axis=1)
         buffer = self.engine.add_buffer(self.out, WIDTH)
         matrix = self.engine.add_floats(table.view(np.uint8), WIDTH, 0)
-        self.engine.add("embed", of_positions=False, out=buffer, matrix=matrix)
+        self.engine.add("embed", of_positions=False, out=buffer, matrix=matrix, first_row=0)
 
     def is_right(self, shift: int) -> bool:
         tokens = [(token + shift) % ROWS for token in range(ROWS)]

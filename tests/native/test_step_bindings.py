@@ -52,7 +52,7 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "epsilon": 1e-5,
         "centered": True,
     },
-    "activation_step": lambda: {"x": text(), "out": out(), "function": 0},
+    "activation_step": lambda: {"x": text(), "out": out(), "function": 0, "number": 0.0},
     "rotary_step": lambda: {
         "x": text(),
         "out": out(),
@@ -93,6 +93,8 @@ WRONG_SIZES: list[tuple[str, dict[str, Any]]] = [
     ("activation_step", {"function": -1}),
     ("activation_step", {"function": 4}),
     ("activation_step", {"function": 16}),
+    ("activation_step", {"function": 9, "number": 0.0}),
+    ("activation_step", {"function": 10, "number": -1.0}),
     ("activation_step", {"isa": "AVX2"}),
     ("rotary_step", {"x": text(WIDTH + HEADS)}),
     ("rotary_step", {"heads": 0}),

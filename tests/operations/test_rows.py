@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from operation_checks import check_gradient, check_native, drawn
 
-from crumb.operations.activation import FUNCTIONS, Activation
+from crumb.operations.activation import FUNCTIONS, NUMBERED, Activation
 from crumb.operations.add import Add
 from crumb.operations.attention import QUERY_BLOCK, Attention
 from crumb.operations.embed import Embed
@@ -66,6 +66,18 @@ CASES: dict[str, Case] = {
         {"w": drawn(11, 5)},
         1,
     ),
+    "embed from a later row": (
+        Embed("tokens", "y", "w", 11, 5, 2),
+        (np.asarray([[3, 0, 3, 8]]),),
+        {"w": drawn(11, 5)},
+        1,
+    ),
+    "norm of weights around 0": (
+        Norm("x", "y", "rms", "w", None, 1e-3, 42, 3, offset=1.0),
+        (drawn(1, 7, 42),),
+        {"w": drawn(14)},
+        0,
+    ),
     "linear": (Linear("x", "y", "w", None, 21, 9), ELEMENTS[:1], {"w": drawn(9, 21)}, 0),
     "linear with a bias": (
         Linear("x", "y", "w", "b", 21, 9),
@@ -73,7 +85,7 @@ CASES: dict[str, Case] = {
         {"w": drawn(9, 21), "b": drawn(9)},
         0,
     ),
-    "split": (Split("x", ("a", "b", "c"), 2, 5), (drawn(1, 7, 30),), {}, 0),
+    "split": (Split("x", ("a", "b", "c"), 2, (5, 3, 7)), (drawn(1, 7, 30),), {}, 0),
     "join": (
         Join(("a", "b", "c"), "y", (5, 3, 2), 4),
         (drawn(1, 7, 20), drawn(1, 7, 3), drawn(1, 7, 8)),
@@ -102,6 +114,10 @@ CASES: dict[str, Case] = {
     **{
         f"activation {name}": (Activation("x", "y", name), ELEMENTS[:1], {}, 0)
         for name in FUNCTIONS
+    },
+    **{
+        f"activation {name}": (Activation("x", "y", name, 0.7), ELEMENTS[:1], {}, 0)
+        for name in NUMBERED
     },
     **{f"gate {name}": (Gate("a", "b", "y", name), ELEMENTS, {}, 0) for name in FUNCTIONS},
 }
@@ -144,8 +160,8 @@ def test_groups_of_a_norm_are_norms_of_their_own() -> None:
 
 
 def test_a_join_undoes_a_split() -> None:
-    split = Split("x", ("a", "b", "c"), 2, 5)
-    join = Join(("a", "b", "c"), "y", (5, 5, 5), 2)
+    split = Split("x", ("a", "b", "c"), 2, (5, 3, 7))
+    join = Join(("a", "b", "c"), "y", (5, 3, 7), 2)
     x = drawn(1, 7, 30)
     parts = row_of(split).reference(split, (x,), Context({}))
     np.testing.assert_array_equal(row_of(join).reference(join, parts, Context({}))[0], x)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from crumb.architectures.family import FusedQkv
+from crumb.architectures.family import Fused
 from crumb.architectures.gptj import FAMILY as GPTJ
 
 QKV = ("query", "key", "value")
@@ -14,5 +14,5 @@ FAMILY = replace(
         **{role: name for role, name in GPTJ.tensors.items() if role not in QKV},
         "qkv": "transformer.h.{block}.attn.qkv_proj",
     },
-    fused=FusedQkv(order=("query", "value", "key"), outer=4),
+    fused=Fused(order=("query", "value", "key"), outer=4),
 )

@@ -1,19 +1,21 @@
 """gpt_neo: GPT-Neo, learned positions, unscaled attention, local windows in alternate blocks."""
 
-from crumb.architectures.configuration import Configuration, as_integer, check_kinds, repeat_kinds
-from crumb.architectures.family import Family, Windows
+from crumb.architectures.configuration import as_integer, check_kinds, repeat_kinds
+from crumb.architectures.family import LAYER, BlockKind, Family, Multipliers
+from crumb.architectures.reader import Reader
 
 KINDS = ("global", "local")
 
 
-def _windows(configuration: Configuration, blocks: int) -> Windows:
+def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
+    configuration, blocks = reader.configuration, reader.sizes.blocks
     window = as_integer(configuration.get("window_size", 256), "window_size")
     kinds, key = configuration.get("attention_layers"), "attention_layers"
     if kinds is None:
         pattern, key = configuration.get("attention_types"), "attention_types"
         kinds = repeat_kinds([[KINDS, 12]] if pattern is None else pattern, key, blocks)
     kinds = check_kinds(kinds, key, blocks, KINDS)
-    return tuple(window if kind == "local" else None for kind in kinds)
+    return tuple(BlockKind(None, window if kind == "local" else None) for kind in kinds)
 
 
 FAMILY = Family(
@@ -49,11 +51,8 @@ FAMILY = Family(
         "head": "lm_head",
     },
     biases={"output": True, "up": True, "down": True},
-    norm="layer",
-    gated=False,
-    rotary=None,
-    learned_positions=True,
-    attention_scale=False,
-    windows=_windows,
+    norm=LAYER,
+    kinds=_kinds,
+    multipliers=lambda reader: Multipliers(attention=1.0),
     tied=True,
 )

@@ -1,6 +1,7 @@
 """gpt_neox: GPT-NeoX and Pythia."""
 
-from crumb.architectures.family import Family, FusedQkv
+from crumb.architectures.block import PARALLEL, SEQUENTIAL
+from crumb.architectures.family import LAYER, Family
 
 FAMILY = Family(
     model_type="gpt_neox",
@@ -38,8 +39,6 @@ FAMILY = Family(
         "head": "embed_out",
     },
     biases={"qkv": "attention_bias", "output": "attention_bias", "up": True, "down": True},
-    norm="layer",
-    gated=False,
-    fused=FusedQkv(),
-    parallel="use_parallel_residual",
+    norm=LAYER,
+    block=lambda reader, _: PARALLEL if reader.flag("use_parallel_residual") else SEQUENTIAL,
 )

@@ -1,6 +1,7 @@
 """gptj: GPT-J, attention and MLP in parallel behind one norm."""
 
-from crumb.architectures.family import Family
+from crumb.architectures.block import PARALLEL_OF_ONE_NORM
+from crumb.architectures.family import LAYER, Family
 
 FAMILY = Family(
     model_type="gptj",
@@ -36,9 +37,7 @@ FAMILY = Family(
         "head": "lm_head",
     },
     biases={"up": True, "down": True, "head": True},
-    norm="layer",
-    gated=False,
+    norm=LAYER,
+    block=PARALLEL_OF_ONE_NORM,
     rotary="interleaved",
-    parallel=True,
-    shared_norm=True,
 )

@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
-from crumb.architectures.configuration import Configuration, read_window
-from crumb.architectures.family import Windows
+from crumb.architectures.configuration import read_window
+from crumb.architectures.family import BlockKind
 from crumb.architectures.llama import FAMILY as LLAMA
+from crumb.architectures.reader import Reader
 
 
-def _windows(configuration: Configuration, blocks: int) -> Windows:
-    return (read_window(configuration, "sliding_window", 4096),) * blocks
+def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
+    window = read_window(reader.configuration, "sliding_window", 4096)
+    return (BlockKind(reader.rope(), window),) * reader.sizes.blocks
 
 
 FAMILY = replace(
@@ -16,5 +18,5 @@ FAMILY = replace(
     model_type="mistral",
     biases={},
     defaults={**LLAMA.defaults, "key_value_heads": 8, "positions": 131072},
-    windows=_windows,
+    kinds=_kinds,
 )

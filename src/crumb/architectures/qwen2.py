@@ -2,20 +2,17 @@
 
 from dataclasses import replace
 
-from crumb.architectures.configuration import (
-    Configuration,
-    as_integer,
-    check_kinds,
-    read_flag,
-    read_window,
-)
-from crumb.architectures.family import Windows
+from crumb.architectures.configuration import as_integer, check_kinds, read_flag, read_window
+from crumb.architectures.family import BlockKind
 from crumb.architectures.llama import FAMILY as LLAMA
+from crumb.architectures.reader import Reader
 
 KINDS = ("full_attention", "sliding_attention")
 
 
-def _windows(configuration: Configuration, blocks: int) -> Windows:
+def kinds_by_layer(reader: Reader) -> tuple[BlockKind, ...]:
+    """A window in the blocks that layer_types names, or from max_window_layers on."""
+    configuration, blocks = reader.configuration, reader.sizes.blocks
     window = read_window(configuration, "sliding_window", 4096)
     kinds = configuration.get("layer_types")
     if kinds is None:
@@ -24,7 +21,8 @@ def _windows(configuration: Configuration, blocks: int) -> Windows:
     kinds = check_kinds(kinds, "layer_types", blocks, KINDS)
     if not read_flag(configuration, "use_sliding_window", False):
         window = None
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    rope = reader.rope()
+    return tuple(BlockKind(rope, window if kind == KINDS[1] else None) for kind in kinds)
 
 
 FAMILY = replace(
@@ -32,5 +30,5 @@ FAMILY = replace(
     model_type="qwen2",
     biases={"query": True, "key": True, "value": True},
     defaults={**LLAMA.defaults, "key_value_heads": 32, "positions": 32768},
-    windows=_windows,
+    kinds=kinds_by_layer,
 )

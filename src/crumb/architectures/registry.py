@@ -10,8 +10,9 @@ import pkgutil
 from functools import cache
 
 import crumb.architectures
+from crumb.architectures.builder import build_plan
 from crumb.architectures.configuration import Configuration, shown
-from crumb.architectures.family import Family, build_plan
+from crumb.architectures.family import Family
 from crumb.architectures.plan import Plan
 from crumb.errors import UnknownFamily
 

@@ -22,6 +22,9 @@ FUNCTION_CODE = {
     "gelu_fast": 2,
     "gelu_pytorch_tanh": 2,
     "relu": 3,
+    "scale": 8,
+    "soft_cap": 9,
+    "clip": 10,
 }
 """Activations as native/run_kernels.hpp numbers them."""
 
@@ -39,11 +42,12 @@ def normalize(
     return normed
 
 
-def activate(x: Floats, function: str) -> Floats:
-    """function(x), one of FUNCTION_CODE, elementwise."""
+def activate(x: Floats, function: str, number: float | None = None) -> Floats:
+    """function(x), one of FUNCTION_CODE, elementwise; the last three take a number."""
     x = np.ascontiguousarray(x)
     active = np.empty_like(x)
-    _native.activation_step(selected_set(), x, active, FUNCTION_CODE[function])
+    code = FUNCTION_CODE[function]
+    _native.activation_step(selected_set(), x, active, code, number or 0.0)
     return active
 
 

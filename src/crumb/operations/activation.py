@@ -1,4 +1,4 @@
-"""Activation: a function of each element.
+"""Activation: a function of each element, some with a number of their own.
 
 In: f32 of any shape. Out: the same shape. FUNCTIONS has one row per name a configuration may give:
 the function, its derivative, and what the native engine calls it.
@@ -29,15 +29,16 @@ class Activation(Operation):
 
     input: str
     output: str
-    function: str  # a name of FUNCTIONS
+    function: str  # a name of FUNCTIONS, or with a number one of NUMBERED
+    number: float | None = None
 
 
 @dataclass(frozen=True)
 class Function:
     """One elementwise function."""
 
-    value: Callable[[Array], Array]
-    derivative: Callable[[Array], Array]
+    value: Callable[..., Array]
+    derivative: Callable[..., Array]
     native: str
 
 
@@ -96,6 +97,28 @@ def _relu_slope(x: Array) -> Array:
     return array_namespace(x).astype(x > 0, x.dtype)
 
 
+def _scale_slope(x: Array, number: float) -> Array:
+    return array_namespace(x).full_like(x, number)
+
+
+def _soft_cap(x: Array, number: float) -> Array:
+    return number * array_namespace(x).tanh(x / number)
+
+
+def _soft_cap_slope(x: Array, number: float) -> Array:
+    squeezed = array_namespace(x).tanh(x / number)
+    return 1.0 - squeezed * squeezed
+
+
+def _clip(x: Array, number: float) -> Array:
+    return array_namespace(x).clip(x, min=-number, max=number)
+
+
+def _clip_slope(x: Array, number: float) -> Array:
+    xp = array_namespace(x)
+    return xp.astype(xp.abs(x) <= number, x.dtype)
+
+
 _GELU_TANH = Function(_gelu_tanh, _gelu_tanh_slope, "gelu_tanh")
 
 FUNCTIONS: dict[str, Function] = {
@@ -106,16 +129,33 @@ FUNCTIONS: dict[str, Function] = {
     "gelu_pytorch_tanh": _GELU_TANH,
     "relu": Function(_relu, _relu_slope, "relu"),
 }
+"""Functions of an element alone."""
+
+NUMBERED: dict[str, Function] = {
+    "scale": Function(lambda x, number: x * number, _scale_slope, "scale"),
+    "soft_cap": Function(_soft_cap, _soft_cap_slope, "soft_cap"),
+    "clip": Function(_clip, _clip_slope, "clip"),
+}
+"""Functions of an element and a number: x * c, c tanh(x / c), and x held within -c .. c."""
+
+
+def function_of(op: Activation) -> Function:
+    """The row of an operation's function."""
+    return FUNCTIONS[op.function] if op.number is None else NUMBERED[op.function]
+
+
+def _numbers(op: Activation) -> tuple[float, ...]:
+    return () if op.number is None else (op.number,)
 
 
 def _reference(op: Activation, reads: tuple[Array, ...], _: Context) -> tuple[Array, ...]:
-    return (FUNCTIONS[op.function].value(reads[0]),)
+    return (function_of(op).value(reads[0], *_numbers(op)),)
 
 
 def _gradient(
     op: Activation, reads: tuple[Array, ...], output: Gradients, _: Context
 ) -> tuple[Gradients, dict[str, Array]]:
-    return (output[0] * FUNCTIONS[op.function].derivative(reads[0]),), {}
+    return (output[0] * function_of(op).derivative(reads[0], *_numbers(op)),), {}
 
 
 def _native(op: Activation, program: NativeProgram) -> None:
@@ -123,7 +163,8 @@ def _native(op: Activation, program: NativeProgram) -> None:
         "activation",
         input=program.buffer(op.input),
         out=program.buffer(op.output),
-        function=FUNCTIONS[op.function].native,
+        function=function_of(op).native,
+        number=op.number,
     )
 
 

@@ -25,13 +25,14 @@ from crumb.operations.operation import (
 
 @dataclass(frozen=True)
 class Embed(Operation):
-    """output[t] = weight[input[t]]."""
+    """output[t] = weight[input[t] + first_row]."""
 
     input: str  # (batch, tokens) indices
     output: str  # (batch, tokens, features)
     weight: str  # (rows, features)
     rows: int
     features: int
+    first_row: int = 0
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         return (TensorSpec(self.weight, (self.rows, self.features), matrix=True),)
@@ -40,7 +41,7 @@ class Embed(Operation):
 def _reference(op: Embed, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     (index,) = reads
     xp = array_namespace(index)
-    flat = xp.take(context.weights[op.weight], xp.reshape(index, (-1,)), axis=0)
+    flat = xp.take(context.weights[op.weight], xp.reshape(index, (-1,)) + op.first_row, axis=0)
     return (xp.reshape(flat, (*index.shape, op.features)),)
 
 
@@ -49,7 +50,7 @@ def _gradient(
 ) -> tuple[Gradients, dict[str, Array]]:
     if op.weight not in context.trained:
         return (None,), {}
-    index, gradient = as_numpy(reads[0]).ravel(), as_numpy(output[0])
+    index, gradient = as_numpy(reads[0]).ravel() + op.first_row, as_numpy(output[0])
     total = np.zeros((op.rows, op.features), np.float32)
     np.add.at(total, index, gradient.reshape(-1, op.features))  # the standard has no scatter
     return (None,), {op.weight: array_namespace(output[0]).asarray(total)}
@@ -61,6 +62,7 @@ def _native(op: Embed, program: NativeProgram) -> None:
         of_positions=op.input == "positions",
         out=program.buffer(op.output),
         matrix=program.matrix(op.weight),
+        first_row=op.first_row,
     )
 
 

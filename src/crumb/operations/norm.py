@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from crumb.operations.operation import (
@@ -25,7 +26,7 @@ from crumb.operations.operation import (
 
 @dataclass(frozen=True)
 class Norm(Operation):
-    """output = input / root(mean(input^2) + epsilon) * weight + bias, group by group."""
+    """output = input / root(mean(input^2) + epsilon) * (offset + weight) + bias, by groups."""
 
     input: str  # (batch, tokens, features)
     output: str
@@ -36,6 +37,7 @@ class Norm(Operation):
     features: int
     groups: int = 1  # of features / groups neighbours
     per_channel: bool = False  # each group has weights of its own
+    offset: float = 0.0  # added to the weight: some files hold its distance from 1
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         names = [self.weight] if self.bias is None else [self.weight, self.bias]
@@ -66,7 +68,7 @@ def _normalized(op: Norm, x: Array) -> tuple[Array, Array]:
 
 def _reference(op: Norm, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     xp = array_namespace(reads[0])
-    y = _normalized(op, reads[0])[0] * _of_groups(op, op.weight, context)
+    y = _normalized(op, reads[0])[0] * (op.offset + _of_groups(op, op.weight, context))
     if op.bias is not None:
         y += _of_groups(op, op.bias, context)
     return (xp.reshape(y, reads[0].shape),)
@@ -84,7 +86,7 @@ def _gradient(
             total = xp.sum(xp.reshape(product, (-1, op.groups, product.shape[-1])), axis=0)
             total = total if op.per_channel else xp.sum(total, axis=0)
             trained[name] = xp.reshape(total, (-1,))
-    inner = gradient * _of_groups(op, op.weight, context)
+    inner = gradient * (op.offset + _of_groups(op, op.weight, context))
     along = xp.mean(inner * normalized, axis=-1, keepdims=True)
     if op.kind == "layer":
         inner = inner - xp.mean(inner, axis=-1, keepdims=True)
@@ -92,11 +94,13 @@ def _gradient(
 
 
 def _native(op: Norm, program: NativeProgram) -> None:
+    weight = program.vector(op.weight)
+    assert weight is not None
     program.add(
         "norm",
         input=program.buffer(op.input),
         out=program.buffer(op.output),
-        weight=program.vector(op.weight),
+        weight=weight if op.offset == 0.0 else weight + np.float32(op.offset),
         bias=program.vector(op.bias),
         epsilon=op.epsilon,
         centered=op.kind == "layer",

@@ -1,6 +1,6 @@
 """Split: one buffer's features dealt out to several.
 
-In: f32 (batch, tokens, outer * parts * inner). Out: for each part (batch, tokens, outer * inner).
+In: f32 (batch, tokens, outer * sum of widths). Out: for each part (batch, tokens, outer * width).
 """
 
 from __future__ import annotations
@@ -14,31 +14,39 @@ from crumb.operations.operation import Array, Context, Gradients, NativeProgram,
 
 @dataclass(frozen=True)
 class Split(Operation):
-    """Features viewed as (outer, parts, inner); output p is part p of every outer, joined."""
+    """Features viewed as (outer, sum of widths); output p is part p of every outer, joined."""
 
     WRITES = ("outputs",)
 
-    input: str  # (batch, tokens, outer * parts * inner)
-    outputs: tuple[str, ...]  # each (batch, tokens, outer * inner)
+    input: str  # (batch, tokens, outer * sum of widths)
+    outputs: tuple[str, ...]  # each (batch, tokens, outer * its width)
     outer: int
-    inner: int
+    widths: tuple[int, ...]  # of each part, in one outer
 
 
 def _reference(op: Split, reads: tuple[Array, ...], _: Context) -> tuple[Array, ...]:
     (x,), xp = reads, array_namespace(reads[0])
-    parts = xp.reshape(x, (*x.shape[:-1], op.outer, len(op.outputs), op.inner))
-    wide = (*x.shape[:-1], op.outer * op.inner)
-    return tuple(xp.reshape(parts[..., part, :], wide) for part in range(len(op.outputs)))
+    apart = xp.reshape(x, (*x.shape[:-1], op.outer, sum(op.widths)))
+    parts, begin = [], 0
+    for width in op.widths:
+        part = apart[..., begin : begin + width]
+        parts.append(xp.reshape(part, (*x.shape[:-1], op.outer * width)))
+        begin += width
+    return tuple(parts)
 
 
 def _gradient(
     op: Split, reads: tuple[Array, ...], output: Gradients, _: Context
 ) -> tuple[Gradients, dict[str, Array]]:
     (x,), xp = reads, array_namespace(reads[0])
-    narrow = (*x.shape[:-1], op.outer, op.inner)
-    nothing = xp.zeros(narrow, dtype=x.dtype, device=x.device)
-    parts = [nothing if part is None else xp.reshape(part, narrow) for part in output]
-    return (xp.reshape(xp.stack(parts, axis=-2), x.shape),), {}
+    parts = []
+    for part, width in zip(output, op.widths, strict=True):
+        narrow = (*x.shape[:-1], op.outer, width)
+        if part is None:
+            parts.append(xp.zeros(narrow, dtype=x.dtype, device=x.device))
+        else:
+            parts.append(xp.reshape(part, narrow))
+    return (xp.reshape(xp.concat(parts, axis=-1), x.shape),), {}
 
 
 def _native(op: Split, program: NativeProgram) -> None:
@@ -47,13 +55,13 @@ def _native(op: Split, program: NativeProgram) -> None:
         input=program.buffer(op.input),
         outs=[program.buffer(name) for name in op.outputs],
         outer=op.outer,
-        inner=op.inner,
+        widths=list(op.widths),
     )
 
 
 ROW = Row(
     Split,
-    lambda op, widths: (op.outer * op.inner,) * len(op.outputs),
+    lambda op, _: tuple(op.outer * width for width in op.widths),
     _reference,
     _gradient,
     _native,

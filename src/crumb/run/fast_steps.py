@@ -23,7 +23,7 @@ def _norm(op: Norm, reads: tuple[Array, ...], context: Context) -> tuple[Array, 
     if op.groups > 1:
         return OPERATIONS[Norm].reference(op, reads, context)
     bias = None if op.bias is None else context.weights[op.bias]
-    weight, centered = context.weights[op.weight], op.kind == "layer"
+    weight, centered = context.weights[op.weight] + op.offset, op.kind == "layer"
     return (normalize(reads[0], weight, bias, op.epsilon, centered),)
 
 
@@ -42,7 +42,7 @@ def _attention(op: Attention, reads: tuple[Array, ...], context: Context) -> tup
 
 
 def _activation(op: Activation, reads: tuple[Array, ...], _: Context) -> tuple[Array, ...]:
-    return (activate(reads[0], op.function),)
+    return (activate(reads[0], op.function, op.number),)
 
 
 FAST_STEPS: dict[type[Operation], Reference] = {

@@ -34,7 +34,7 @@ def with_gates(stage: Stage, places: Mapping[str, Place]) -> Iterator[Operation]
 def _gate(
     first: Activation, second: Operation, live: Collection[str], places: Mapping[str, Place]
 ) -> tuple[Operation, ...]:
-    if not isinstance(second, Multiply) or first.output in live:
+    if not isinstance(second, Multiply) or first.output in live or first.number is not None:
         return first, second
     others = [name for name in second.reads if name != first.output]
     source, out = places[first.input], places[second.output]

@@ -126,16 +126,18 @@ class _Builder:
                     source = self.buffer_at(kept[name])
                     self.native.add("select", input=source, out=self.buffer(name))
             for operation in with_gates(stage, self.names):
-                before_last = self.native.operation_count()
-                if not isinstance(operation, Linear):
+                if isinstance(operation, Linear):
+                    before_last = self.native.operation_count()
+                else:
                     self.grouped = None
                 row_of(operation).native(operation, self)
-        last = self.plan.stages[-1].operations[-1]
+        operations = self.plan.stages[-1].operations
+        head = next(each for each in reversed(operations) if isinstance(each, Linear))
         return Program(
             self.native,
             self.memory,
-            self.view(last.writes[0]),
-            self.view(last.reads[0]),
+            self.view(operations[-1].writes[0]),
+            self.view(head.reads[0]),
             self.native.operation_count(),
             before_last,
         )

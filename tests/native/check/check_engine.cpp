@@ -126,7 +126,8 @@ struct Machine {
     const int gate = buffer(kRows, kInner), both = buffer(kRows, 2 * kKeptWidth);
     const int last = buffer(kSelected, kWidth), logits = buffer(kSelected, kVocabulary);
     const int words = matrix({nullptr, &model.words});
-    add("embed", {{"of_positions", false}, {"out", whole(x)}, {"matrix", whole(words)}});
+    add("embed", {{"of_positions", false}, {"out", whole(x)}, {"matrix", whole(words)},
+                 {"first_row", whole(0)}});
     const Value norm = array(model.norm, {kWidth}, Element::kFloat32);
     add("norm", {{"input", whole(x)}, {"out", whole(y)}, {"weight", norm},
                  {"bias", array(model.bias, {kWidth}, Element::kFloat32)},
@@ -139,14 +140,15 @@ struct Machine {
     add("join", {{"inputs", std::vector<int64_t>{k, v}}, {"out", whole(both)},
                  {"widths", std::vector<int64_t>{kHeadDim, kHeadDim}}, {"outer", whole(kKept)}});
     add("split", {{"input", whole(both)}, {"outs", std::vector<int64_t>{k, v}},
-                  {"outer", whole(kKept)}, {"inner", whole(kHeadDim)}});
+                  {"outer", whole(kKept)}, {"widths", std::vector<int64_t>{kHeadDim, kHeadDim}}});
     attention(q, k, v, y);
     a = quantized(y, kWidth);
     linear(y, a, q, 3);
     add("add", {{"left", whole(x)}, {"right", whole(q)}, {"out", whole(x)}});
     a = quantized(x, kWidth);
     linear(x, a, up, 4), linear(x, a, gate, 5, true);
-    add("activation", {{"input", whole(gate)}, {"out", whole(gate)}, {"function", std::string("silu")}});
+    add("activation", {{"input", whole(gate)}, {"out", whole(gate)}, {"function", std::string("silu")},
+                      {"number", Value{}}});
     add("multiply", {{"left", whole(up)}, {"right", whole(gate)}, {"out", whole(up)}});
     add("gate", {{"input", whole(gate)}, {"right", whole(up)}, {"out", whole(up)},
                  {"function", std::string("gelu")}});

@@ -166,6 +166,7 @@ void check_norm(const Sets& sets, int64_t columns, bool centered, bool biased, R
 
 // native/math.inl: relative of e^x and absolute of tanh; absolute of erf.
 constexpr double kFunctionError = 2e-7, kErrorFunctionError = 8e-7;
+constexpr float kNumber = 5.0f;  // of the functions that take one
 
 struct Value {
   double value, bound;
@@ -194,6 +195,13 @@ Value expected_function(int kind, double x, double y) {
                        std::fabs(value) * roundings(2)};
   }
   if (kind == kRelu) return {std::max(x, 0.0), 0};
+  if (kind == kScale) return {x * kNumber, std::fabs(x * kNumber) * kUnit};
+  if (kind == kClip) return {std::max(std::min(x, double(kNumber)), -double(kNumber)), 0};
+  if (kind == kSoftCap) {
+    // z tanh'(z) is at most 0.45; z has one rounding, and so has the product.
+    const double value = kNumber * std::tanh(x / kNumber);
+    return {value, kNumber * (kFunctionError + 0.45 * kUnit) + std::fabs(value) * kUnit};
+  }
   const double value = kind == kMultiply ? x * y : x + y;
   return {value, std::fabs(value) * kUnit};
 }
@@ -221,7 +229,7 @@ void check_elementwise(const Sets& sets, int kind, bool paired, Random& random) 
     Memory<float> out(16 * kVectors);
     for (int thread = 0; thread < 3; ++thread)
       set->run.elementwise({left.data(), paired ? right.data() : nullptr, out.data(),
-                            share(kVectors, thread, 3), share(kVectors, thread + 1, 3), kind});
+                            share(kVectors, thread, 3), share(kVectors, thread + 1, 3), kind, kNumber});
     const auto where = [&] { return text("elementwise %s: kind %d, paired %d", set->name, kind, paired); };
     expect_near(out.data(), value.data(), bound.data(), out.count(), where);
     fused.expect(*set, out.data(), out.count(), where);
@@ -281,6 +289,8 @@ void check_rows(const Sets& sets) {
   }
   for (int kind : {int(kSilu), int(kGelu), int(kGeluTanh), int(kRelu)})
     for (bool paired : {false, true}) check_elementwise(sets, kind, paired, random);
+  for (int kind : {int(kScale), int(kSoftCap), int(kClip)})
+    check_elementwise(sets, kind, false, random);
   for (int kind : {kMultiply, kAdd}) check_elementwise(sets, kind, true, random);
   for (int head_dim : {8, 40, 64})
     for (int dimensions : {2, 6, 8, 20, 64})

@@ -181,7 +181,7 @@ INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "activation": (LLAMA | {"hidden_act": "relu"}, "expected activation silu, found relu"),
     "window of some blocks": (QWEN2, "has no sliding window"),
     "long heads": (QWEN2 | NO_WINDOW | {"head_dim": 20}, "make up the hidden size"),
-    "no biases": (GPT_NEOX | {"attention_bias": False}, "biases in attention"),
+    "no biases": (GPT_NEOX | {"attention_bias": False}, "a bias of qkv"),
     "llama3 of qwen2": (QWEN2 | NO_WINDOW | {"rope_scaling": LLAMA3}, "no such rotary scaling"),
     "yarn with betas": (
         LLAMA | {"rope_scaling": YARN | {"beta_fast": 12.0}},

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.configuration import shown
-from crumb.architectures.family import Family, Sizes
+from crumb.architectures.family import Family
+from crumb.architectures.reader import Sizes
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.errors import UnknownFamily
 
@@ -42,6 +43,8 @@ class Architecture:
     orders: Mapping[str, tuple[Callable[[int, int], Order], str]]  # role -> order, its head count
     windowed: str | None = None  # the model_type of a file with a sliding window
     whole_heads: bool = True  # heads * head_dim must be the hidden size
+    flags: tuple[str, ...] = ()  # keys of both; true where absent
+    biases: tuple[str, ...] = ()  # roles that must have one
 
     def key(self, short: str) -> str:
         return f"{self.name}.{short}"
@@ -93,6 +96,8 @@ ARCHITECTURES: dict[str, Architecture] = {
             epsilon=_LAYER,
             activations=_GELUS,
             orders={"qkv": (_part_by_part, "heads")},
+            flags=("use_parallel_residual",),
+            biases=("qkv",),
         ),
     )
 }

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from crumb.architectures.configuration import LIMIT, Configuration, shown
-from crumb.architectures.family import HIGHEST, Family, Reader, Sizes
+from crumb.architectures.family import BlockKind, Family
+from crumb.architectures.reader import HIGHEST, Reader, Sizes
 from crumb.architectures.registry import families
 from crumb.checkpoints.gguf.architecture import (
     ARCHITECTURE_OF_FAMILY,
@@ -39,7 +40,6 @@ KEYS: dict[str, str] = {
 KEY_VALUE_HEADS, VOCABULARY = "attention.head_count_kv", "vocab_size"
 KEY_WIDTH, VALUE_WIDTH = "attention.key_length", "attention.value_length"
 THETA, ROTATED, WINDOW = "rope.freq_base", "rope.dimension_count", "attention.sliding_window"
-PARALLEL = "use_parallel_residual"
 
 TOKEN_IDS = {"bos_token_id": TOKEN_KEYS["bos"], "eos_token_id": TOKEN_KEYS["eos"]}
 
@@ -105,8 +105,8 @@ def read_configuration(
             configuration[key if isinstance(key, str) else key[0]] = words[word]
     if window:
         configuration["sliding_window"] = window
-    if isinstance(family.parallel, str):
-        configuration[family.parallel] = metadata.flag(row.key(PARALLEL), True)
+    for short in row.flags:
+        configuration[short] = metadata.flag(row.key(short), True)
     return (
         configuration
         | _bias_flags(family, words["blocks"], tensors)
@@ -211,8 +211,8 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         )
     family = families()[str(model_type)]
     reader = Reader(family, configuration)
-    sizes = reader.sizes()
-    rope = reader.rope(sizes)
+    sizes, kinds = reader.sizes, family.kinds(reader)
+    rope = kinds[0].rope
     assert rope is not None, "every architecture here rotates"
     _check_expressible(row, reader, sizes)
     keys: dict[str, Value] = {short: getattr(sizes, word) for word, short in KEYS.items()}
@@ -225,11 +225,10 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         THETA: rope.theta,
         ROTATED: rope.dimensions,
     }
-    window = _window(row, family, configuration, sizes)
+    window = _window(row, kinds, sizes)
     if window is not None:
         keys[WINDOW] = window
-    if isinstance(family.parallel, str):
-        keys[PARALLEL] = reader.flag(family.parallel)
+    keys |= {short: reader.flag(short) for short in row.flags}
     keys |= scaling_keys(rope, row.name)
     metadata: dict[str, Value] = {"general.architecture": row.name}
     metadata |= {row.key(short): value for short, value in keys.items()}
@@ -244,8 +243,9 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
     elif row.whole_heads and sizes.heads * sizes.head_dim != sizes.hidden:
         found = f"{sizes.heads} heads of {sizes.head_dim}"
         expected = f"heads that make up the hidden size of {sizes.hidden}"
-    elif reader.family.fused is not None and not reader.flag(reader.family.biases["qkv"]):
-        expected, found = "biases in attention", "none"
+    for role in row.biases:
+        if not reader.flag(reader.family.biases.get(role, False)):
+            expected, found = f"a bias of {role}", "none"
     if expected is not None:
         raise UsageError(
             f"llama.cpp's {row.name} cannot express this model",
@@ -255,11 +255,9 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
         )
 
 
-def _window(
-    row: Architecture, family: Family, configuration: Configuration, sizes: Sizes
-) -> int | None:
+def _window(row: Architecture, kinds: tuple[BlockKind, ...], sizes: Sizes) -> int | None:
     """The sliding window of every block; None where it never cuts anything off."""
-    windows = set(family.windows(configuration, sizes.blocks))
+    windows = {kind.window for kind in kinds}
     cutting = {window for window in windows if window is not None and window < sizes.positions}
     if not cutting:
         return None

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.family import Reader
 from crumb.architectures.plan import Plan
+from crumb.architectures.reader import Reader
 from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.gguf.architecture import (
@@ -143,7 +143,7 @@ def _entries(
 ) -> dict[str, Entry]:
     """Entries by our names. Raises: CheckpointError for a tensor that the plan has no use for."""
     family = families()[configuration["model_type"]]
-    sizes = Reader(family, configuration).sizes()
+    sizes = Reader(family, configuration).sizes
     used = {spec.name: spec.shape for spec in plan.tensors()}
     entries: dict[str, Entry] = {}
     left = dict(tensors)

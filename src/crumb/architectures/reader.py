@@ -1,0 +1,163 @@
+"""A configuration read through a family's words: sizes, numbers, flags, rotary embeddings.
+
+In: a Family and a checkpoint's configuration. Out: checked values.
+Refuses missing, negative or contradictory sizes, naming the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from crumb.architectures.configuration import (
+    LIMIT,
+    MISSING,
+    Configuration,
+    as_integer,
+    as_number,
+    read_flag,
+    refuse,
+)
+from crumb.architectures.rope import read_rope
+from crumb.errors import CheckpointError
+from crumb.operations.activation import FUNCTIONS
+from crumb.operations.rope import Rope
+
+if TYPE_CHECKING:
+    from crumb.architectures.family import Family
+
+HIGHEST = {"blocks": 1024}
+"""Words whose limit is lower than LIMIT: a claimed depth costs memory before any file is read."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The checked numbers of one model."""
+
+    hidden: int
+    blocks: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    feed_forward: int
+    vocabulary: int
+    positions: int
+    epsilon: float
+    activation: str
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A configuration read through a family's keys."""
+
+    family: Family
+    configuration: Configuration
+
+    def find(self, word: str) -> tuple[str, Any]:
+        """The key and value of a word: the first key with a value, null, or the default."""
+        named = self.family.keys.get(word, ())
+        keys = (named,) if isinstance(named, str) else named
+        present = [key for key in keys if key in self.configuration]
+        for key in present:
+            if self.configuration[key] is not None:
+                return key, self.configuration[key]
+        if present:
+            return present[0], None
+        return keys[0] if keys else word, self.family.defaults.get(word, MISSING)
+
+    def size(self, word: str, derived: int | None = None) -> int:
+        """A size; `derived` stands for null, and for words that the family has no key for."""
+        key, value = self.find(word)
+        if derived is not None and (value is None or word not in self.family.keys):
+            return derived
+        return as_integer(value, key, HIGHEST.get(word, LIMIT))
+
+    def number(self, word: str, lowest: float = 1e-12, highest: float = 1e12) -> float:
+        """A number. Raises: CheckpointError."""
+        key, value = self.find(word)
+        return as_number(value, key, lowest, highest)
+
+    def optional_number(self, word: str) -> float | None:
+        """A number, None for null. Raises: CheckpointError."""
+        return None if self.find(word)[1] is None else self.number(word)
+
+    def flag(self, given: bool | str) -> bool:
+        """A flag that always holds, or that a key decides. Raises: CheckpointError."""
+        if isinstance(given, bool):
+            return given
+        return read_flag(self.configuration, given, bool(self.family.defaults.get(given, False)))
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The numbers of a configuration, each checked. Raises: CheckpointError."""
+        hidden, heads = self.size("hidden"), self.size("heads")
+        key_value_heads = self.size("key_value_heads", heads)
+        head_dim = self.size("head_dim", hidden // heads or 1)
+        derived = self.find("head_dim")[1] in (None, MISSING)
+        outer = self.family.fused.outer or 1
+        if heads % key_value_heads or heads % outer or (derived and hidden % heads):
+            raise CheckpointError(
+                "the heads do not divide",
+                where="config.json",
+                expected="a hidden size that heads divide, and heads that key-value heads"
+                f"{f' and {outer}' if outer > 1 else ''} divide",
+                found=f"hidden {hidden}, heads {heads}, key-value heads {key_value_heads}",
+            )
+        return Sizes(
+            hidden=hidden,
+            blocks=self.size("blocks"),
+            heads=heads,
+            key_value_heads=key_value_heads,
+            head_dim=head_dim,
+            feed_forward=self.size("feed_forward", 4 * hidden),
+            vocabulary=self.size("vocabulary"),
+            positions=self.size("positions"),
+            epsilon=self.number("epsilon", highest=1.0),
+            activation=self.activation(),
+        )
+
+    def activation(self) -> str:
+        key, value = self.find("activation")
+        if not isinstance(value, str) or value not in FUNCTIONS:
+            raise refuse(key, f"one of {', '.join(FUNCTIONS)}", value)
+        return value
+
+    def rope(self, kind: str | None = None) -> Rope:
+        """The rotary embedding; `kind`: of the blocks of this kind, where each has its own.
+
+        Raises: CheckpointError.
+        """
+        key, given = self.find("rope")
+        given = {} if given is None or given is MISSING else given
+        if not isinstance(given, Mapping):
+            raise refuse(key, "an object", given)
+        if kind is not None and isinstance(given.get(kind), Mapping):
+            given = given[kind]
+        theta = given.get("rope_theta")
+        dimensions = self.rotary_dimensions(given)
+        return read_rope(
+            given,
+            dimensions,
+            as_number(self.find("theta")[1] if theta is None else theta, "rope_theta", lowest=2.0),
+            self.sizes.positions,
+            self.configuration.get("original_max_position_embeddings"),
+        )
+
+    def rotary_dimensions(self, given: Mapping[str, Any]) -> int:
+        """How many features of a head rotate: a count, or a share of them."""
+        head_dim = self.sizes.head_dim
+        if "rotary_dimensions" in self.family.keys:
+            key, value = self.find("rotary_dimensions")
+            dimensions = as_integer(value, key, head_dim)
+        else:
+            key, share = self.find("rotary_share")
+            if given.get("partial_rotary_factor") is not None:
+                share = given["partial_rotary_factor"]
+            dimensions = int(head_dim * as_number(share, key, highest=1.0))
+            if dimensions != head_dim and self.family.defaults["rotary_share"] == 1.0:
+                raise refuse(key, "1, as this family rotates whole heads", share)
+        if dimensions % 2 or not dimensions:
+            raise refuse(key, f"an even number of the {head_dim} features to rotate", dimensions)
+        return dimensions
