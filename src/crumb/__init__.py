@@ -10,17 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Unpack
 
 from crumb.errors import (
+    BodyTooLarge,
     CheckpointError,
+    ContextExceeded,
     CrumbError,
     CrumbWarning,
     DoesNotFit,
     GateFailed,
+    KeyRefused,
+    ModelBusy,
     ModelNotFound,
+    OriginRefused,
     OutputConflict,
     QueueFull,
     RequestCancelled,
     SolveError,
     TextError,
+    TimeExceeded,
     UnknownFamily,
     UsageError,
 )
@@ -50,9 +56,11 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 
 __all__ = [
+    "BodyTooLarge",
     "Calibration",
     "CheckpointError",
     "Container",
+    "ContextExceeded",
     "Cost",
     "CrumbError",
     "CrumbWarning",
@@ -68,9 +76,12 @@ __all__ = [
     "GenerateRequest",
     "Generation",
     "Handle",
+    "KeyRefused",
     "LanguageModel",
     "Message",
+    "ModelBusy",
     "ModelNotFound",
+    "OriginRefused",
     "OutputConflict",
     "Progress",
     "QuantizeRequest",
@@ -84,6 +95,7 @@ __all__ = [
     "SolveSettings",
     "TextError",
     "TextPiece",
+    "TimeExceeded",
     "Timings",
     "TokenLogprob",
     "UnknownFamily",

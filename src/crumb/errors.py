@@ -4,6 +4,10 @@ What went on all the same, but should be known, is a CrumbWarning; the command l
 
 CrumbError                    exit 1, HTTP 500
 ├── UsageError                exit 2, HTTP 400   a setting that cannot be
+│   ├── ContextExceeded       exit 2, HTTP 400   a text longer than the model's context
+│   ├── BodyTooLarge          exit 2, HTTP 413   a request of more bytes than a server reads
+│   ├── KeyRefused            exit 2, HTTP 401   no key, or a wrong one
+│   └── OriginRefused         exit 2, HTTP 403   a page or name that may not ask this server
 ├── GateFailed                exit 3, HTTP 422   a --fail-if condition came true
 ├── DoesNotFit                exit 3, HTTP 507   memory or disk is too small
 ├── ModelNotFound             exit 4, HTTP 404   no such model, or not permitted
@@ -13,6 +17,8 @@ CrumbError                    exit 1, HTTP 500
 ├── OutputConflict            exit 1, HTTP 409   the output directory belongs to another command
 ├── RequestCancelled          exit 1, HTTP 499   the request ended before it had a result
 ├── QueueFull                 exit 1, HTTP 503   as many requests wait as a model takes
+│   └── ModelBusy             exit 1, HTTP 503   a model that is loading, or waits for memory
+├── TimeExceeded              exit 1, HTTP 504   a request took longer than it may
 └── SolveError                exit 1, HTTP 500   numbers that no solver can work with
 """
 
@@ -65,6 +71,28 @@ class UsageError(CrumbError):
 
     exit_code = 2
     http_status = 400
+
+
+class ContextExceeded(UsageError):
+    """A text that is longer than the context of the model."""
+
+
+class BodyTooLarge(UsageError):
+    """A request of more bytes than a server reads."""
+
+    http_status = 413
+
+
+class KeyRefused(UsageError):
+    """A request without a key, or with a wrong one, where a key is needed."""
+
+    http_status = 401
+
+
+class OriginRefused(UsageError):
+    """A request from a page, or under a name, that a server does not answer."""
+
+    http_status = 403
 
 
 class GateFailed(CrumbError):
@@ -120,6 +148,16 @@ class QueueFull(CrumbError):
     """As many requests wait for a model as it takes; later there may be room."""
 
     http_status = 503
+
+
+class ModelBusy(QueueFull):
+    """A model that is still loading, or for which other models leave no memory now."""
+
+
+class TimeExceeded(CrumbError):
+    """A request that took longer than it may."""
+
+    http_status = 504
 
 
 class SolveError(CrumbError):

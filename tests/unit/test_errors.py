@@ -12,6 +12,10 @@ TREE = {
     # name: (parent, exit code, HTTP status)
     "CrumbError": ("Exception", 1, 500),
     "UsageError": ("CrumbError", 2, 400),
+    "ContextExceeded": ("UsageError", 2, 400),
+    "BodyTooLarge": ("UsageError", 2, 413),
+    "KeyRefused": ("UsageError", 2, 401),
+    "OriginRefused": ("UsageError", 2, 403),
     "GateFailed": ("CrumbError", 3, 422),
     "DoesNotFit": ("CrumbError", 3, 507),
     "ModelNotFound": ("CrumbError", 4, 404),
@@ -21,6 +25,8 @@ TREE = {
     "OutputConflict": ("CrumbError", 1, 409),
     "RequestCancelled": ("CrumbError", 1, 499),
     "QueueFull": ("CrumbError", 1, 503),
+    "ModelBusy": ("QueueFull", 1, 503),
+    "TimeExceeded": ("CrumbError", 1, 504),
     "SolveError": ("CrumbError", 1, 500),
 }
 

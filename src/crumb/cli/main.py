@@ -24,6 +24,7 @@ from crumb.cli.generate import generate
 from crumb.cli.kernels import kernels
 from crumb.cli.output import log, warnings_as_lines
 from crumb.cli.quantize import quantize
+from crumb.cli.serve import serve_app
 from crumb.cli.show import show
 from crumb.cli.small_models import suggestion
 from crumb.errors import CrumbError, DoesNotFit
@@ -41,6 +42,7 @@ app.command(quantize, name="quantize")
 app.command(evaluate, name="eval")
 app.command(generate, name="generate")
 app.command(chat, name="chat")
+app.command(serve_app)
 app.command(bench, name="bench")
 app.command(export, name="export")
 app.command(delta, name="delta")

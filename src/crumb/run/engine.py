@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.errors import UsageError
+from crumb.errors import ContextExceeded, UsageError
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.run.memory_plan import EngineSettings, MemoryPlan
 from crumb.run.pages import PagePool
@@ -101,6 +101,11 @@ class Engine:
         """Pages of the cache that no sequence holds."""
         return self._pages.available
 
+    @property
+    def cache_use(self) -> float:
+        """Share of the pages that sequences hold, 0 to 1."""
+        return 1.0 - self._pages.available / self._pages.count
+
     def check_pages(self, count: int) -> None:
         """Raises: DoesNotFit where so many more pages cannot be had."""
         self._pages.check_available(count)
@@ -131,7 +136,7 @@ class Engine:
 
     def _check_length(self, length: int) -> None:
         if length > self.context_tokens:
-            raise UsageError(
+            raise ContextExceeded(
                 "the text is longer than the context",
                 expected=f"at most {self.context_tokens} tokens",
                 found=length,

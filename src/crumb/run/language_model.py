@@ -148,22 +148,45 @@ class LanguageModel:
 
     @overload
     def submit(
-        self, request: GenerateRequest, *, id: str | None = None, wait: bool = False
+        self,
+        request: GenerateRequest,
+        *,
+        id: str | None = None,
+        wait: bool = False,
+        sink: Sink | None = None,
     ) -> Handle[Generation]: ...
     @overload
     def submit(
-        self, request: ScoreRequest, *, id: str | None = None, wait: bool = False
+        self,
+        request: ScoreRequest,
+        *,
+        id: str | None = None,
+        wait: bool = False,
+        sink: Sink | None = None,
     ) -> Handle[Score]: ...
     @overload
     def submit(
-        self, request: EmbedRequest, *, id: str | None = None, wait: bool = False
+        self,
+        request: EmbedRequest,
+        *,
+        id: str | None = None,
+        wait: bool = False,
+        sink: Sink | None = None,
     ) -> Handle[Embedding]: ...
-    def submit(self, request: Request, *, id: str | None = None, wait: bool = False) -> Handle[Any]:
+    def submit(
+        self,
+        request: Request,
+        *,
+        id: str | None = None,
+        wait: bool = False,
+        sink: Sink | None = None,
+    ) -> Handle[Any]:
         """Begin a request as soon as there is room; its handle has the pieces and the result.
 
-        `wait`: for a place in the queue where that is full. Raises: UsageError, QueueFull.
+        `wait`: for a place in the queue where that is full. `sink`: told the pieces in place of
+        who reads the handle, by the scheduler's thread. Raises: UsageError, QueueFull.
         """
-        handle = self._handle(self._consumer(request), id=id)
+        handle = self._handle(self._consumer(request), sink, id=id)
         self.scheduler.submit(handle, wait=wait)
         return handle
 

@@ -108,6 +108,16 @@ class Scheduler:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    @property
+    def running(self) -> int:
+        """Requests at work; from any thread, true for the moment."""
+        return len(self._reading) + len(self._decoding)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for their turn."""
+        return len(self._waiting)
+
     def renew_after_fork(self) -> None:
         """In a child process: the thread and the requests are the parent's."""
         lost = [*self._reading, *self._decoding]
