@@ -75,6 +75,6 @@ $(VENV)/editable.stamp: $(BUILD_INPUTS) | $(VENV)/tools
 	touch $@
 
 $(VENV)/oracle.stamp: $(VENV)/editable.stamp
-	$(INSTALL) --no-build-isolation --editable '.[dev,oracle]' torch==2.13.0
+	$(INSTALL) --no-build-isolation --editable '.[dev,oracle,browser]' torch==2.13.0
 	-$(INSTALL) --no-deps --only-binary :all: auto-gptq
 	touch $@

@@ -1,0 +1,153 @@
+// Answers under way: at most one for each conversation, which goes on while another is shown.
+// In: a conversation and the message to fill. Out: the message filled piece by piece, and what is
+// going on. A model that loads, or a full queue, is waited for; stop() ends it and keeps the text.
+
+import * as api from './api.js';
+import { modelMessages } from './conversation.js';
+import { modelNamed, refresh } from './model_list.js';
+import { requestSettings } from './sampling.js';
+import { session } from './session.js';
+
+const STORE_EVERY = 1000;
+const WAIT_SECONDS = 2;
+const LOOK_AGAIN = 200;
+
+const underWay = new Map();
+
+// A request waits while its model loads: the list of models knows.
+session.addEventListener('models', () => {
+  for (const work of underWay.values()) {
+    const isLoading = work.phase === 'waiting' && modelNamed(work.conversation.model)?.state === 'loading';
+    if (isLoading && !work.note) {
+      work.note = `Loading ${work.conversation.model}`;
+      session.changed(work.conversation, false);
+    }
+  }
+});
+
+/** What goes on in a conversation: {message, phase, note, progress, speed}, or undefined. */
+export const answerOf = (conversation) => underWay.get(conversation.id);
+
+export const stop = (conversation) => underWay.get(conversation.id)?.controller.abort();
+
+/** Fill `message`, an assistant's; with `continuing` its text is the beginning of the answer. */
+export async function answer(conversation, message, continuing = false) {
+  if (underWay.has(conversation.id)) return;
+  const last = continuing ? message : conversation.messages.find((each) => each.id === message.parent);
+  conversation.model ??= modelNamed(null)?.id ?? null;
+  const work = { conversation, message, phase: 'waiting', note: '', progress: null, speed: null, controller: new AbortController(), begin: performance.now(), tokens: 0 };
+  underWay.set(conversation.id, work);
+  Object.assign(message, { ending: null, error: null, model: conversation.model });
+  session.changed(conversation);
+  setTimeout(refresh, LOOK_AGAIN);
+  try {
+    await receive(conversation, work, requestOf(conversation, last, continuing));
+  } catch (error) {
+    if (error.name === 'AbortError') message.ending = 'stopped';
+    else Object.assign(message, { ending: 'error', error: error.message });
+  }
+  finish(work);
+  underWay.delete(conversation.id);
+  session.changed(conversation);
+  session.dispatchEvent(new CustomEvent('answered', { detail: { conversation, message } }));
+}
+
+function requestOf(conversation, last, continuing) {
+  return {
+    ...(conversation.model ? { model: conversation.model } : {}),
+    messages: modelMessages(conversation, last),
+    ...requestSettings(conversation.settings),
+    ...(continuing ? { continue_final_message: true, add_generation_prompt: false } : {}),
+    return_progress: true,
+    timings_per_token: true,
+  };
+}
+
+async function receive(conversation, work, request) {
+  let stored = performance.now();
+  for (;;) {
+    try {
+      for await (const piece of api.chat(request, work.controller.signal)) {
+        take(work, piece);
+        const now = performance.now();
+        const store = now - stored > STORE_EVERY;
+        if (store) stored = now;
+        session.changed(conversation, store);
+      }
+      if (!work.message.ending) throw new api.Refusal('The answer broke off: the server ended the connection.');
+      return;
+    } catch (error) {
+      if (error.status !== 503) throw error;
+      Object.assign(work, { phase: 'waiting', note: error.message });
+      session.changed(conversation, false);
+      await pause(error.waitSeconds ?? WAIT_SECONDS, work.controller.signal);
+    }
+  }
+}
+
+function take(work, piece) {
+  const { message } = work;
+  if (piece.progress) Object.assign(work, { phase: 'reading', progress: piece.progress });
+  if (piece.thinking) {
+    work.thinkingBegin ??= performance.now();
+    work.phase = 'thinking';
+    message.thinking = (message.thinking ?? '') + piece.thinking;
+  }
+  if (piece.text || piece.calls.length) {
+    if (work.phase === 'thinking') endThinking(work);
+    work.phase = 'writing';
+    message.content += piece.text;
+    for (const call of piece.calls) takeCall(message, call);
+  }
+  if (piece.thinking || piece.text || piece.calls.length) {
+    work.first ??= performance.now();
+    work.tokens += 1;
+  }
+  if (piece.timings?.predicted_per_second) work.speed = piece.timings.predicted_per_second;
+  else if (work.tokens > 1 && !work.counted) work.speed = (1000 * (work.tokens - 1)) / (performance.now() - work.first);
+  if (piece.timings && work.phase !== 'waiting') {
+    message.figures = { ...message.figures, promptTokens: piece.timings.prompt_n + (piece.timings.cache_n ?? 0), completionTokens: piece.timings.predicted_n };
+  }
+  if (piece.ending) message.ending = piece.ending;
+  if (piece.usage) takeUsage(work, piece.usage);
+}
+
+function takeUsage(work, usage) {
+  work.counted = true;
+  work.message.figures = {
+    ...work.message.figures,
+    promptTokens: usage.prompt_tokens,
+    completionTokens: usage.completion_tokens,
+    cachedTokens: usage.prompt_tokens_details?.cached_tokens ?? 0,
+  };
+}
+
+function takeCall(message, { index, id, function: called }) {
+  message.calls ??= [];
+  const call = (message.calls[index] ??= { id: '', name: '', arguments: '' });
+  if (id) call.id = id;
+  call.name += called?.name ?? '';
+  call.arguments += called?.arguments ?? '';
+}
+
+function endThinking(work) {
+  const seconds = (performance.now() - work.thinkingBegin) / 1000;
+  work.message.figures = { ...work.message.figures, thinkingSeconds: seconds };
+}
+
+function finish(work) {
+  const { message } = work;
+  if (work.phase === 'thinking') endThinking(work);
+  const figures = { ...message.figures, seconds: (performance.now() - work.begin) / 1000 };
+  if (work.speed) figures.tokensPerSecond = work.speed;
+  message.figures = figures;
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const stopped = () => { clearTimeout(timer); reject(new DOMException('stopped', 'AbortError')); };
+    const timer = setTimeout(() => { signal.removeEventListener('abort', stopped); resolve(); }, 1000 * seconds);
+    if (signal.aborted) stopped();
+    else signal.addEventListener('abort', stopped, { once: true });
+  });
+}
