@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -19,10 +19,12 @@ from starlette.routing import Route as HttpRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from crumb.errors import CrumbError, ModelNotFound, UsageError
+from crumb.server import page
 from crumb.server.access import Access
 from crumb.server.arrivals import Arrivals
 from crumb.server.metrics import Metrics
 from crumb.server.model_pool import ModelPool
+from crumb.server.page.card import model_card
 from crumb.server.protocol import Endpoint, HttpAnswer, ProtocolTable, Service
 from crumb.server.protocols import PROTOCOLS
 from crumb.server.protocols.openai import problem as openai_problem
@@ -35,10 +37,8 @@ PoolOf = Callable[[Callable[[str, ServedModel], None]], ModelPool]
 """Told whom to tell, makes the pool; it belongs to the loop that it is made in."""
 
 
-def application(
-    settings: ServerSettings, pool_of: PoolOf, page: Sequence[BaseRoute] = ()
-) -> ASGIApp:
-    """The whole server. `page`: routes of the chat page."""
+def application(settings: ServerSettings, pool_of: PoolOf) -> ASGIApp:
+    """The whole server, with the chat page."""
     holder = _Holder()
     routes: list[BaseRoute] = []
     for protocol in PROTOCOLS:
@@ -46,13 +46,13 @@ def application(
             endpoint = _Late(holder, protocol, route)
             routes.append(ROUTE_KINDS.get(route.path, HttpRoute)(route.path, endpoint))
             routes[-1].methods = {route.method}  # type: ignore[attr-defined]
-    routes += page
+    routes += page.routes()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        del app
         async with running(settings, pool_of) as service:
             holder.service = service
+            app.state.model_card = lambda name: model_card(service.pool.find(name).checkpoint)
             yield
 
     app = Starlette(
@@ -132,7 +132,7 @@ def _tell(event: str, model: ServedModel) -> None:
 
 def is_open(method: str, path: str) -> bool:
     """Whether a route needs no key."""
-    return any(
+    return page.is_file(method, path) or any(
         route.open and route.path == path and method in (route.method, "HEAD")
         for protocol in PROTOCOLS
         for route in protocol.routes
