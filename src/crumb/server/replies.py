@@ -22,6 +22,7 @@ from crumb.run.handle import Handle
 from crumb.run.language_model import LanguageModel
 from crumb.server.arrivals import Arrivals, Inbox
 from crumb.server.metrics import Metrics
+from crumb.server.waves import Wave
 
 
 class Finish(StrEnum):
@@ -64,14 +65,14 @@ class _Sequence:
 
     request: GenerateRequest
     parser: ReplyParser
-    handle: Handle[Generation]
+    submitted: float
     calls: int = 0
     tokens: int = 0
     reasoning_tokens: int = 0
     is_reasoning: bool = False
     is_finished: bool = False
-    last: float = 0.0
     first_token: float | None = None
+    last_token: float = 0.0
     pieces: list[Piece] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
 
@@ -99,12 +100,9 @@ class _Sequence:
         return Beat(index, pieces, logprobs, ending)
 
     def ending(self, generation: Generation) -> Ending:
-        first = self.first_token or self.handle.times.ended
+        first = self.first_token or time.perf_counter()
         return Ending(
-            self._finish(generation),
-            generation,
-            self.reasoning_tokens,
-            first - self.handle.times.submitted,
+            self._finish(generation), generation, self.reasoning_tokens, first - self.submitted
         )
 
     def _finish(self, generation: Generation) -> Finish:
@@ -137,20 +135,26 @@ class Replies:
         begin = time.perf_counter()
         self._limit_seconds = limit_seconds
         self._deadline = None if limit_seconds is None else begin + limit_seconds
-        self._sequences: list[_Sequence] = []
+        self._sequences = [_Sequence(*each, submitted=begin) for each in asked]
+
+        def submit(index: int) -> Handle[Generation]:
+            return model.submit(asked[index][0], id=id, sink=self._inbox.sink(index))
+
+        self._wave = Wave(len(asked), submit)
         try:
-            for index, (request, parser) in enumerate(asked):
-                handle = model.submit(request, id=id, sink=self._inbox.sink(index))
-                self._sequences.append(_Sequence(request, parser, handle, last=begin))
+            self._wave.submit_more()
         except BaseException:
             self.cancel()
             raise
 
+    @property
+    def prompt_tokens(self) -> int:
+        """Of the first prompt."""
+        return len(self._sequences[0].request.prompt)
+
     def cancel(self) -> None:
         """End all that is left; nobody reads it."""
-        for each in self._sequences:
-            if not each.handle.done:
-                each.handle.cancel()
+        self._wave.cancel()
 
     def __aiter__(self) -> AsyncGenerator[Beat]:
         return self._beats()
@@ -198,17 +202,17 @@ class Replies:
         each, now = self._sequences[index], time.perf_counter()
         if each.first_token is None and each.tokens:
             each.first_token = now
-            self._metrics.first_token(now - each.handle.times.submitted)
+            self._metrics.first_token(now - each.submitted)
         elif each.tokens:
-            self._metrics.next_token(now - each.last)
-        each.last = now
+            self._metrics.next_token(now - each.last_token)
+        each.last_token = now
         return each.beat(index)
 
     def _end(self, index: int) -> Beat:
-        each = self._sequences[index]
-        if each.handle.error is not None:
-            raise each.handle.error
-        generation = each.handle.outcome(0)
+        each, handle = self._sequences[index], self._wave.end(index)
+        if handle.error is not None:
+            raise handle.error
+        generation = handle.outcome(0)
         assert generation is not None, "it has ended"
         if generation.finish_reason is FinishReason.CANCELLED:
             raise asyncio.CancelledError("the request was cancelled")
@@ -229,7 +233,7 @@ async def reading(replies: Replies) -> AsyncIterator[AsyncIterator[Beat]]:
 
 
 @dataclass
-class Whole:
+class WholeReply:
     """A reply that was read to its end."""
 
     pieces: list[Piece] = field(default_factory=list)
@@ -245,9 +249,9 @@ class Whole:
         return "".join(each.text for each in self.pieces if isinstance(each, Reasoning))
 
 
-async def read_whole(replies: Replies, choices: int) -> list[tuple[Whole, Ending]]:
+async def read_whole(replies: Replies, choices: int) -> list[tuple[WholeReply, Ending]]:
     """All replies, once they have ended. Raises: what reading them raises."""
-    wholes = [Whole() for _ in range(choices)]
+    wholes = [WholeReply() for _ in range(choices)]
     async with reading(replies) as beats:
         async for beat in beats:
             whole = wholes[beat.choice]

@@ -16,9 +16,11 @@ from typing import Any
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
+from crumb.errors import CrumbError
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import EngineSettings, MemoryPlan
 from crumb.run.program import plan_engine
+from crumb.tokenizer.chat_template import load_chat_template
 
 SettingsOf = Callable[[Checkpoint], EngineSettings]
 
@@ -89,6 +91,40 @@ class ServedModel:
     @property
     def family(self) -> str:
         return str(self.checkpoint.configuration.get("model_type", "unknown"))
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What Ollama's clients want to know."""
+        return ["completion", "embedding"]
+
+    @cached_property
+    def answers_chats(self) -> bool:
+        """Whether there is a chat template."""
+        if self.plain_template:
+            return True
+        try:
+            load_chat_template(self.checkpoint.files)
+        except CrumbError:
+            return False
+        return True
+
+    @cached_property
+    def writes_system_in_place(self) -> bool:
+        """Whether the chat template writes a system message in the middle where it stands."""
+        if self.plain_template or not self.answers_chats:
+            return True
+        first, probe, last = "first words", "seven swans", "last words"
+        messages = [
+            {"role": "user", "content": first},
+            {"role": "assistant", "content": "an answer"},
+            {"role": "system", "content": probe},
+            {"role": "user", "content": last},
+        ]
+        try:
+            text = load_chat_template(self.checkpoint.files).render(messages)
+        except CrumbError:
+            return False
+        return -1 < text.find(first) < text.find(probe) < text.find(last)
 
     @property
     def loaded(self) -> LanguageModel:

@@ -6,6 +6,7 @@ reads them. Neither loads a model or counts as a use of one.
 
 from __future__ import annotations
 
+from crumb.server.document import document
 from crumb.server.protocol import Call, HttpAnswer, Route
 from crumb.server.served_model import ModelState
 
@@ -44,5 +45,6 @@ async def metrics(call: Call, body: None) -> None:
 
 ROUTES = (
     Route("GET", "/health", health, about="Whether the server is ready", open=True),
+    Route("GET", "/openapi.json", document, about="This document", in_document=False),
     Route("GET", "/metrics", metrics, about="Counters for Prometheus"),
 )

@@ -21,11 +21,12 @@ from crumb.errors import (
     QueueFull,
     UsageError,
 )
+from crumb.pieces import Piece, ToolCallArguments, ToolCallStart
 from crumb.requests.chat_request import ReplyFormat, ReplyKind
 from crumb.requests.generate_request import GenerateOptions
 from crumb.run.generation import Generation, TokenLogprob
 from crumb.server.bodies import Fields
-from crumb.server.protocol import HttpAnswer
+from crumb.server.protocol import Call, HttpAnswer
 from crumb.server.replies import Ending, Finish
 
 ERROR_TYPES = {
@@ -207,6 +208,19 @@ def usage(generations: Sequence[tuple[Generation, int]]) -> dict[str, Any]:
     }
 
 
+def note_usage(call: Call, endings: Sequence[Ending]) -> None:
+    """Counts for the log."""
+    if endings:
+        first = endings[0]
+        call.facts |= {
+            "prompt_tokens": first.generation.prompt_tokens,
+            "cached_tokens": first.generation.cached_tokens,
+            "completion_tokens": sum(each.generation.completion_tokens for each in endings),
+            "first_token_seconds": round(first.first_token_seconds, 4),
+            "finish": first.finish.value,
+        }
+
+
 def timings(ending: Ending) -> dict[str, Any]:
     """Speeds, under llama.cpp's names."""
     generation, times = ending.generation, ending.generation.timings
@@ -299,3 +313,30 @@ def _schema(schema: object, where: str) -> Mapping[str, Any] | bool:
 def plain_fields(refused: Mapping[str, tuple[Any, ...]]) -> Fields:
     """The table of a route: OpenAI's harmless fields, and what it refuses."""
     return Fields(HARMLESS, refused)
+
+
+def whole_calls(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """Calls with all their arguments, as a text."""
+    calls: dict[int, dict[str, Any]] = {}
+    for piece in pieces:
+        if isinstance(piece, ToolCallStart):
+            function = {"name": piece.name, "arguments": ""}
+            calls[piece.index] = {"id": piece.id, "type": "function", "function": function}
+        elif isinstance(piece, ToolCallArguments):
+            calls[piece.index]["function"]["arguments"] += piece.text
+    return list(calls.values())
+
+
+def function_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools that are functions. Raises: UsageError for others."""
+    written = []
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}]"
+        function = tool.get("function")
+        if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
+            raise UsageError("a tool is a function", where=where, found=str(tool.get("type"))[:40])
+        name = function.get("name")
+        if not isinstance(name, str) or not name:
+            raise UsageError("a function has a name", where=where)
+        written.append({"type": "function", "function": dict(function)})
+    return written

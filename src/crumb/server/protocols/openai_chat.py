@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from crumb.errors import UsageError
-from crumb.pieces import Content, Piece, Reasoning, ToolCallArguments, ToolCallStart
+from crumb.pieces import Content, Piece, Reasoning, ToolCallStart
 from crumb.requests.chat_request import ChatRequest, ToolChoice
 from crumb.server.chat import begin_chat
 from crumb.server.protocol import Call, HttpAnswer, HttpStream, Route
@@ -25,6 +25,8 @@ from crumb.server.protocols.openai import (
     arguments_object,
     chat_logprobs,
     event,
+    function_tools,
+    note_usage,
     now,
     plain_fields,
     reply_format,
@@ -32,8 +34,9 @@ from crumb.server.protocols.openai import (
     text_content,
     timings,
     usage,
+    whole_calls,
 )
-from crumb.server.replies import Beat, Ending, Replies, Whole, read_whole, reading
+from crumb.server.replies import Beat, Ending, Replies, WholeReply, read_whole, reading
 
 DEVELOPER = "developer"
 """OpenAI's newer word for system."""
@@ -171,21 +174,6 @@ def tool_call(call: Mapping[str, Any], index: int) -> dict[str, Any]:
     }
 
 
-def function_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tools that are functions. Raises: UsageError for others."""
-    written = []
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        function = tool.get("function")
-        if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
-            raise UsageError("a tool is a function", where=where, found=str(tool.get("type"))[:40])
-        name = function.get("name")
-        if not isinstance(name, str) or not name:
-            raise UsageError("a function has a name", where=where)
-        written.append({"type": "function", "function": dict(function)})
-    return written
-
-
 def tool_choice(choice: str | Mapping[str, Any] | None) -> tuple[ToolChoice, str | None]:
     """Whether tools may be called, and which one must be. Raises: UsageError."""
     if choice is None:
@@ -227,7 +215,7 @@ class ChatWriter:
         self._head = {"id": f"chatcmpl-{call.id}", "created": now(), "model": model}
         self._has_usage = body.stream_options is not None and body.stream_options.include_usage
 
-    def whole(self, wholes: Sequence[tuple[Whole, Ending]]) -> dict[str, Any]:
+    def whole(self, wholes: Sequence[tuple[WholeReply, Ending]]) -> dict[str, Any]:
         """A chat.completion."""
         note_usage(self._call, [ending for _, ending in wholes])
         choices = [
@@ -302,20 +290,7 @@ class ChatWriter:
         return {"content": chat_logprobs(tokens), "refusal": None} if self._body.logprobs else None
 
 
-def note_usage(call: Call, endings: Sequence[Ending]) -> None:
-    """Counts for the log."""
-    if endings:
-        first = endings[0]
-        call.facts |= {
-            "prompt_tokens": first.generation.prompt_tokens,
-            "cached_tokens": first.generation.cached_tokens,
-            "completion_tokens": sum(each.generation.completion_tokens for each in endings),
-            "first_token_seconds": round(first.first_token_seconds, 4),
-            "finish": first.finish.value,
-        }
-
-
-def whole_message(whole: Whole) -> dict[str, Any]:
+def whole_message(whole: WholeReply) -> dict[str, Any]:
     """The message of a choice; reasoning under both names that clients read."""
     calls = whole_calls(whole.pieces)
     message: dict[str, Any] = {
@@ -328,18 +303,6 @@ def whole_message(whole: Whole) -> dict[str, Any]:
     if calls:
         message["tool_calls"] = calls
     return message
-
-
-def whole_calls(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-    """Calls with all their arguments, as a text."""
-    calls: dict[int, dict[str, Any]] = {}
-    for piece in pieces:
-        if isinstance(piece, ToolCallStart):
-            function = {"name": piece.name, "arguments": ""}
-            calls[piece.index] = {"id": piece.id, "type": "function", "function": function}
-        elif isinstance(piece, ToolCallArguments):
-            calls[piece.index]["function"]["arguments"] += piece.text
-    return list(calls.values())
 
 
 def deltas_of(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
