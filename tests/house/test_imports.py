@@ -17,7 +17,7 @@ FORMATS = ("errors", "formats")
 KERNELS = (*FORMATS, "machine", "kernels")
 LOADED = (*KERNELS, "progress", "operations", "architectures", "files", "tokenizer", "embedded")
 CHECKPOINTS = (*LOADED, "checkpoints")
-RUN = (*CHECKPOINTS, "requests", "run")
+RUN = (*CHECKPOINTS, "requests", "pieces", "structure", "run")
 STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -36,7 +36,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "solve": KERNELS,
     "checkpoints": LOADED,
     "requests": (*FORMATS, "operations", "architectures", "solve"),
-    "run": (*CHECKPOINTS, "requests"),
+    "structure": ("errors", "pieces", "files", "tokenizer", "requests"),
+    "run": (*CHECKPOINTS, "requests", "pieces", "structure"),
     "calibrate": RUN,
     "evaluation": (*RUN, "texts"),
     "fit": (*RUN, "requests", "solve", "evaluation", "texts"),
