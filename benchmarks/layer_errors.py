@@ -13,13 +13,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.calibrate.walk import StageWalk
-from crumb.run.model import Model, start_buffers
+from crumb.calibrate.walk import walk_model
+from crumb.run.model import Model
 
 Decoded = Callable[[str], NDArray[np.float32]]
 """A tensor's name to its decoded weights, (out_features, in_features)."""
-
-BATCH_SEQUENCES = 4
 
 
 def layer_errors(
@@ -27,21 +25,16 @@ def layer_errors(
 ) -> dict[str, dict[str, float]]:
     """Relative error by source, then by tensor name. Shapes: tokens (sequences, length)."""
     errors: dict[str, dict[str, float]] = {source: {} for source in sources}
-    flowing = [
-        start_buffers(tokens[begin : begin + BATCH_SEQUENCES])
-        for begin in range(0, len(tokens), BATCH_SEQUENCES)
-    ]
-    for stage in model.plan.stages[:-1]:  # the last is the head
-        walk = StageWalk(stage, [dict(each) for each in flowing], model.stage_weights(stage))
-        for group in walk.groups():
-            hessian = walk.statistics(group).hessian
-            for linear in group.linears:
-                weights = model.checkpoint.tensors.read_float(linear.weight)
-                energy = weighted_square(weights, hessian)
-                for source, decoded in sources.items():
-                    difference = weights - decoded(linear.weight)
-                    errors[source][linear.weight] = weighted_square(difference, hessian) / energy
-        flowing = [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+    for walk, group in walk_model(model.checkpoint, tokens):
+        if walk.stage is model.plan.stages[-1]:
+            break  # the head
+        hessian = walk.statistics(group).hessian
+        for linear in group.linears:
+            weights = model.checkpoint.tensors.read_float(linear.weight)
+            energy = weighted_square(weights, hessian)
+            for source, decoded in sources.items():
+                difference = weights - decoded(linear.weight)
+                errors[source][linear.weight] = weighted_square(difference, hessian) / energy
     return errors
 
 

@@ -21,21 +21,20 @@ import numpy as np
 from machine import describe_machine
 from numpy.typing import NDArray
 
-from crumb.calibrate.walk import StageWalk
+from crumb.calibrate.walk import walk_model
 from crumb.checkpoints.gguf.architecture import names_of
 from crumb.checkpoints.gguf.configuration import gguf_model_of
 from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
 from crumb.exporting import Container, ExportRequest, export
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
-from crumb.run.model import Model, open_model, start_buffers
+from crumb.run.model import Model, open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.mixture import draw_calibration
 from crumb.texts.sources import read_text
 from crumb.texts.windows import cut_windows
 
 PEER = Path(__file__).with_name("llama_cpp_quantize.py")
-BATCH_SEQUENCES = 4
 
 
 def importance_matrix(model: Model, calibration: Calibration) -> dict[str, NDArray[np.float32]]:
@@ -47,21 +46,14 @@ def importance_matrix(model: Model, calibration: Calibration) -> dict[str, NDArr
         length=calibration.length_tokens,
         seed=calibration.seed,
     )
-    flowing = [
-        start_buffers(drawn.tokens[begin : begin + BATCH_SEQUENCES])
-        for begin in range(0, len(drawn.tokens), BATCH_SEQUENCES)
-    ]
     target = gguf_model_of(model.checkpoint.configuration)
     named = names_of(target.family, target.sizes.blocks)
     theirs = {each.ours: each.theirs for each in named}
     found: dict[str, NDArray[np.float32]] = {}
-    for stage in model.plan.stages:
-        walk = StageWalk(stage, [dict(each) for each in flowing], model.stage_weights(stage))
-        for group in walk.groups():
-            squares = walk.statistics(group).hessian.diagonal().astype(np.float32)
-            for linear in group.linears:
-                found[theirs[linear.weight]] = squares
-        flowing = [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+    for walk, group in walk_model(model.checkpoint, drawn.tokens):
+        squares = walk.statistics(group).hessian.diagonal().astype(np.float32)
+        for linear in group.linears:
+            found[theirs[linear.weight]] = squares
     return {name: squares for name, squares in found.items() if name.startswith("blk.")}
 
 

@@ -12,13 +12,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from layer_errors import BATCH_SEQUENCES, geometric_mean
+from layer_errors import geometric_mean
 from machine import describe_machine, one_line
 from report import RESULTS, print_table, write_record
 
-from crumb.calibrate.walk import StageWalk
+from crumb.calibrate.walk import walk_model
 from crumb.formats.catalog import parse_format
-from crumb.run.model import Model, open_model, start_buffers
+from crumb.run.model import Model, open_model
 from crumb.solve.factored import factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import AS_PUBLISHED, LayerProblem, Scales, SolveSettings
@@ -42,26 +42,21 @@ FORMATS += ("int4-g128-fixed", "int2-g128-minimum")
 def errors_of(model: Model, arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
     """(format, variant) -> relative error of each layer."""
     drawn = draw_calibration(arguments.calibration, model.tokenizer.encode).tokens
-    flowing = [
-        start_buffers(drawn[begin : begin + BATCH_SEQUENCES])
-        for begin in range(0, len(drawn), BATCH_SEQUENCES)
-    ]
     errors: dict[tuple[str, str], list[float]] = {}
-    for stage in model.plan.stages[:-1]:
-        walk = StageWalk(stage, [dict(each) for each in flowing], model.stage_weights(stage))
-        for group in walk.groups():
-            statistics = walk.statistics(group)
-            for variant, settings in VARIANTS.items():
-                factored = factor(statistics.hessian, statistics.tokens, settings)
-                for linear in group.linears:
-                    weights = model.checkpoint.tensors.read_float(linear.weight)
-                    for name in arguments.formats:
-                        problem = LayerProblem(
-                            linear.weight, weights, None, drawn.size, parse_format(name), settings
-                        )
-                        report = solve_gptq(problem, factored).report
-                        errors.setdefault((name, variant), []).append(report.relative_error or 0.0)
-        flowing = [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+    for walk, group in walk_model(model.checkpoint, drawn):
+        if walk.stage is model.plan.stages[-1]:
+            break  # the head
+        statistics = walk.statistics(group)
+        for variant, settings in VARIANTS.items():
+            factored = factor(statistics.hessian, statistics.tokens, settings)
+            for linear in group.linears:
+                weights = model.checkpoint.tensors.read_float(linear.weight)
+                for name in arguments.formats:
+                    problem = LayerProblem(
+                        linear.weight, weights, None, drawn.size, parse_format(name), settings
+                    )
+                    report = solve_gptq(problem, factored).report
+                    errors.setdefault((name, variant), []).append(report.relative_error or 0.0)
     return errors
 
 

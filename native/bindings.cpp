@@ -16,7 +16,6 @@
 #include "kernels.hpp"
 #include "limits_bindings.hpp"
 #include "numbers_bindings.hpp"
-#include "step_bindings.hpp"
 #include "tile.hpp"
 
 namespace nb = nanobind;
@@ -180,7 +179,6 @@ NB_MODULE(_native, m) {
   bind_engine(m);
   bind_limits(m);
   bind_numbers(m);
-  bind_steps(m);
   m.def("pack", &pack, array("codes"), array("packed"), nb::arg("bits"));
   m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));
   m.def("sweep", &sweep, nb::arg("isa"), array("start"), array("weights"), array("factor"),

@@ -197,9 +197,12 @@ class NativeEngine {
   // all of these, and how many of the last of its rows Select keeps.
   using Part = std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>, int64_t>;
 
-  void step(const std::vector<Part>& parts, int operations) {
-    require(operations >= 0 && operations <= operation_count(), "step: operations");
+  // Runs the operations first to last - 1; what those before them would have written lies in their
+  // buffers by the caller's hand.
+  void step(const std::vector<Part>& parts, int last, int first) {
+    require(first >= 0 && first <= last && last <= operation_count(), "step: operations");
     const Limits& limits = engine_.limits;
+    require(first == 0 || limits.selected_rows == 0, "step: begins behind select");
     std::vector<int32_t> tokens, positions, selected;
     std::vector<Segment> segments;
     for (const auto& [next, past, pages, kept] : parts) {
@@ -224,7 +227,7 @@ class NativeEngine {
     } running(steps_);
     const Step step{tokens.data(), positions.data(), int64_t(tokens.size()), segments.data(),
                     int64_t(segments.size()), selected.data(), int64_t(selected.size()),
-                    operations};
+                    first, last};
     nb::gil_scoped_release release;
     engine_.run(step);
   }
@@ -272,7 +275,7 @@ void bind_engine(nb::module_& m) {
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)
-      .def("step", &E::step, nb::arg("parts"), nb::arg("operations"));
+      .def("step", &E::step, nb::arg("parts"), nb::arg("last"), nb::arg("first") = 0);
 }
 
 }  // namespace crumb

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from crumb import __version__
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.statistics import LayerStatistics
-from crumb.calibrate.walk import LinearGroup, StageWalk
+from crumb.calibrate.walk import LinearGroup, StageWalk, cut_batches
 from crumb.checkpoints.crumb.reader import MANIFEST
 from crumb.checkpoints.crumb.workspace import Workspace, open_workspace
 from crumb.checkpoints.crumb.writer import assemble_directory
@@ -40,11 +41,10 @@ from crumb.fit.quantize_cost import (
 )
 from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
-from crumb.kernels.decode import decode
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
-from crumb.operations.operation import Array, TensorSpec
+from crumb.operations.operation import TensorSpec
 from crumb.progress import CostListener, ProgressClock, ProgressListener, untold
 from crumb.requests.quantize_request import (
     Calibration,
@@ -53,7 +53,8 @@ from crumb.requests.quantize_request import (
     choose,
     needs_calibration,
 )
-from crumb.run.model import Model, open_model, start_buffers
+from crumb.run.model import Model, open_model
+from crumb.run.stage_engine import Buffers, TextsPlan, plan_texts
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import (
@@ -73,9 +74,6 @@ __all__ = [
     "draw",
     "quantize",
 ]
-
-BATCH_TOKENS = 2048
-"""Calibration tokens that run through a stage together."""
 
 
 @dataclass(frozen=True)
@@ -240,63 +238,54 @@ class _Run:
         progress: ProgressListener,
     ) -> None:
         self.model, self.request, self.workspace = model, request, workspace
+        self.entries = dict(
+            model.checkpoint.tensors.entries
+        )  # finished matrices in place of theirs
         self.formats, self.fallbacks = choice.formats, choice.fallbacks
         self.tokens, self.clock = tokens, ProgressClock(progress)
         self.tensors = model.checkpoint.tensors
         self.records: dict[str, dict[str, Any]] = {}
+        self.batches = cut_batches(tokens)
         self.total = total_work(model.plan, self.formats, tokens.shape, request.settings)
         self.done = 0.0
 
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
-        flowing = self.start()
-        for stage in self.model.plan.stages:
+        flowing: list[Buffers] = [{"tokens": batch} for batch in self.batches]
+        for index, stage in enumerate(self.model.plan.stages):
             for spec in embedded(stage):
                 self.matrix(spec, self.embedding_input(spec))
             if not needs_calibration(self.request):
                 for linear in linears(stage):
                     self.matrix(linear.tensors()[0], None)
             else:
-                flowing = self.calibrated_stage(stage, flowing)
+                flowing = self.calibrated_stage(index, flowing)
         return self.records
-
-    def start(self) -> list[dict[str, Array]]:
-        """The calibration tokens in batches."""
-        per_batch = max(1, BATCH_TOKENS // self.tokens.shape[1])
-        begins = range(0, len(self.tokens), per_batch)
-        return [start_buffers(self.tokens[begin : begin + per_batch]) for begin in begins]
 
     def embedding_input(self, spec: TensorSpec) -> LayerInput | None:
         """The H that an embedding is solved by, factored; None where it is rounded."""
         format = self.formats.get(spec.name)
         if format is None or not self.request.settings.solves_embedding(format):
             return None
-        plan, read = self.model.plan, self.tensors.read_float
-        self.advance(embedding_work(plan, spec, self.tokens.shape), spec.name)
+        self.advance(embedding_work(self.model.plan, spec, self.tokens.shape), spec.name)
         if not self.unfinished(spec.name):
             return None
-        statistics = embedding_statistics(plan, spec, read, self.tokens, self.start())
+        statistics = embedding_statistics(self.model.checkpoint, spec, self.tokens)
         return None if statistics is None else self.factored(statistics)
 
-    def calibrated_stage(
-        self, stage: Stage, flowing: list[dict[str, Array]]
-    ) -> list[dict[str, Array]]:
+    def calibrated_stage(self, index: int, flowing: list[Buffers]) -> list[Buffers]:
         """Quantize a stage's linear layers and run the tokens through the result."""
-        weights = {spec.name: self.decoded(spec.name) for spec in embedded(stage)}
-        for spec in stage.tensors():
-            if not spec.matrix:
-                weights[spec.name] = self.tensors.read_float(spec.name)
+        stage = self.model.plan.stages[index]
         last = stage is self.model.plan.stages[-1]
         if last and not any(self.unfinished(linear.weight) for linear in linears(stage)):
             return flowing
-        walk = StageWalk(stage, [dict(each) for each in flowing], weights)
+        walk = StageWalk(self.texts, index, flowing)
         for group in walk.groups():
             self.group(walk, group)
             if last:
                 return flowing  # nothing needs the logits
-            walk.weights |= {linear.weight: self.decoded(linear.weight) for linear in group.linears}
         self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
-        return [buffers | after for buffers, after in zip(flowing, walk.flowing, strict=True)]
+        return walk.flowing
 
     def group(self, walk: StageWalk, group: LinearGroup) -> None:
         """Quantize the layers of one group, unless an earlier run did."""
@@ -328,9 +317,10 @@ class _Run:
             tensor, report = self.solve_rows(spec, layer_input)
             record = make_record(tensor, report, self.fallbacks.get(spec.name))
             self.workspace.store(spec.name, tensor, record)
-        else:
-            record = finished.record
-        self.records[spec.name] = record
+            finished = self.workspace.finished(spec.name)
+            assert finished is not None, "just stored"
+        self.records[spec.name] = finished.record
+        self.entries[spec.name] = finished.stored
         self.advance(matrix_work(spec, self.formats[spec.name], self.request.settings), spec.name)
 
     def solve_rows(
@@ -362,13 +352,12 @@ class _Run:
     def unfinished(self, name: str) -> bool:
         return name in self.formats and self.workspace.finished(name) is None
 
-    def decoded(self, name: str) -> Array:
-        """A finished matrix in f32, as the model's users will see it."""
-        if name not in self.formats:
-            return self.tensors.read_float(name)
-        finished = self.workspace.finished(name)
-        assert finished is not None, "stored before it is used"
-        return decode(finished.stored.read())
+    @cached_property
+    def texts(self) -> TextsPlan:
+        """How the model runs the batches, each matrix as its users will see it."""
+        checkpoint = self.model.checkpoint
+        finished = replace(checkpoint.tensors, entries=self.entries)
+        return plan_texts(replace(checkpoint, tensors=finished), *self.batches[0].shape)
 
     def float_record(self, spec: TensorSpec) -> dict[str, Any]:
         """What the manifest says of a matrix that its target cannot hold quantized."""

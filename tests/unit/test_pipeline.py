@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
 from crumb import pipeline
+from crumb.calibrate import walk
 from crumb.errors import UsageError
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Context
@@ -172,7 +173,7 @@ def test_the_size_of_a_batch_changes_no_more_than_roundings(
     request_of_tiny: QuantizeRequest, moments: list[Floats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize(request_of_tiny)
-    monkeypatch.setattr(pipeline, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(walk, "BATCH_TOKENS", 100)
     quantize(replace(request_of_tiny, out=request_of_tiny.out.with_name("small")))
     together, apart = moments[:13], moments[13:]
     np.testing.assert_allclose(apart[0], together[0], rtol=0, atol=1e-6 * together[0].max())

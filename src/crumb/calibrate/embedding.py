@@ -9,20 +9,20 @@ A matrix that is also the head counts both ways. Refuses what is not finite, nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.calibrate.statistics import LayerStatistics, accumulate
-from crumb.calibrate.walk import StageWalk
+from crumb.calibrate.walk import walk_model
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.operations.linear import Linear
 from crumb.operations.norm import Norm
 from crumb.operations.operation import Array, TensorSpec
 
 Moment = NDArray[np.float64]
-Buffers = dict[str, Array]
 Read = Callable[..., Array]
 """A tensor of the checkpoint in f32: name, and some of its rows."""
 
@@ -38,19 +38,20 @@ ROWS_AT_ONCE = 8192
 
 
 def embedding_statistics(
-    plan: Plan, spec: TensorSpec, read: Read, tokens: NDArray[np.int64], start: Sequence[Buffers]
+    checkpoint: Checkpoint, spec: TensorSpec, tokens: NDArray[np.int64]
 ) -> LayerStatistics | None:
     """The H of an embedding's rows, mean diagonal about 1; None where no head reads its features.
 
-    `start` is what flows into the first stage; only a tied head runs it, through float weights.
+    Shapes: tokens (texts, length); only a tied head runs them, through the checkpoint's weights.
     """
+    plan, read = checkpoint.plan, checkpoint.tensors.read_float
     head = _head(plan)
     if head is None or head.in_features != spec.shape[1]:
         return None
     hessian = _scaled(_logit_curvature(plan, head, read, tokens))
     hessian += ANY_DIRECTION * np.eye(len(hessian))
     if head.weight == spec.name:
-        hessian += _scaled(_head_statistics(plan, read, start).hessian)
+        hessian += _scaled(_head_statistics(checkpoint, tokens).hessian)
     return LayerStatistics(hessian, tokens.size)
 
 
@@ -89,17 +90,10 @@ def _logit_curvature(plan: Plan, head: Linear, read: Read, tokens: NDArray[np.in
     return moment
 
 
-def _head_statistics(plan: Plan, read: Read, start: Sequence[Buffers]) -> LayerStatistics:
+def _head_statistics(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> LayerStatistics:
     """Statistics of the head's input in the float model."""
-    flowing = list(start)
-    for stage in plan.stages:
-        last = stage is plan.stages[-1]  # it stops before its first matrix
-        needed = [spec.name for spec in stage.tensors() if not (last and spec.matrix)]
-        walk = StageWalk(
-            stage, [dict(each) for each in flowing], {name: read(name) for name in needed}
-        )
-        for group in walk.groups():
-            if last:
-                return walk.statistics(group)
-        flowing = [given | after for given, after in zip(flowing, walk.flowing, strict=True)]
+    stages = checkpoint.plan.stages
+    for walk, group in walk_model(checkpoint, tokens):
+        if walk.stage is stages[-1]:
+            return walk.statistics(group)
     raise AssertionError("the last stage has a head")

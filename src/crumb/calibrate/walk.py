@@ -1,7 +1,7 @@
 """Walk a stage with the calibration tokens, pausing at every group of linear layers.
 
 In: a stage and the buffers that flow into it, batch by batch. Out: each group's input statistics,
-then, once the group's new weights are given, the buffers behind it.
+then, once the group's new matrices are among the tensors, the buffers behind it.
 Linear layers that read the same input form one group: (q, k, v), o, (gate, up), down. The layers
 before a group already run with their quantized weights, as GPTQ's "true sequential" order asks,
 and each operation runs exactly once.
@@ -9,18 +9,20 @@ and each operation runs exactly once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
-from crumb.kernels.threads import parallel_map
+from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.operations.linear import Linear
-from crumb.operations.operation import Array, Context
-from crumb.run.array_executor import run_span
-from crumb.run.fast_steps import FAST_STEPS
+from crumb.run.stage_engine import Buffers, StageEngine, TextsPlan, plan_texts
+
+BATCH_TOKENS = 2048
+"""Tokens that run through a stage together."""
 
 
 @dataclass(frozen=True)
@@ -52,36 +54,48 @@ def linear_groups(stage: Stage) -> list[LinearGroup]:
 class StageWalk:
     """One stage on its way; `flowing` holds the live buffers of every batch."""
 
-    def __init__(
-        self, stage: Stage, flowing: list[dict[str, Array]], small: Mapping[str, Array]
-    ) -> None:
-        self.stage, self.flowing = stage, flowing
-        self.weights = dict(small)  # norms and biases, then each group's new weights while needed
-        self._place = 0
+    def __init__(self, texts: TextsPlan, index: int, flowing: Sequence[Buffers]) -> None:
+        self._engine = StageEngine(texts, index)
+        self.stage, self.flowing = self._engine.stage, [dict(each) for each in flowing]
+        self._before = flowing
 
     def groups(self) -> Iterator[LinearGroup]:
-        """Each group in turn, with the operations before it already run."""
+        """Each group in turn, with the operations before it already run.
+
+        At the end `flowing` also has what flowed past the stage.
+        """
         for group in linear_groups(self.stage):
-            self._run_to(group.first)
+            self._engine.run_to(group.first, self.flowing)
             yield group
-        self._run_to(len(self.stage.operations))
+        self._engine.run_to(len(self.stage.operations), self.flowing)
+        self.flowing = [old | new for old, new in zip(self._before, self.flowing, strict=True)]
 
     def statistics(self, group: LinearGroup) -> LayerStatistics:
         """Second moment of the group's input over all batches. Raises: SolveError."""
         name = group.linears[0].input
         return accumulate([buffers[name] for buffers in self.flowing], group.linears[0].weight)
 
-    def _run_to(self, end: int) -> None:
-        context, begin = Context(self.weights, replaced=FAST_STEPS), self._place
 
-        def one(buffers: dict[str, Array]) -> None:
-            # What overflows here is refused, by name, by the statistics of the next group.
-            with np.errstate(over="ignore", invalid="ignore"):
-                run_span(self.stage, begin, end, buffers, context)
+def cut_batches(tokens: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Texts, (count, length), some at a time."""
+    per_batch = max(1, BATCH_TOKENS // tokens.shape[1])
+    return [tokens[begin : begin + per_batch] for begin in range(0, len(tokens), per_batch)]
 
-        parallel_map(one, self.flowing)
-        for operation in self.stage.operations[begin:end]:
-            for spec in operation.tensors():
-                if spec.matrix:
-                    self.weights.pop(spec.name, None)
-        self._place = end
+
+def walk_model(
+    checkpoint: Checkpoint, tokens: NDArray[np.int64]
+) -> Iterator[tuple[StageWalk, LinearGroup]]:
+    """Every group of a model whose matrices stay as they are, where the walk has come to it.
+
+    Ends with the head's input: nothing needs the logits.
+    """
+    batches = cut_batches(tokens)
+    texts = plan_texts(checkpoint, *batches[0].shape)
+    flowing: Sequence[Buffers] = [{"tokens": batch} for batch in batches]
+    for index in range(len(checkpoint.plan.stages)):
+        walk = StageWalk(texts, index, flowing)
+        for group in walk.groups():
+            yield walk, group
+            if index == len(checkpoint.plan.stages) - 1:
+                return
+        flowing = walk.flowing

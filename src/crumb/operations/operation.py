@@ -79,7 +79,6 @@ class Context:
     states: dict[str, tuple[Array, ...]] | None = None  # slot -> arrays; None: nothing is kept
     rotations: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
     trained: Collection[str] = ()  # tensors whose gradients a backward pass gives
-    replaced: Mapping[type[Operation], Reference] = field(default_factory=dict)  # faster ones
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from crumb.operations.table import row_of
 def run_operation(operation: Operation, buffers: dict[str, Array], context: Context) -> None:
     """Run one operation: reads its input buffers, sets its output buffers."""
     reads = tuple(buffers[name] for name in operation.reads)
-    reference = context.replaced.get(type(operation)) or row_of(operation).reference
-    outputs = reference(operation, reads, context)
+    outputs = row_of(operation).reference(operation, reads, context)
     buffers.update(zip(operation.writes, outputs, strict=True))
 
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import ContextExceeded, UsageError
 from crumb.kernels.engine import PAGE_TOKENS
-from crumb.run.memory_plan import EngineSettings, MemoryPlan
+from crumb.operations.linear import Linear
+from crumb.run.memory_plan import EngineSettings, MemoryPlan, check_fits
 from crumb.run.pages import PagePool
-from crumb.run.program import build_program
+from crumb.run.program import Program, plan_engine
 
 Floats = NDArray[np.float32]
 
@@ -62,8 +63,20 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.plan = checkpoint.plan
         self.context_tokens = self.settings.context(self.plan)
-        self._program = build_program(checkpoint, self.settings)
-        self.logits_rows = len(self._program.logits)
+        memory = plan_engine(checkpoint, self.settings)
+        check_fits(memory, checkpoint.path)
+        program = self._program = Program(checkpoint, self.settings, memory)
+        last = len(self.plan.stages) - 1
+        for index in range(last):
+            program.append(index)
+        program.select()
+        operations = self.plan.stages[last].operations
+        head = max(k for k, each in enumerate(operations) if isinstance(each, Linear))
+        self._operations_to_features = program.append(last, 0, head)
+        self._operations = program.append(last, head)
+        self._logits = program.view(operations[-1].writes[0])  # (logits_rows, vocabulary)
+        self._features = program.view(operations[head].reads[0])  # (logits_rows, hidden)
+        self.logits_rows = len(self._logits)
         self._pages = PagePool(self.settings.pages(self.plan))
 
     @property
@@ -116,15 +129,15 @@ class Engine:
         Shapes: -> (rows, vocabulary), valid until the next step.
         Raises: UsageError, DoesNotFit when the cache is full; then nothing has changed.
         """
-        return self._program.logits[: self._run(parts, self._program.operations)]
+        return self._logits[: self._run(parts, self._operations)]
 
     def run_to_features(self, parts: Sequence[StepPart]) -> Floats:
         """As run, but what the last linear layer would read: (rows, hidden)."""
-        return self.features(self._run(parts, self._program.operations_to_features))
+        return self.features(self._run(parts, self._operations_to_features))
 
     def features(self, rows: int) -> Floats:
         """What the last linear layer read in the last step: (rows, hidden), until the next."""
-        return self._program.features[:rows]
+        return self._features[:rows]
 
     def time_operations(self, timed: bool) -> None:
         """Measure the seconds of each kind of operation from now on, or stop."""

@@ -16,10 +16,15 @@ from crumb.operations.operation import Operation
 from crumb.run.buffers import Place
 
 
-def with_gates(stage: Stage, places: Mapping[str, Place]) -> Iterator[Operation]:
-    """A stage's operations; an activation and the product that alone reads it become a Gate."""
+def with_gates(
+    stage: Stage, places: Mapping[str, Place], begin: int = 0, end: int | None = None
+) -> Iterator[Operation]:
+    """Operations begin .. end - 1 of a stage.
+
+    An activation and the product that alone reads it become a Gate.
+    """
     waiting: Activation | None = None
-    for index, operation in enumerate(stage.operations):
+    for index, operation in enumerate(stage.operations[begin:end], begin):
         if waiting is not None:
             yield from _gate(waiting, operation, stage.live_after(index), places)
             waiting = None

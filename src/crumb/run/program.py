@@ -1,14 +1,13 @@
-"""A Plan handed to the native engine once: weights, buffers and operations in order.
+"""A Plan handed to the native engine: weights, buffers and operations in order.
 
-In: an opened checkpoint, EngineSettings. Out: a Program: the native engine and views of the buffers
-it writes. Quantized matrices lie in the file's mapping and are run as they lie.
+In: an opened checkpoint, EngineSettings, a MemoryPlan. Out: a Program: the native engine and views
+of the buffers it reads and writes. Quantized matrices are run as they lie in the file's mapping.
 Refuses plans with encoders, and what the checkpoint readers refuse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,15 @@ from crumb.run.memory_plan import (
     activation_stride,
     block_inputs,
     cache_page_bytes,
-    check_fits,
     plan_memory,
 )
-from crumb.run.stored_matrices import formats_of, orders_of, weights_bytes
+from crumb.run.stored_matrices import (
+    embedded_matrices,
+    formats_of,
+    orders_of,
+    runs_packed,
+    weights_bytes,
+)
 
 Floats = NDArray[np.float32]
 
@@ -65,28 +69,6 @@ def plan_engine(checkpoint: Checkpoint, settings: EngineSettings) -> MemoryPlan:
     )
 
 
-@dataclass(frozen=True)
-class Program:
-    """A model ready to step."""
-
-    native: NativeEngine
-    memory: MemoryPlan
-    logits: Floats  # (logits_rows, vocabulary), written by a step
-    features: Floats  # (logits_rows, hidden), what the last linear layer reads
-    operations: int
-    operations_to_features: int
-
-
-def build_program(checkpoint: Checkpoint, settings: EngineSettings) -> Program:
-    """Allocate what the memory plan says and hand everything to a native engine.
-
-    Raises: DoesNotFit, CheckpointError, UsageError.
-    """
-    memory = plan_engine(checkpoint, settings)
-    check_fits(memory, checkpoint.path)
-    return _Builder(checkpoint, settings, memory).build()
-
-
 def aligned_bytes(rows: int, row_bytes: int) -> NDArray[np.uint8]:
     """Zeros whose rows begin at multiples of 64; untouched pages cost nothing."""
     raw = np.zeros(rows * row_bytes + 64, np.uint8)
@@ -94,13 +76,15 @@ def aligned_bytes(rows: int, row_bytes: int) -> NDArray[np.uint8]:
     return raw[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
 
 
-class _Builder:
+class Program:
+    """A native engine and the memory that its plan says; operations are appended in order."""
+
     def __init__(
         self, checkpoint: Checkpoint, settings: EngineSettings, memory: MemoryPlan
     ) -> None:
         self.plan: Plan = checkpoint.plan
         self.tensors, self.settings, self.memory = checkpoint.tensors, settings, memory
-        self.formats, self.orders = formats_of(checkpoint), orders_of(checkpoint)
+        self.embedded, self.orders = embedded_matrices(self.plan), orders_of(checkpoint)
         self.context = settings.context(self.plan)
         scratch = aligned_bytes(settings.thread_count(), memory.scratch_row_bytes)
         self.native = NativeEngine(selected_set(), settings.thread_count(), scratch)
@@ -113,34 +97,27 @@ class _Builder:
         self.activations: dict[tuple[int, int], int] = {}
         self.tables: dict[Rope, Floats] = {}
         self.views: dict[Place, tuple[int, Floats]] = {}
-        self.names: Mapping[str, Place] = {}
+        self.places: Mapping[str, Place] = {}  # of the stage whose operations are appended
         self.grouped: Group | None = None  # what the open group of linear layers reads
 
-    def build(self) -> Program:
-        before_last = 0
-        for index, stage in enumerate(self.plan.stages):
-            self.names = self.memory.places[index]
-            if stage is self.plan.stages[-1]:
-                kept = self.memory.places[index - 1]
-                for name in (name for name in stage.inputs if name in kept):
-                    source = self.buffer_at(kept[name])
-                    self.native.add("select", input=source, out=self.buffer(name))
-            for operation in with_gates(stage, self.names):
-                if isinstance(operation, Linear):
-                    before_last = self.native.operation_count()
-                else:
-                    self.grouped = None
-                row_of(operation).native(operation, self)
-        operations = self.plan.stages[-1].operations
-        head = next(each for each in reversed(operations) if isinstance(each, Linear))
-        return Program(
-            self.native,
-            self.memory,
-            self.view(operations[-1].writes[0]),
-            self.view(head.reads[0]),
-            self.native.operation_count(),
-            before_last,
-        )
+    def append(self, index: int, begin: int = 0, end: int | None = None) -> int:
+        """Append operations begin .. end - 1 of a stage; how many native ones there are then.
+
+        Raises: CheckpointError.
+        """
+        self.places, self.grouped = self.memory.places[index], None
+        for operation in with_gates(self.plan.stages[index], self.places, begin, end):
+            if not isinstance(operation, Linear):
+                self.grouped = None
+            row_of(operation).native(operation, self)
+        return self.native.operation_count()
+
+    def select(self) -> None:
+        """Of what flows into the last stage, pass on the rows that a step asks for."""
+        before, self.places = self.memory.places[-2:]
+        for name in self.plan.stages[-1].inputs:
+            if name in before:
+                self.add("select", input=self.buffer_at(before[name]), out=self.buffer(name))
 
     def add(self, kind: str, **arguments: Any) -> None:
         self.native.add(kind, **arguments)
@@ -164,10 +141,12 @@ class _Builder:
         return self.views[place][0]
 
     def buffer(self, name: str) -> int:
-        return self.buffer_at(self.names[name])
+        return self.buffer_at(self.places[name])
 
     def view(self, name: str) -> Floats:
-        place = self.names[name]
+        """A buffer of the stage whose operations were appended last, (rows, width)."""
+        self.buffer(name)
+        place = self.places[name]
         return self.views[place][1][:, : place.width]
 
     def vector(self, name: str | None) -> Floats | None:
@@ -178,7 +157,7 @@ class _Builder:
             entry = self.tensors.entry(name)
             if not isinstance(entry, Quantized):
                 self.matrices[name] = self.add_plain(name, entry.map())
-            elif name in self.formats:
+            elif runs_packed(name, entry, self.embedded):
                 self.matrices[name] = self.add_packed(self.placed(entry))
             else:
                 self.matrices[name] = self.add_plain(name, self.tensors.read_float(name))
@@ -216,10 +195,11 @@ class _Builder:
 
     def quantized_input(self, operation: Linear) -> int:
         """Index of the int8 activations that a layer reads, NO_BUFFER where it reads f32."""
-        format = self.formats.get(operation.weight)
-        if format is None or self.settings.activations is ActivationKind.F32:
+        name, entry = operation.weight, self.tensors.entry(operation.weight)
+        exact = self.settings.activations is ActivationKind.F32
+        if exact or not isinstance(entry, Quantized) or not runs_packed(name, entry, self.embedded):
             return NO_BUFFER
-        shape = (operation.in_features, block_inputs(format, operation.in_features))
+        shape = (operation.in_features, block_inputs(entry.format, operation.in_features))
         if shape not in self.activations:
             rows = self.settings.step_tokens
             scales, sums = (-(-shape[0] // inputs) for inputs in (BLOCK_INPUTS, shape[1]))
@@ -238,7 +218,7 @@ class _Builder:
         group = (op.input, activations, None if order is None else id(order))
         source = self.buffer(op.input)
         if order is not None:
-            rows = self.names[op.input].rows
+            rows = self.places[op.input].rows
             gathered = self.buffer_at(self.memory.gathered[rows, op.in_features])
             if self.grouped != group:
                 self.native.add("gather", input=source, out=gathered, order=order)

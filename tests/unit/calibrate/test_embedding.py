@@ -34,8 +34,7 @@ def opened(folder: Path, tied: bool, **odd: Any) -> Model:
 def statistics_of(model: Model) -> Floats:
     spec = model.plan.stages[0].operations[0].tensors()[0]
     assert spec.name == EMBEDDING
-    read, batches = model.checkpoint.tensors.read_float, [start_buffers(TOKENS)]
-    found = embedding_statistics(model.plan, spec, read, TOKENS, batches)
+    found = embedding_statistics(model.checkpoint, spec, TOKENS)
     assert found is not None
     assert found.tokens == TOKENS.size
     return found.hessian
@@ -92,8 +91,7 @@ def test_rows_of_the_head_read_apart_make_the_same_matrix(
 def test_an_embedding_of_another_width_than_the_heads_has_none(tmp_path: Path) -> None:
     model = opened(tmp_path, tied=False)
     spec = replace(model.plan.stages[0].operations[0].tensors()[0], shape=(300, 32))
-    read = model.checkpoint.tensors.read_float
-    assert embedding_statistics(model.plan, spec, read, TOKENS, []) is None
+    assert embedding_statistics(model.checkpoint, spec, TOKENS) is None
 
 
 def test_a_head_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
