@@ -36,6 +36,7 @@ from crumb.operations.multiply import Multiply
 from crumb.operations.operation import Operation
 from crumb.run import memory_plan, program
 from crumb.run.buffers import Place, place_buffers, place_stage
+from crumb.run.engine import Engine
 from crumb.run.load import load
 from crumb.run.memory_plan import (
     ActivationKind,
@@ -43,7 +44,7 @@ from crumb.run.memory_plan import (
     EngineSettings,
     plan_memory,
 )
-from crumb.run.program import build_program
+from crumb.run.program import plan_engine
 
 NOVELLA = MODELS["novella-7m"]
 
@@ -161,8 +162,8 @@ def test_the_plan_is_the_bytes_that_are_allocated(
         activations=activations,
         threads=2,
     )
-    built = build_program(open_checkpoint(quantized_tiny), settings)
-    plan, native = built.memory, cast(Any, built.native)
+    built = Engine(open_checkpoint(quantized_tiny), settings)
+    plan, native = built.memory, cast(Any, built._program.native)
     arena = native.given["add_buffer"]
     begin = min(each.ctypes.data for each in arena)
     assert max(each.ctypes.data + each.nbytes for each in arena) - begin == 4 * plan.arena_floats
@@ -198,8 +199,8 @@ def test_codes_of_another_file_count_as_their_tiles_and_inputs_in_order_have_a_p
         )
     checkpoint = replace(checkpoint, tensors=replace(checkpoint.tensors, entries=entries))
     settings = EngineSettings(context_tokens=20, step_tokens=7, logits_rows=3, threads=1)
-    built = build_program(checkpoint, settings)
-    plan, native = built.memory, cast(Any, built.native)
+    built = Engine(checkpoint, settings)
+    plan, native = built.memory, cast(Any, built._program.native)
     mapped = native.bytes_of("add_tiles", "add_floats")
     assert plan.weights_bytes == mapped + native.bytes_of("norm") // 2
     assert plan.table_bytes == native.bytes_of("rotary", "gather")
@@ -208,7 +209,7 @@ def test_codes_of_another_file_count_as_their_tiles_and_inputs_in_order_have_a_p
     assert (rows, width, others) == (7, entries[names[1]].shape[1], [])
     assert place.end == plan.arena_floats
     assert all(place.offset >= each.end for places in plan.places for each in places.values())
-    without = build_program(open_checkpoint(quantized_tiny), settings).memory
+    without = plan_engine(open_checkpoint(quantized_tiny), settings)
     assert plan.buffer_bytes > without.buffer_bytes
 
 
