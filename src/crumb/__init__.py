@@ -1,6 +1,6 @@
 """Crumb: run the largest language model your memory can hold, and prove what it cost.
 
-load, quantize, evaluate and export, the records they take and give, and the errors they raise.
+load, quantize, evaluate, export and fit, the records they take and give, and the errors they raise.
 `import crumb` itself loads the errors alone; every other name is looked up where it lives.
 """
 
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
     from crumb.evaluation.report import Evaluation
     from crumb.exporting import ExportResult
+    from crumb.fitting.report import FitReport
     from crumb.pipeline import QuantizeResult
     from crumb.progress import Cost, Progress
     from crumb.requests.evaluate_request import EvaluateOptions, EvaluateRequest
     from crumb.requests.export_request import Container, ExportOptions, ExportRequest
+    from crumb.requests.fit_request import FitOptions, FitRequest
     from crumb.requests.generate_request import GenerateRequest, Sampling
     from crumb.requests.quantize_options import QuantizeOptions
     from crumb.requests.quantize_request import Calibration, QuantizeRequest
@@ -72,6 +74,8 @@ __all__ = [
     "ExportRequest",
     "ExportResult",
     "FinishReason",
+    "FitReport",
+    "FitRequest",
     "GateFailed",
     "GenerateRequest",
     "Generation",
@@ -102,6 +106,7 @@ __all__ = [
     "UsageError",
     "evaluate",
     "export",
+    "fit",
     "load",
     "quantize",
 ]
@@ -109,10 +114,12 @@ __all__ = [
 _HOMES = {
     "crumb.evaluation.report": ("Evaluation",),
     "crumb.exporting": ("ExportResult",),
+    "crumb.fitting.report": ("FitReport",),
     "crumb.pipeline": ("QuantizeResult",),
     "crumb.progress": ("Cost", "Progress"),
     "crumb.requests.evaluate_request": ("EvaluateRequest",),
     "crumb.requests.export_request": ("Container", "ExportRequest"),
+    "crumb.requests.fit_request": ("FitRequest",),
     "crumb.requests.generate_request": ("GenerateRequest", "Sampling"),
     "crumb.requests.reading_request": ("EmbedRequest", "ScoreRequest"),
     "crumb.requests.quantize_request": ("Calibration", "QuantizeRequest"),
@@ -170,7 +177,7 @@ def evaluate(
     Raises: UsageError, and what crumb.evaluation.comparison.evaluate raises.
     """
     from crumb.evaluation.comparison import evaluate as run
-    from crumb.fit.evaluation_cost import estimating
+    from crumb.fitting.evaluation_cost import estimating
     from crumb.progress import untold
     from crumb.requests.evaluate_request import make_evaluate_request
 
@@ -198,6 +205,24 @@ def export(
 
     request = make_export_request(model, out, to, **options)
     return run(request, progress or untold, cost or untold)
+
+
+def fit(
+    *models: str | Path,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[FitOptions],
+) -> FitReport:
+    """What of some models fits into memory, before any weight is downloaded; the best first.
+
+    memory: bytes, or words such as 8GiB; by default what this process may still take.
+    Raises: UsageError, and what crumb.fitting.fit.fit raises.
+    """
+    from crumb.fitting.fit import fit as run
+    from crumb.progress import untold
+    from crumb.requests.fit_request import make_fit_request
+
+    request = make_fit_request(tuple(map(str, models)), **options)
+    return run(request, progress or untold)
 
 
 def __getattr__(name: str) -> Any:

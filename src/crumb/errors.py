@@ -51,6 +51,12 @@ class CrumbError(Exception):
         self.what, self.where, self.expected, self.found, self.do = what, where, expected, found, do
         super().__init__(_line(what, where, expected, found, do))
 
+    def at(self, where: object) -> CrumbError:
+        """The same error, about this place."""
+        return type(self)(
+            self.what, where=where, expected=self.expected, found=self.found, do=self.do
+        )
+
 
 def _line(what: str, where: object, expected: object, found: object, do: str | None) -> str:
     line = what if where is None else f"{where}: {what}"
@@ -188,6 +194,4 @@ def placed(where: object) -> Iterator[None]:
     except CrumbError as error:
         if error.where is not None:
             raise
-        raise type(error)(
-            error.what, where=where, expected=error.expected, found=error.found, do=error.do
-        ) from error
+        raise error.at(where) from error

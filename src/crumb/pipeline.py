@@ -28,7 +28,7 @@ from crumb.checkpoints.crumb.writer import assemble_directory
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError, placed
 from crumb.files.model_files import read_json
-from crumb.fit.quantize_cost import (
+from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
     check_disk,
     embedding_work,

@@ -18,7 +18,7 @@ KERNELS = (*FORMATS, "machine", "kernels")
 LOADED = (*KERNELS, "progress", "operations", "architectures", "files", "tokenizer", "embedded")
 CHECKPOINTS = (*LOADED, "checkpoints")
 RUN = (*CHECKPOINTS, "requests", "pieces", "structure", "run")
-STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fit")
+STAGES = (*RUN, "texts", "requests", "calibrate", "solve", "evaluation", "fitting")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "errors": (),
@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run": (*CHECKPOINTS, "requests", "pieces", "structure"),
     "calibrate": RUN,
     "evaluation": (*RUN, "texts"),
-    "fit": (*RUN, "requests", "solve", "evaluation", "texts"),
+    "fitting": (*RUN, "requests", "solve", "evaluation", "texts"),
     "pipeline": STAGES,
     "exporting": STAGES,
     "study": (*STAGES, "pipeline"),

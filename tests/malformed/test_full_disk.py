@@ -23,7 +23,7 @@ from tiny_checkpoint import write_checkpoint
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.main import main
-from crumb.fit.quantize_cost import working_bytes
+from crumb.fitting.quantize_cost import working_bytes
 from crumb.pipeline import QuantizeRequest, choose_formats
 
 Capsys = pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crumb.checkpoints.huggingface.weight_files import INDEX, SINGLE
-from crumb.checkpoints.safetensors import ArrayToWrite, write_file
+from crumb.checkpoints.safetensors import ArrayToWrite, encode_header, write_file
 from crumb.errors import OutputConflict, UsageError
 from crumb.files.atomic_directory import refuse_filled, take_place
 from crumb.files.atomic_file import disk_errors, sync_directory, write_json, write_synced
@@ -51,8 +51,23 @@ def write_model(
             write_synced(target / name, content)
 
 
-def write_shards(target: Path, parts: Sequence[Part], format: str) -> None:
-    """Shards of at most SHARD_BYTES, and an index where there are several."""
+@dataclass(frozen=True)
+class Shard:
+    """One weight file before it is written."""
+
+    name: str
+    arrays: Mapping[str, ArrayToWrite]
+    metadata: Mapping[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+        arrays = sum(array.size_bytes for array in self.arrays.values())
+        return len(encode_header(self.arrays, self.metadata)) + arrays
+
+
+def plan_shards(parts: Sequence[Part], format: str) -> list[Shard]:
+    """The weight files of some parts: at most SHARD_BYTES of arrays in each."""
     shards: list[list[Part]] = [[]]
     filled = 0
     for part in parts:
@@ -61,7 +76,7 @@ def write_shards(target: Path, parts: Sequence[Part], format: str) -> None:
             filled = 0
         shards[-1].append(part)
         filled += part.array.size_bytes
-    weight_map: dict[str, str] = {}
+    planned = []
     for index, shard in enumerate(shards, 1):
         name = SINGLE if len(shards) == 1 else f"model-{index:05}-of-{len(shards):05}.safetensors"
         # Small tensors have any size: behind them a matrix could begin at any byte.
@@ -69,8 +84,17 @@ def write_shards(target: Path, parts: Sequence[Part], format: str) -> None:
         metadata = {"format": format}
         for part in shard:
             metadata |= part.metadata
-        write_file(target / name, {part.name: part.array for part in shard}, metadata)
-        weight_map |= {part.name: name for part in shard}
+        planned.append(Shard(name, {part.name: part.array for part in shard}, metadata))
+    return planned
+
+
+def write_shards(target: Path, parts: Sequence[Part], format: str) -> None:
+    """Shards of at most SHARD_BYTES, and an index where there are several."""
+    shards = plan_shards(parts, format)
+    weight_map: dict[str, str] = {}
+    for shard in shards:
+        write_file(target / shard.name, shard.arrays, shard.metadata)
+        weight_map |= dict.fromkeys(shard.arrays, shard.name)
     if len(shards) > 1:
         write_json(target / INDEX, {"metadata": {}, "weight_map": weight_map})
 

@@ -249,16 +249,8 @@ class ArrayToWrite:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def write_file(
-    path: Path,
-    arrays: Mapping[str, ArrayToWrite],
-    metadata: Mapping[str, str],
-    alone: bool = False,
-) -> None:
-    """Write a file, one array in memory at a time: to a temporary name, synced, then renamed.
-
-    Raises: OutputConflict when `alone` and another run is writing it.
-    """
+def encode_header(arrays: Mapping[str, ArrayToWrite], metadata: Mapping[str, str]) -> bytes:
+    """What a file begins with, its own length included; the arrays follow."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     for name, array in arrays.items():
@@ -271,7 +263,20 @@ def write_file(
         position = end
     raw = msgspec.json.encode(header)
     raw += b" " * (-(8 + len(raw)) % DATA_ALIGNMENT_BYTES)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def write_file(
+    path: Path,
+    arrays: Mapping[str, ArrayToWrite],
+    metadata: Mapping[str, str],
+    alone: bool = False,
+) -> None:
+    """Write a file, one array in memory at a time: to a temporary name, synced, then renamed.
+
+    Raises: OutputConflict when `alone` and another run is writing it.
+    """
     with atomic_file(path, alone) as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.write(encode_header(arrays, metadata))
         for array in arrays.values():
             file.write(np.ascontiguousarray(array.read()).reshape(-1).view(np.uint8).data)

@@ -32,7 +32,7 @@ from crumb.cli.turn_reader import TurnReader, line_history, stdin_line
 from crumb.errors import CrumbError, UsageError
 from crumb.machine.memory import peak_memory_bytes, resident_bytes
 from crumb.run.language_model import LanguageModel
-from crumb.run.memory_plan import measure_process
+from crumb.run.memory_plan import process_bytes
 from crumb.tokenizer.chat_template import load_chat_template
 
 
@@ -65,8 +65,9 @@ def chat(
         LanguageModel(engine.prepared(checkpoint), engine.settings(checkpoint)) as loaded,
         line_history(),
     ):
-        plan = measure_process(loaded.memory, resident, lambda: loaded.tokenizer)
-        log_plan(plan, loaded.engine.settings)
+        vocabulary = loaded.checkpoint.plan.vocabulary
+        process = process_bytes(vocabulary, resident, lambda: loaded.tokenizer)
+        log_plan(replace(loaded.memory, process_bytes=process), loaded.engine.settings)
         Chat(Conversation(loaded, text, system), sys.stdin.isatty()).run()
 
 

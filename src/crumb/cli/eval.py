@@ -13,7 +13,7 @@ from crumb.cli.whole_number import OptionalWhole
 from crumb.evaluation.comparison import evaluate as run_evaluate
 from crumb.evaluation.execution import ExecutorKind
 from crumb.evaluation.report import Evaluation, FailCondition, Figure
-from crumb.fit.evaluation_cost import estimating
+from crumb.fitting.evaluation_cost import estimating
 from crumb.requests.evaluate_request import EvaluateRequest
 from crumb.run.memory_plan import ActivationKind
 

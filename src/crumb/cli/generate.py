@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from crumb.errors import UsageError
 from crumb.machine.memory import resident_bytes
 from crumb.run.generation import TextPiece
 from crumb.run.language_model import LanguageModel
-from crumb.run.memory_plan import EngineSettings, check_fits, measure_process
+from crumb.run.memory_plan import EngineSettings, check_fits, process_bytes
 from crumb.run.program import plan_engine
 from crumb.tokenizer.tokenizer import load_tokenizer
 
@@ -90,7 +91,8 @@ def generate(
         LanguageModel(engine.prepared(checkpoint), settings) as loaded,
         interruption() as interrupted,
     ):
-        plan = measure_process(loaded.memory, resident, lambda: loaded.tokenizer)
+        process = process_bytes(checkpoint.plan.vocabulary, resident, lambda: loaded.tokenizer)
+        plan = replace(loaded.memory, process_bytes=process)
         log_plan(plan, settings)
         if echo:
             out.write(words)
@@ -108,7 +110,10 @@ def generate(
 def show_plan(checkpoint: Checkpoint, settings: EngineSettings, as_json: bool) -> None:
     """The memory that a run takes, and what there is. Raises: DoesNotFit."""
     resident, plan = resident_bytes(), plan_engine(checkpoint, settings)
-    plan = measure_process(plan, resident, lambda: load_tokenizer(checkpoint.files))
+    process = process_bytes(
+        checkpoint.plan.vocabulary, resident, lambda: load_tokenizer(checkpoint.files)
+    )
+    plan = replace(plan, process_bytes=process)
     record = memory_record(plan, settings)
     available = bytes_text(record["available_bytes"])
     print_json(record) if as_json else print(f"{memory_line(plan)}; {available} available")

@@ -19,6 +19,7 @@ from crumb.cli.delta import delta
 from crumb.cli.demo import demo
 from crumb.cli.eval import evaluate
 from crumb.cli.export import export
+from crumb.cli.fit import fit
 from crumb.cli.formats import formats
 from crumb.cli.generate import generate
 from crumb.cli.kernels import kernels
@@ -40,6 +41,7 @@ app = cyclopts.App(
 )
 app.command(quantize, name="quantize")
 app.command(evaluate, name="eval")
+app.command(fit, name="fit")
 app.command(generate, name="generate")
 app.command(chat, name="chat")
 app.command(serve_app)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
@@ -264,10 +264,17 @@ def scratch_row_bytes(plan: Plan, head_dim: int, context: int) -> int:
     return -(-row // 4096) * 4096
 
 
-def measure_process(
-    memory: MemoryPlan, resident_before_bytes: int, read_tokenizer: Callable[[], object]
-) -> MemoryPlan:
-    """The plan with what this process takes beside its engine: measured, as no rule tells it.
+FIRST_STEP_BYTES = 1 << 20
+"""What the first request touches: code, the stack of the scheduler, its own objects."""
+
+CHOICE_ARRAYS = 6
+"""f64 arrays as long as the vocabulary that choosing a token holds at once."""
+
+
+def process_bytes(
+    vocabulary: int, resident_before_bytes: int, read_tokenizer: Callable[[], object]
+) -> int:
+    """What a process takes beside its engine: measured, as no rule tells it.
 
     `resident_before_bytes`: of the process before the engine was built.
     """
@@ -277,7 +284,7 @@ def measure_process(
         tokenizer = read_tokenizer()
     growth = max(0, resident_bytes() - begin)
     del tokenizer
-    return replace(memory, process_bytes=resident_before_bytes + growth)
+    return resident_before_bytes + growth + FIRST_STEP_BYTES + CHOICE_ARRAYS * 8 * vocabulary
 
 
 def check_fits(memory: MemoryPlan, where: object) -> None:

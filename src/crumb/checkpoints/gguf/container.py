@@ -82,9 +82,13 @@ def read_gguf(path: Path) -> GgufFile:
     Raises: CheckpointError, naming the file, the offset and the field.
     """
     with read_errors(path), path.open("rb") as file:
-        header = HeaderBytes(path, file, os.fstat(file.fileno()).st_size)
-        _check_start(header)
-        return _read_header(header)
+        return read_gguf_header(HeaderBytes(path, file, os.fstat(file.fileno()).st_size))
+
+
+def read_gguf_header(header: HeaderBytes) -> GgufFile:
+    """The same of a file that is open, or lies elsewhere. Raises: CheckpointError."""
+    _check_start(header)
+    return _read_header(header)
 
 
 def _check_start(header: HeaderBytes) -> None:

@@ -65,9 +65,7 @@ def open_gguf(path: Path) -> Checkpoint:
         if str(path) in str(error.where):
             raise
         place = path if error.where is None else f"{path}: {error.where}"
-        raise type(error)(
-            error.what, where=place, expected=error.expected, found=error.found, do=error.do
-        ) from error
+        raise error.at(place) from error
     tensor_map = TensorMap(path, entries)
     tensor_map.check(plan)
     files = MadeFiles(

@@ -21,8 +21,8 @@ from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import read_header
 from crumb.embedded import MODELS
 from crumb.errors import DoesNotFit
-from crumb.fit import quantize_cost
-from crumb.fit.quantize_cost import (
+from crumb.fitting import quantize_cost
+from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
     check_disk,
     estimate,

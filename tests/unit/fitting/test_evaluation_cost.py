@@ -5,8 +5,8 @@ import pytest
 from crumb.embedded import MODELS
 from crumb.evaluation import walks
 from crumb.evaluation.execution import Execution, ExecutorKind
-from crumb.fit import evaluation_cost
-from crumb.fit.evaluation_cost import estimate_evaluation
+from crumb.fitting import evaluation_cost
+from crumb.fitting.evaluation_cost import estimate_evaluation
 from crumb.run import model as model_module
 from crumb.run.model import open_model
 from crumb.run.program import plan_engine
