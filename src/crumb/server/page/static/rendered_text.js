@@ -1,23 +1,31 @@
 // Markdown in the page: the server renders it, and while a text grows only its last block again.
-// In: a text as it grows. Out: elements, one for each block. Until HTML comes, and where it cannot
-// come, the text itself is shown. This is the only place where HTML enters the page.
+// In: a text as it grows. Out: elements, one for each block. Where no HTML comes, the text itself is
+// shown. This is the only place where HTML enters the page.
 
 import * as api from './api.js';
 import { copyText, element } from './dom.js';
 
 const PAUSE = 90;
 const MOST_CHARACTERS = 200_000;
+const MOST_REMEMBERED = 200;
 
 const policy = window.trustedTypes?.createPolicy('crumb-rendered', { createHTML: (html) => html }) ?? { createHTML: (html) => html };
 
 const waiting = [];
+const remembered = new Map();
 
-/** Blocks of a finished text; texts of one moment are asked for together. */
+/** Blocks of a finished text; texts of one moment are asked for together, and remembered. */
 function rendered(text) {
+  if (remembered.has(text)) return remembered.get(text);
   return new Promise((resolve, reject) => {
     waiting.push({ text, resolve, reject });
     if (waiting.length === 1) queueMicrotask(renderWaiting);
   });
+}
+
+function remember(text, blocks) {
+  if (remembered.size >= MOST_REMEMBERED) remembered.delete(remembered.keys().next().value);
+  remembered.set(text, blocks);
 }
 
 async function renderWaiting() {
@@ -30,7 +38,7 @@ async function renderWaiting() {
     }
     try {
       const texts = await api.render(batch.map((each) => each.text));
-      batch.forEach((each, index) => each.resolve(texts[index]));
+      batch.forEach((each, index) => { remember(each.text, texts[index]); each.resolve(texts[index]); });
     } catch (error) {
       batch.forEach((each) => each.reject(error));
     }
