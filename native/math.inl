@@ -57,3 +57,12 @@ CRUMB_INLINE Floats gelu_tanh(Floats x) {
   const Floats inner = fma(x * x * x, 0.044715f, x) * all_floats(0.7978845608028654f);
   return all_floats(0.5f) * x * (all_floats(1.0f) + hyperbolic_tangent(inner));
 }
+
+// (up + 1) gate sigmoid(slope gate), gate at most `limit` and up within it.
+CRUMB_INLINE Floats clamped_gate(Floats gate, Floats up, float slope, float limit) {
+  const Floats one = all_floats(1.0f), most = all_floats(limit);
+  gate = min(gate, most);
+  up = max(min(up, most), all_floats(-limit));
+  const Floats turned = max(gate * all_floats(slope), all_floats(-80.0f));
+  return (up + one) * (gate / (one + exponential(all_floats(0.0f) - turned)));
+}

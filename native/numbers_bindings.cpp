@@ -6,6 +6,7 @@
 #include <string>
 
 #include "bindings_checks.hpp"
+#include "grouping.hpp"
 
 namespace nb = nanobind;
 
@@ -31,6 +32,16 @@ void bind_numbers(nb::module_& m) {
                                           width("head_dim", head_dim));
         },
         nb::arg("context_tokens"), nb::arg("head_dim"));
+  m.def("grouped_rows",
+        [](int64_t pairs, int64_t groups) {
+          return grouped_rows(width("pairs", pairs), width("groups", groups));
+        },
+        nb::arg("pairs"), nb::arg("groups"));
+  m.def("grouping_integers",
+        [](int64_t pairs, int64_t groups) {
+          return grouping_integers(width("pairs", pairs), width("groups", groups));
+        },
+        nb::arg("pairs"), nb::arg("groups"));
   m.def("cache_head_bytes",
         [](int64_t head_dim, int kind) {
           require(is_cache_kind(kind), "cache: unknown kind");

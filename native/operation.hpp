@@ -78,6 +78,9 @@ struct Register : Registration {
         }) {}
 };
 
+// The elementwise function of this name.
+int function_named(const std::string& name);
+
 // Appends an operation of this kind to an engine. Throws std::invalid_argument, WrongType.
 void add_operation(Engine& engine, const std::string& kind, Arguments arguments);
 std::vector<std::string> operation_kinds();

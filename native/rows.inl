@@ -73,6 +73,10 @@ void elementwise(const ElementwiseJob& job) {
       return activate(job, [&](Floats x) {
         return max(min(x, all_floats(job.number)), all_floats(-job.number));
       });
+    case kClampedGate:
+      return each_vector(job, [&](Floats x, int64_t at) {
+        return clamped_gate(x, load_floats(job.right + at), job.slope, job.number);
+      });
     case kMultiply:
       return each_vector(job, [&](Floats x, int64_t at) { return x * load_floats(job.right + at); });
     default:

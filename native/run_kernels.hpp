@@ -54,6 +54,7 @@ struct QuantizeJob {
   int64_t x_stride;
   Activations to;
   int64_t begin, end;  // of tokens * scales
+  const int32_t* rows = nullptr;  // (tokens) the row of x of each token; null: its own
 };
 
 struct MatmulJob {
@@ -112,10 +113,11 @@ struct ElementwiseJob {
   const float* right;  // null for an activation that nothing is multiplied with
   float* out;
   int64_t begin, end;  // vectors of 16 floats
-  int kind;            // Function, kMultiply or kAdd
-  float number = 0.0f;  // of those from kScale on
+  int kind;            // Function, kMultiply, kAdd or kClampedGate
+  float number = 0.0f;  // of those from kScale on, and the limit of kClampedGate
+  float slope = 1.0f;   // of kClampedGate
 };
-constexpr int kMultiply = 16, kAdd = 17;
+constexpr int kMultiply = 16, kAdd = 17, kClampedGate = 18;  // these read `right`
 
 struct RotaryJob {
   const float* x;

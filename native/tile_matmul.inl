@@ -129,7 +129,7 @@ void quantize_activations(const QuantizeJob& job) {
     const int64_t token = item / scale_count(to), first = item % scale_count(to) * kBlockInputs;
     const int64_t left = to.columns - first;
     const int64_t inputs = left < kBlockInputs ? left : kBlockInputs;
-    const float* x = job.x + token * job.x_stride + first;
+    const float* x = job.x + (job.rows ? job.rows[token] : token) * job.x_stride + first;
     int32_t* total = to.sum + token * to.blocks + first / to.block_inputs;
     Floats most = all_floats(0.0f);
     for (int64_t k = 0; k < inputs; k += 16) most = max(absolute(load_first(x + k, inputs - k)), most);

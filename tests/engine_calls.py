@@ -14,6 +14,8 @@ from crumb._native import (
     NativeEngine,
     attention_scratch_floats,
     cache_head_bytes,
+    grouped_rows,
+    grouping_integers,
     matmul_scratch_bytes,
 )
 
@@ -45,6 +47,7 @@ class Built:
         self.kept = add(np.zeros((KEPT, WIDTH), np.float32), WIDTH)
         self.narrow = add(np.zeros((ROWS, 16), np.float32), 8)
         self.logits = add(np.zeros((KEPT, VOCABULARY), np.float32), VOCABULARY)
+        self.chosen = add(np.zeros((ROWS, 16), np.float32), 8)
         self.floats = self.engine.add_floats(
             np.zeros((VOCABULARY, 4 * WIDTH), np.uint8), WIDTH, F32
         )
@@ -76,6 +79,15 @@ def activations(rows: int = ROWS) -> tuple[Any, Any, Any]:
 
 def pages(kind: int = F32, count: int = PAGES) -> np.ndarray[Any, Any]:
     return aligned(count, 2 * cache_head_bytes(16, kind))
+
+
+EXPERTS = 9
+
+
+def grouped(built: Built) -> list[int]:
+    """Buffers with a row for each token and each of the 8 experts it uses."""
+    rows = grouped_rows(8 * ROWS, EXPERTS)
+    return [built.engine.add_buffer(np.zeros((rows, WIDTH), np.float32), WIDTH) for _ in range(4)]
 
 
 def vector(*values: int) -> np.ndarray[Any, Any]:
@@ -160,6 +172,28 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
     "add": lambda built: {"left": built.hidden, "right": built.other, "out": built.third},
     "join": lambda built: (
         {"inputs": [built.half, built.narrow], "out": 0} | {"widths": [8, 8], "outer": 2}
+    ),
+    "router": lambda built: {
+        "input": built.hidden,
+        "shares": built.narrow,
+        "chosen": built.chosen,
+        "scoring": "sigmoid",
+        "finish": "sum",
+        "bias": np.ones(WIDTH, np.float32),
+        "groups": 4,
+        "top_groups": 2,
+        "group_best": 2,
+        "floor": 1e-20,
+        "factor": 2.0,
+    },
+    "experts": lambda built: (
+        dict(zip(("rows", "gates", "ups", "mixed"), grouped(built), strict=True))
+        | {"input": built.hidden, "shares": built.narrow, "chosen": built.chosen}
+        | {role: [built.tiles] * EXPERTS for role in ("gate", "up", "down")}
+        | {f"{role}_bias": np.ones((EXPERTS, WIDTH), np.float32) for role in ("gate", "down")}
+        | {"up_bias": None, "function": "silu", "slope": 1.0, "limit": 7.0, "shares_first": False}
+        | {"activations": [], "out": built.third}
+        | {"groups": np.zeros(grouping_integers(8 * ROWS, EXPERTS), np.int32)}
     ),
     "nothing": lambda built: {},
     "select": lambda built: {"input": built.hidden, "out": built.kept},

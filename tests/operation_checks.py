@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb._native import NativeEngine, attention_scratch_floats, matmul_scratch_bytes
+from crumb._native import (
+    NativeEngine,
+    attention_scratch_floats,
+    grouped_rows,
+    grouping_integers,
+    matmul_scratch_bytes,
+)
 from crumb.kernels.dispatch import supported_sets
 from crumb.operations.operation import Context, Operation
 from crumb.operations.rotary import rotation_table
@@ -89,6 +95,7 @@ class Alone:
         for name, x in zip(operation.reads, reads, strict=True):
             if x.ndim == 3:
                 self.arrays[name][:, : x.shape[-1]] = x[0]
+        self.operation, self.matrices = operation, dict[str, int]()
         words = self.engine.add_floats(np.zeros((4, 64), np.uint8), 16, 0)
         scrap = self._buffer("scrap", 16)
         row_of(operation).native(operation, self)
@@ -96,9 +103,10 @@ class Alone:
         pages = list(range(-(-self.rows // 16)))
         self.engine.step([([0] * self.rows, 0, pages, 0)], 1)
 
-    def _buffer(self, name: str, width: int) -> int:
+    def _buffer(self, name: str, width: int, rows: int | None = None) -> int:
         if name not in self.places:
-            self.arrays[name] = np.zeros((self.rows, -(-width // 16) * 16), np.float32)
+            shape = (rows or self.rows, -(-width // 16) * 16)
+            self.arrays[name] = np.zeros(shape, np.float32)
             self.places[name] = self.engine.add_buffer(self.arrays[name], width)
         return self.places[name]
 
@@ -110,6 +118,24 @@ class Alone:
 
     def vector(self, name: str | None) -> Array | None:
         return None if name is None else self.weights[name]
+
+    def matrix(self, name: str) -> int:
+        if name not in self.matrices:
+            array = self.weights[name]
+            raw = array.view(np.uint8).reshape(array.shape[0], -1)
+            self.matrices[name] = self.engine.add_floats(raw, array.shape[1], 0)
+        return self.matrices[name]
+
+    def grouping(self, operation: Operation) -> dict[str, Any]:
+        needs = row_of(operation).needs(operation).grouped
+        assert needs is not None
+        pairs = self.rows * needs.used
+        rows = grouped_rows(pairs, needs.groups)
+        return {
+            "activations": [],
+            "groups": np.zeros(grouping_integers(pairs, needs.groups), np.int32),
+            **{name: self._buffer(name, width, rows) for name, width in needs.widths},
+        }
 
     def turns(self, rope: Any) -> Array:
         return rotation_table(rope, 64)
@@ -128,3 +154,15 @@ def check_native(
         for name, output in zip(operation.writes, expected, strict=True):
             native = alone.arrays[name][:, : output.shape[-1]]
             assert np.abs(native - output[0]).max() <= bound * np.abs(output).max(), (isa, name)
+
+
+def native_output(
+    operation: Operation, reads: tuple[Array, ...], weights: dict[str, Array]
+) -> Array:
+    """What the native engine writes first: (tokens, features)."""
+    isa = supported_sets()[-1]
+    name = operation.writes[0]
+    widths = {each: x.shape[-1] for each, x in zip(operation.reads, reads, strict=True)}
+    width = output_widths(operation, widths)[name]
+    output: Array = Alone(operation, reads, weights, isa).arrays[name][:, :width]
+    return output

@@ -28,17 +28,10 @@ struct Elementwise : Operation {
   }
 };
 
-int function_named(Maker& maker) {
-  const std::string& name = maker.of.text("function");
-  for (const auto& [function, code] :
-       {std::pair{"silu", kSilu}, {"gelu", kGelu}, {"gelu_tanh", kGeluTanh}, {"relu", kRelu},
-        {"scale", kScale}, {"soft_cap", kSoftCap}, {"clip", kClip}})
-    if (name == function) return code;
-  throw std::invalid_argument("elementwise: unknown function");
-}
+int function_of(Maker& maker) { return function_named(maker.of.text("function")); }
 
 struct Activation final : Elementwise {
-  explicit Activation(Maker& maker) : Elementwise(maker, "input", false, function_named(maker)) {
+  explicit Activation(Maker& maker) : Elementwise(maker, "input", false, function_of(maker)) {
     number = maker.of.optional_number("number");
     require((function >= kScale) == !std::isnan(number), "activation: a number too many or too few");
     require(function <= kScale || number > 0.0f,
@@ -46,7 +39,7 @@ struct Activation final : Elementwise {
   }
 };
 struct Gate final : Elementwise {
-  explicit Gate(Maker& maker) : Elementwise(maker, "input", true, function_named(maker)) {
+  explicit Gate(Maker& maker) : Elementwise(maker, "input", true, function_of(maker)) {
     require(function < kScale, "gate: a function with a number");
   }
 };
@@ -63,4 +56,13 @@ const Register<Multiply> multiply("multiply");
 const Register<Add> add("add");
 
 }  // namespace
+
+int function_named(const std::string& name) {
+  for (const auto& [function, code] :
+       {std::pair{"silu", kSilu}, {"gelu", kGelu}, {"gelu_tanh", kGeluTanh}, {"relu", kRelu},
+        {"scale", kScale}, {"soft_cap", kSoftCap}, {"clip", kClip}})
+    if (name == function) return code;
+  throw std::invalid_argument("elementwise: unknown function");
+}
+
 }  // namespace crumb

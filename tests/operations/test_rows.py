@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from operation_checks import check_gradient, check_native, drawn
+from operation_checks import check_gradient, check_native, drawn, native_output
 
 from crumb.operations.activation import FUNCTIONS, NUMBERED, Activation
 from crumb.operations.add import Add
 from crumb.operations.attention import QUERY_BLOCK, Attention
 from crumb.operations.embed import Embed
+from crumb.operations.experts import CLAMPED, Experts
 from crumb.operations.gate import Gate
 from crumb.operations.join import Join
 from crumb.operations.linear import Linear
@@ -24,6 +25,7 @@ from crumb.operations.norm import Norm
 from crumb.operations.operation import Context, Operation
 from crumb.operations.rope import Rope
 from crumb.operations.rotary import Rotary
+from crumb.operations.router import Router
 from crumb.operations.split import Split
 from crumb.operations.table import OPERATIONS, row_of
 
@@ -55,6 +57,24 @@ def rotary(style: str, kind: str = "default") -> Case:
     scaling = () if kind == "default" else (("factor", 4.0),)
     rope = Rope(6, 30.0, scaling, kind)
     return Rotary("x", "places", "y", 3, style, rope), (drawn(1, 7, 24), PLACES), {}, 1
+
+
+def experts(biases: bool = False, **changed: Any) -> Case:
+    count, used, wide, inner = 6, 3, 21, 13
+    names = [f"{role}_bias" for role in ("gate", "up", "down")] if biases else []
+    settings = {"function": "silu"} | {name: f"{name}.{{expert}}" for name in names} | changed
+    sizes = (count, used, wide, inner)
+    op = Experts(
+        "x", "shares", "chosen", "y", "g.{expert}", "u.{expert}", "d.{expert}", *sizes, **settings
+    )
+    weights = {spec.name: drawn(*spec.shape, seed=k) / 2 for k, spec in enumerate(op.tensors())}
+    chosen = np.argsort(drawn(1, 7, count, seed=3), axis=-1)[..., :used]  # the last two: rarely
+    return op, (drawn(1, 7, wide), drawn(1, 7, used, seed=1), chosen.astype(float)), weights, 1
+
+
+def route(bias: bool = False, **changed: Any) -> Case:
+    op = Router("x", "shares", "chosen", 12, 4, bias="b" if bias else None, **changed)
+    return op, (drawn(1, 7, 12),), {"b": drawn(12)} if bias else {}, 0
 
 
 ELEMENTS = drawn(1, 7, 21), drawn(1, 7, 21, seed=1)
@@ -103,6 +123,19 @@ CASES: dict[str, Case] = {
     "attention with a window": attention(window=3),
     "attention with a soft cap": attention(soft_cap=0.7),
     "attention of many queries": attention(tokens=QUERY_BLOCK + 5, window=20, shape=(2, 1, 3)),
+    "experts": experts(),
+    "experts with biases": experts(biases=True, function="gelu"),
+    "experts with clamped gates": experts(biases=True, function=CLAMPED, slope=1.702, limit=0.7),
+    "experts whose shares come first": experts(shares_first=True),
+    "router": route(finish="sum", scoring="softmax"),
+    "router by raw shares": route(scoring="softmax", factor=2.5),
+    "router by logits": route(finish="softmax"),
+    "router to one": route(finish="sigmoid"),
+    "router with a bias": route(True, scoring="sigmoid", finish="sum", floor=1e-20, factor=1.8),
+    "router in groups": route(
+        True, scoring="sigmoid", finish="sum", groups=4, top_groups=2, group_best=2
+    ),
+    "router in groups by the best": route(scoring="softmax", groups=3, top_groups=2),
     **{
         f"norm {kind}{' with a bias' if bias else ''} of {groups}{' per channel' if own else ''}": (
             norm(kind, bias, groups, own)
@@ -134,11 +167,9 @@ def test_a_gradient_is_the_slope_of_the_reference(name: str) -> None:
 
 
 NATIVE = [
-    name
-    for name, case in CASES.items()
-    if isinstance(case[0], Norm | Join | Split | Rotary | Multiply | Add | Activation | Gate)
+    name for name, case in CASES.items() if not isinstance(case[0], Embed | Linear | Attention)
 ]
-"""Kinds that need neither matrices nor pages: tests/architectures runs those."""
+"""Kinds that need no pages and read no tokens: tests/architectures runs those."""
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -165,3 +196,21 @@ def test_a_join_undoes_a_split() -> None:
     x = drawn(1, 7, 30)
     parts = row_of(split).reference(split, (x,), Context({}))
     np.testing.assert_array_equal(row_of(join).reference(join, parts, Context({}))[0], x)
+
+
+def test_of_experts_that_tie_the_first_are_chosen() -> None:
+    op, _, _, _ = route(scoring="softmax")
+    scores = np.zeros((1, 3, 12))
+    scores[0, 1, [2, 7, 9]] = 1.0
+    shares, chosen = row_of(op).reference(op, (scores,), Context({}))
+    assert chosen[0].tolist() == [[0, 1, 2, 3], [2, 7, 9, 0], [0, 1, 2, 3]]
+    check_native(op, (scores,), {}, 64 * UNIT)
+    assert (shares[0, 0] == 1 / 12).all()
+
+
+def test_a_token_gets_the_same_from_its_experts_whoever_is_beside_it() -> None:
+    op, (x, shares, chosen), weights, _ = experts(biases=True)
+    together = native_output(op, (x, shares, chosen), weights)
+    for token in range(x.shape[1]):
+        alone = tuple(each[:, token : token + 1] for each in (x, shares, chosen))
+        np.testing.assert_array_equal(native_output(op, alone, weights)[0], together[token])

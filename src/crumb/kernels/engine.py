@@ -11,6 +11,8 @@ from crumb._native import (
     NativeEngine,
     attention_scratch_floats,
     cache_head_bytes,
+    grouped_rows,
+    grouping_integers,
     matmul_scratch_bytes,
 )
 
@@ -19,5 +21,7 @@ __all__ = [
     "NativeEngine",
     "attention_scratch_floats",
     "cache_head_bytes",
+    "grouped_rows",
+    "grouping_integers",
     "matmul_scratch_bytes",
 ]

@@ -86,7 +86,23 @@ class OperationCost:
     """What one token of an operation takes, for prediction and for estimates."""
 
     multiply_adds: float = 0.0  # of matrix products, attention included
-    weights: float = 0.0  # of matrices, each read once a step
+    weights: float = 0.0  # of matrices, each read at most once a step
+    parts: int = 1  # that the weights fall into, all of one size
+    parts_used: int = 1  # by a token; others are not read
+
+    def share_read(self, tokens: int) -> float:
+        """Share of the weights that a step of so many tokens reads, parts being used equally."""
+        return 1.0 - (1.0 - self.parts_used / self.parts) ** tokens
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Memory of an operation that deals the rows of a step out to groups, `used` for a token."""
+
+    groups: int
+    used: int
+    widths: tuple[tuple[str, int], ...]  # its own buffers, with a row for each use: name, width
+    matrices: tuple[tuple[str, int], ...]  # that read such rows: weight, in_features
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class Needs:
     head_dim: int = 0
     table: Any = None  # a Rope: cosines and sines of each position, shared by equal ones
     table_width: int = 0  # floats of it for each position
+    grouped: Grouped | None = None
 
 
 class NativeProgram(Protocol):
@@ -111,6 +128,7 @@ class NativeProgram(Protocol):
     def turns(self, rope: Any) -> NDArray[np.float32]: ...
     def cache(self, operation: Any) -> Mapping[str, Any]: ...
     def linear(self, operation: Any) -> None: ...
+    def grouping(self, operation: Any) -> Mapping[str, Any]: ...
 
 
 Widths = Mapping[str, int]

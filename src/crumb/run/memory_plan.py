@@ -7,7 +7,7 @@ so the dry run is the plan itself. Refuses, with DoesNotFit, what the machine ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,6 +32,7 @@ from crumb.operations.operation import Operation
 from crumb.operations.table import row_of
 from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
+from crumb.run.grouped_rows import grouped_of, integers_of, places_of, rows_of
 
 BLOCK_INPUTS = 128
 """Inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
@@ -150,6 +151,8 @@ class MemoryPlan:
     table_bytes: int  # rotary tables, and the orders of columns
     places: tuple[Mapping[str, Place], ...]  # by stage: buffer name -> place
     gathered: Mapping[tuple[int, int], Place]  # (rows, width) of inputs in another order -> place
+    grouped_begin: int  # floats of the arena before what operations have that deal rows out
+    grouping_integers: int  # that the largest of these needs
     arena_floats: int
     scratch_row_bytes: int  # of each thread
     process_bytes: int = 0  # interpreter, packages and tokenizer, where they were measured
@@ -230,13 +233,12 @@ def plan_memory(
     places, arena = place_buffers(plan, settings.step_tokens, settings.head_rows)
     gathered, arena = place_gathered(plan, orders or {}, settings, arena)
     operations = [operation for stage in plan.stages for operation in stage.operations]
-    shapes = {
-        (op.in_features, block_inputs(formats[op.weight], op.in_features))
-        for op in operations
-        if isinstance(op, Linear) and op.weight in formats
-    }
-    if settings.activations is ActivationKind.F32:
-        shapes = set()
+    grouped, grouped_begin = grouped_of(operations), arena
+    for each in grouped:
+        places_of_each = places_of(each, settings.step_tokens, grouped_begin).values()
+        arena = max(arena, *(place.end for place in places_of_each))
+    integers = max((integers_of(each, settings.step_tokens) for each in grouped), default=0)
+    shapes = activation_shapes(operations, formats, settings)
     context = settings.context(plan)
     needs = [row_of(operation).needs(operation) for operation in operations]
     row = scratch_row_bytes(plan, max(need.head_dim for need in needs), context)
@@ -246,15 +248,38 @@ def plan_memory(
     return MemoryPlan(
         weights_bytes=weights_bytes,
         cache_bytes=settings.pages(plan) * page_bytes,
-        buffer_bytes=4 * arena
-        + sum(activation_bytes(*shape, settings.step_tokens) for shape in shapes),
+        buffer_bytes=4 * arena + 4 * integers + sum(activation_bytes(*shape) for shape in shapes),
         scratch_bytes=settings.thread_count() * row,
         table_bytes=sum(4 * context * width for _, width in tables) + sum(different.values()),
         places=places,
         gathered=gathered,
+        grouped_begin=grouped_begin,
+        grouping_integers=integers,
         arena_floats=arena,
         scratch_row_bytes=row,
     )
+
+
+def activation_shapes(
+    operations: Iterable[Operation], formats: Mapping[str, Format], settings: EngineSettings
+) -> set[tuple[int, int, int]]:
+    """Columns, inputs that are added up and rows of all int8 activations that a model reads."""
+    if settings.activations is ActivationKind.F32:
+        return set()
+    shapes = set()
+    for op in operations:
+        read, rows = [], settings.step_tokens
+        grouped = row_of(op).needs(op).grouped
+        if grouped is not None:
+            read, rows = list(grouped.matrices), rows_of(grouped, settings.step_tokens)
+        elif isinstance(op, Linear):
+            read = [(op.weight, op.in_features)]
+        shapes |= {
+            (columns, block_inputs(formats[weight], columns), rows)
+            for weight, columns in read
+            if weight in formats
+        }
+    return shapes
 
 
 def scratch_row_bytes(plan: Plan, head_dim: int, context: int) -> int:

@@ -26,6 +26,7 @@ from crumb.operations.rotary import rotation_table
 from crumb.operations.table import row_of
 from crumb.run.buffers import Place
 from crumb.run.gates import with_gates
+from crumb.run.grouped_rows import places_of, rows_of
 from crumb.run.memory_plan import (
     BLOCK_INPUTS,
     CACHE_CODE,
@@ -40,8 +41,8 @@ from crumb.run.memory_plan import (
     plan_memory,
 )
 from crumb.run.stored_matrices import (
-    embedded_matrices,
     formats_of,
+    ordered_matrices,
     orders_of,
     runs_packed,
     weights_bytes,
@@ -84,7 +85,7 @@ class Program:
     ) -> None:
         self.plan: Plan = checkpoint.plan
         self.tensors, self.settings, self.memory = checkpoint.tensors, settings, memory
-        self.embedded, self.orders = embedded_matrices(self.plan), orders_of(checkpoint)
+        self.ordered, self.orders = ordered_matrices(self.plan), orders_of(checkpoint)
         self.context = settings.context(self.plan)
         scratch = aligned_bytes(settings.thread_count(), memory.scratch_row_bytes)
         self.native = NativeEngine(selected_set(), settings.thread_count(), scratch)
@@ -94,7 +95,8 @@ class Program:
             room = np.empty(memory.weights_bytes + 64 * (len(self.tensors.entries) + 1), np.uint8)
             self.copies = room[-room.ctypes.data % 64 :]
         self.matrices: dict[str, int] = {}
-        self.activations: dict[tuple[int, int], int] = {}
+        self.activations: dict[tuple[int, int, int], int] = {}
+        self.dealing = np.zeros(memory.grouping_integers, np.int32)
         self.tables: dict[Rope, Floats] = {}
         self.views: dict[Place, tuple[int, Floats]] = {}
         self.places: Mapping[str, Place] = {}  # of the stage whose operations are appended
@@ -157,7 +159,7 @@ class Program:
             entry = self.tensors.entry(name)
             if not isinstance(entry, Quantized):
                 self.matrices[name] = self.add_plain(name, entry.map())
-            elif runs_packed(name, entry, self.embedded):
+            elif runs_packed(name, entry, self.ordered):
                 self.matrices[name] = self.add_packed(self.placed(entry))
             else:
                 self.matrices[name] = self.add_plain(name, self.tensors.read_float(name))
@@ -193,27 +195,42 @@ class Program:
         raw = array.view(np.uint8).reshape(array.shape[0], -1)
         return self.native.add_floats(raw, array.shape[1], FLOAT_CODE[array.dtype.name])
 
-    def quantized_input(self, operation: Linear) -> int:
-        """Index of the int8 activations that a layer reads, NO_BUFFER where it reads f32."""
-        name, entry = operation.weight, self.tensors.entry(operation.weight)
-        exact = self.settings.activations is ActivationKind.F32
-        if exact or not isinstance(entry, Quantized) or not runs_packed(name, entry, self.embedded):
+    def quantized_input(self, weight: str, in_features: int, rows: int) -> int:
+        """Index of the int8 activations that a matrix reads, NO_BUFFER where it reads f32."""
+        exact, entry = self.settings.activations is ActivationKind.F32, self.tensors.entry(weight)
+        if (
+            exact
+            or not isinstance(entry, Quantized)
+            or not runs_packed(weight, entry, self.ordered)
+        ):
             return NO_BUFFER
-        shape = (operation.in_features, block_inputs(entry.format, operation.in_features))
+        shape = (in_features, block_inputs(entry.format, in_features), rows)
         if shape not in self.activations:
-            rows = self.settings.step_tokens
             scales, sums = (-(-shape[0] // inputs) for inputs in (BLOCK_INPUTS, shape[1]))
             self.activations[shape] = self.native.add_activations(
                 aligned_bytes(activation_rows(rows), activation_stride(shape[0])).view(np.int8),
                 np.zeros((rows, scales), np.float32),
                 np.zeros((rows, sums), np.int32),
-                *shape,
+                *shape[:2],
             )
         return self.activations[shape]
 
+    def grouping(self, operation: Operation) -> Mapping[str, Any]:
+        """Buffers, activations and integers of an operation that deals rows out."""
+        needs, step_tokens = row_of(operation).needs(operation).grouped, self.settings.step_tokens
+        assert needs is not None, operation
+        rows = rows_of(needs, step_tokens)
+        read = {self.quantized_input(*matrix, rows) for matrix in needs.matrices}
+        places = places_of(needs, step_tokens, self.memory.grouped_begin)
+        return {
+            "activations": sorted(read - {NO_BUFFER}),
+            "groups": self.dealing,
+            **{name: self.buffer_at(place) for name, place in places.items()},
+        }
+
     def linear(self, op: Linear) -> None:
         matrix = self.matrix(op.weight)
-        activations = self.quantized_input(op)
+        activations = self.quantized_input(op.weight, op.in_features, self.settings.step_tokens)
         order = self.orders.get(op.weight)
         group = (op.input, activations, None if order is None else id(order))
         source = self.buffer(op.input)

@@ -16,17 +16,18 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.tensor_map import Entry, Quantized
 from crumb.formats.catalog import Format
 from crumb.operations.embed import Embed
+from crumb.operations.table import row_of
 
 Orders = dict[str, NDArray[np.int32]]
 
 
 def formats_of(checkpoint: Checkpoint) -> dict[str, Format]:
     """Formats of the matrices that run packed."""
-    embedded = embedded_matrices(checkpoint.plan)
+    ordered = ordered_matrices(checkpoint.plan)
     return {
         name: entry.format
         for name, entry in checkpoint.tensors.entries.items()
-        if isinstance(entry, Quantized) and runs_packed(name, entry, embedded)
+        if isinstance(entry, Quantized) and runs_packed(name, entry, ordered)
     }
 
 
@@ -35,10 +36,10 @@ def orders_of(checkpoint: Checkpoint) -> Orders:
 
     Column k belongs to input order[k]. Equal orders are one array.
     """
-    embedded, different = embedded_matrices(checkpoint.plan), dict[bytes, NDArray[np.int32]]()
+    ordered, different = ordered_matrices(checkpoint.plan), dict[bytes, NDArray[np.int32]]()
     found: Orders = {}
     for name, entry in checkpoint.tensors.entries.items():
-        if not isinstance(entry, Quantized) or not runs_packed(name, entry, embedded):
+        if not isinstance(entry, Quantized) or not runs_packed(name, entry, ordered):
             continue
         if entry.order is not None:
             order = np.ascontiguousarray(entry.order, np.int32)
@@ -48,25 +49,32 @@ def orders_of(checkpoint: Checkpoint) -> Orders:
 
 def weights_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the plan's tensors as they are used: what is converted counts as it is then."""
-    embedded, tensors = embedded_matrices(checkpoint.plan), checkpoint.tensors
+    ordered, tensors = ordered_matrices(checkpoint.plan), checkpoint.tensors
     return sum(
-        _used_bytes(spec.name, tensors.entry(spec.name), embedded)
+        _used_bytes(spec.name, tensors.entry(spec.name), ordered)
         for spec in checkpoint.plan.tensors()
     )
 
 
-def embedded_matrices(plan: Plan) -> set[str]:
-    """Matrices whose rows are looked up; then columns must stand as the features do."""
-    operations = (op for stage in plan.stages for op in stage.operations)
-    return {op.weight for op in operations if isinstance(op, Embed)}
+def ordered_matrices(plan: Plan) -> set[str]:
+    """Matrices whose columns must stand as the features do: their rows are looked up, or their
+    inputs dealt out."""
+    names: set[str] = set()
+    for operation in (op for stage in plan.stages for op in stage.operations):
+        grouped = row_of(operation).needs(operation).grouped
+        if isinstance(operation, Embed):
+            names.add(operation.weight)
+        elif grouped is not None:
+            names |= {weight for weight, _ in grouped.matrices}
+    return names
 
 
-def runs_packed(name: str, entry: Quantized, embedded: set[str]) -> bool:
+def runs_packed(name: str, entry: Quantized, ordered: set[str]) -> bool:
     """Else it runs decoded to f32: exact, but as large as floats."""
-    return entry.order is None or name not in embedded
+    return entry.order is None or name not in ordered
 
 
-def _used_bytes(name: str, entry: Entry, embedded: set[str]) -> int:
-    if isinstance(entry, Quantized) and not runs_packed(name, entry, embedded):
+def _used_bytes(name: str, entry: Entry, ordered: set[str]) -> int:
+    if isinstance(entry, Quantized) and not runs_packed(name, entry, ordered):
         return np.dtype(np.float32).itemsize * prod(entry.shape)
     return entry.used_bytes

@@ -1,6 +1,7 @@
 // A step of the engine with every kind of operation: the same bits on any number of threads.
 // In: a small made-up model and two sequences. Out: a line where 2, 3 or 5 threads differ from 1.
 // Run under a thread sanitizer it also shows where two threads touch one number unordered.
+#include "grouping.hpp"
 #include "matrix.hpp"
 #include "operation.hpp"
 
@@ -10,6 +11,7 @@ namespace {
 constexpr int kRows = 21, kSelected = 5, kVocabulary = 37, kPositions = 40;
 constexpr int kHeads = 4, kKept = 2, kHeadDim = 12, kDimensions = 8;
 constexpr int kWidth = kHeads * kHeadDim, kKeptWidth = kKept * kHeadDim, kInner = 100;
+constexpr int kExperts = 6, kUsed = 2;
 
 std::vector<float> draw(int64_t count, Random& random) {
   std::vector<float> all(count);
@@ -32,6 +34,7 @@ struct Model {
   std::vector<int32_t> order = reversed(kWidth);
   FloatMatrix words{reinterpret_cast<const uint8_t*>(embedding.data()), kVocabulary, kWidth,
                     kFloat32};
+  FloatMatrix router{words.weights, kExperts, kWidth, kFloat32};
   Matrix query = made({4, kVariable, false}, kWidth, kWidth);
   Matrix key = made({3, kMinimum, false}, kKeptWidth, kWidth);
   Matrix value = made({8, kFixed, false}, kKeptWidth, kWidth);
@@ -56,6 +59,7 @@ struct Machine {
   std::vector<Memory<float>> floats;
   std::vector<Memory<int8_t>> codes;
   std::vector<Memory<int32_t>> sums;
+  Memory<int32_t> dealing{grouping_integers(kRows * kUsed, kExperts)};
   Engine engine;
 
   Machine(const Model& of, const KernelTable& set, int threads)
@@ -72,16 +76,19 @@ struct Machine {
     return int(engine.buffers.size()) - 1;
   }
   int quantized(int from, int64_t columns) {
-    const int64_t stride = padded_to(columns, 32) + kActivationPad, blocks = (columns + 31) / 32;
-    codes.emplace_back(padded_to(kRows, 32) * stride);
-    floats.emplace_back(kRows * ((columns + kBlockInputs - 1) / kBlockInputs));
-    sums.emplace_back(kRows * blocks);
-    engine.activations.push_back({codes.back().data(), floats.back().data(), sums.back().data(),
-                                  stride, blocks, columns, 32});
-    engine.activation_rows.push_back(kRows);
-    const int index = int(engine.activations.size()) - 1;
+    const int index = activations(kRows, columns);
     add("quantize", {{"input", whole(from)}, {"activations", whole(index)}});
     return index;
+  }
+  int activations(int64_t rows, int64_t columns) {
+    const int64_t stride = padded_to(columns, 32) + kActivationPad, blocks = (columns + 31) / 32;
+    codes.emplace_back(padded_to(rows, 32) * stride);
+    floats.emplace_back(rows * ((columns + kBlockInputs - 1) / kBlockInputs));
+    sums.emplace_back(rows * blocks);
+    engine.activations.push_back({codes.back().data(), floats.back().data(), sums.back().data(),
+                                  stride, blocks, columns, 32});
+    engine.activation_rows.push_back(rows);
+    return int(engine.activations.size()) - 1;
   }
   static Value whole(int64_t number) { return number; }
   static Value real(double number) { return number; }
@@ -116,6 +123,31 @@ struct Machine {
                       {"soft_cap", real(0)}, {"causal", true}, {"window", whole(0)},
                       {"pages", ArrayView{pages.data(), {8, page_bytes}, Element::kUint8, true}},
                       {"cache", whole(kFloat16)}});
+  }
+
+  // Routes what is in `in` to experts that are all of the same matrices.
+  void experts(int in, int out) {
+    const int64_t pairs = kRows * kUsed, rows = grouped_rows(pairs, kExperts);
+    const int scores = buffer(kRows, kExperts), shares = buffer(kRows, kUsed);
+    const int chosen = buffer(kRows, kUsed);
+    linear(in, -1, scores, crumb::Matrix{nullptr, &model.router});
+    add("router", {{"input", whole(scores)}, {"shares", whole(shares)}, {"chosen", whole(chosen)},
+                  {"scoring", std::string("softmax")}, {"finish", std::string("sum")}, {"bias", {}},
+                  {"groups", whole(2)}, {"top_groups", whole(1)}, {"group_best", whole(2)},
+                  {"floor", real(0)}, {"factor", real(1)}});
+    const auto all = [&](int tile) {
+      return std::vector<int64_t>(kExperts, matrix({&model.tiles[tile], nullptr}));
+    };
+    add("experts",
+        {{"input", whole(in)}, {"shares", whole(shares)}, {"chosen", whole(chosen)},
+         {"out", whole(out)}, {"gate", all(5)}, {"up", all(4)}, {"down", all(6)},
+         {"gate_bias", {}}, {"up_bias", {}}, {"down_bias", {}}, {"function", std::string("silu")},
+         {"slope", real(1)}, {"limit", real(0)}, {"shares_first", false},
+         {"rows", whole(buffer(rows, kWidth))}, {"gates", whole(buffer(rows, kInner))},
+         {"ups", whole(buffer(rows, kInner))}, {"mixed", whole(buffer(rows, kWidth))},
+         {"activations", std::vector<int64_t>{activations(rows, kWidth), activations(rows, kInner)}},
+         {"groups", ArrayView{dealing.data(), {grouping_integers(pairs, kExperts)},
+                              Element::kInt32, true}}});
   }
 
   void add_operations() {
@@ -154,6 +186,8 @@ struct Machine {
                  {"function", std::string("gelu")}});
     a = quantized(up, kInner);
     linear(up, a, q, 6);
+    experts(q, y);
+    add("add", {{"left", whole(q)}, {"right", whole(y)}, {"out", whole(q)}});
     add("select", {{"input", whole(q)}, {"out", whole(last)}});
     linear(last, -1, logits, crumb::Matrix{nullptr, &model.words});
   }

@@ -1,0 +1,220 @@
+"""Experts in the native engine: the bits of each expert's own layers, for every format and set.
+
+In: matrices of random codes, one format for each of an expert's layers. Out: equal bits, whatever
+tokens and threads share a step; experts that no token uses are never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_calls import aligned
+from numpy.typing import NDArray
+from random_matrices import all_formats, random_matrix
+
+from crumb._native import NativeEngine, grouped_rows, grouping_integers, matmul_scratch_bytes
+from crumb.formats.catalog import Format, parse_format
+from crumb.formats.grid import GroupParameters
+from crumb.kernels.dispatch import ZERO_CODE, sub_code, supported_sets
+from crumb.kernels.tile import pack_tensor
+from crumb.run.memory_plan import BLOCK_INPUTS, activation_rows, activation_stride, block_inputs
+
+EXPERTS, USED = 5, 2
+Floats = NDArray[np.float32]
+
+
+def moderate(parameters: GroupParameters, bits: int) -> GroupParameters:
+    """Scales that keep what is multiplied twice finite, and zero points that are codes."""
+    small: dict[str, NDArray[Any]] = {"scale": (parameters.scale / 64).astype(np.float16)}
+    if parameters.minimum is not None:
+        small["minimum"] = (parameters.minimum / 64).astype(np.float16)
+    if parameters.zero_point is not None:
+        small["zero_point"] = parameters.zero_point & ((1 << bits) - 1)
+    return GroupParameters(**(vars(parameters) | small))
+
+
+class Engine:
+    """An engine whose operations read one input of some tokens."""
+
+    def __init__(self, isa: str, threads: int, x: Floats) -> None:
+        self.rows = len(x)
+        scratch = -(-matmul_scratch_bytes(512) // 64) * 64
+        self.native = NativeEngine(isa, threads, aligned(threads, scratch))
+        self.arrays: list[Floats] = []
+        self.x = self.buffer(x.shape[1])
+        self.arrays[self.x][:, : x.shape[1]] = x
+
+    def buffer(self, width: int, rows: int | None = None) -> int:
+        shape = (rows or self.rows, -(-width // 16) * 16)
+        self.arrays.append(aligned(shape[0], 4 * shape[1]).view(np.float32))
+        return int(self.native.add_buffer(self.arrays[-1], width))
+
+    def matrix(self, format: Format, rows: int, columns: int, seed: int) -> int:
+        codes, parameters = random_matrix(format, rows, columns, seed)
+        packed = pack_tensor(codes, moderate(parameters, format.bits), format)
+        table = format.row.table
+        levels = None if table is None else (np.asarray(table, np.int16) + 128).astype(np.uint8)
+        width = format.group_width(columns)
+        kind = (format.bits, ZERO_CODE[format.zero], sub_code(format), levels)
+        return int(self.native.add_tiles(packed.tiles, rows, columns, width, *kind))
+
+    def activations(self, format: Format, columns: int, rows: int) -> int:
+        block = block_inputs(format, columns)
+        codes = aligned(activation_rows(rows), activation_stride(columns)).view(np.int8)
+        scale = np.zeros((rows, -(-columns // BLOCK_INPUTS)), np.float32)
+        sums = np.zeros((rows, -(-columns // block)), np.int32)
+        return int(self.native.add_activations(codes, scale, sums, columns, block))
+
+    def run(self) -> None:
+        words = self.native.add_floats(np.zeros((4, 64), np.uint8), 16, 0)
+        scrap = self.buffer(16)
+        self.native.add("embed", of_positions=False, first_row=0, out=scrap, matrix=words)
+        part = ([0] * self.rows, 0, [0] * self.rows, 0)
+        self.native.step([part], self.native.operation_count())
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The shapes and formats of every expert's layers."""
+
+    wide: int
+    inner: int
+    formats: tuple[Format, Format, Format]  # of gate, up and down
+    exact: bool = False  # f32 activations
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        return ((self.inner, self.wide), (self.inner, self.wide), (self.wide, self.inner))
+
+    def bias(self, role: int, expert: int) -> Floats | None:
+        """Of up and down."""
+        return np.full(self.shapes[role][0], 0.1 * expert, np.float32) if role else None
+
+
+def apart(isa: str, layers: Layers, x: Floats, shares: Floats, chosen: NDArray[Any]) -> Floats:
+    """Each expert's layers on all tokens, one after the other; then the chosen ones' sum."""
+    outputs = []
+    for expert in range(EXPERTS):
+        engine = Engine(isa, 1, x)
+        gates, ups, y = (engine.buffer(shape[0]) for shape in layers.shapes)
+        for role, (source, out) in enumerate(((engine.x, gates), (engine.x, ups), (gates, y))):
+            format, shape, to = layers.formats[role], layers.shapes[role], -1
+            if role == 2:
+                engine.native.add("gate", input=gates, right=ups, out=gates, function="silu")
+            if not layers.exact:
+                to = engine.activations(format, shape[1], len(x))
+                engine.native.add("quantize", input=source, activations=to)
+            matrix = engine.matrix(format, *shape, seed=3 * expert + role)
+            arguments = {"input": source, "activations": to, "out": out, "matrix": matrix}
+            engine.native.add("linear", **arguments, bias=layers.bias(role, expert), joined=False)
+        engine.run()
+        outputs.append(engine.arrays[y][:, : layers.wide].copy())
+    total = np.zeros_like(outputs[0])
+    for token in range(len(x)):
+        first, second = (
+            outputs[int(chosen[token, k])][token] * shares[token, k] for k in range(USED)
+        )
+        total[token] = first + second
+    return total
+
+
+def together(
+    isa: str, threads: int, layers: Layers, x: Floats, shares: Floats, chosen: NDArray[Any]
+) -> Floats:
+    """The operation on some tokens."""
+    engine = Engine(isa, threads, x)
+    few, numbers, out = engine.buffer(USED), engine.buffer(USED), engine.buffer(layers.wide)
+    engine.arrays[few][:, :USED], engine.arrays[numbers][:, :USED] = shares, chosen
+    pairs = USED * len(x)
+    rows = grouped_rows(pairs, EXPERTS)
+    read: set[tuple[int, int]] = set()
+    activations, names = [], ("gate", "up", "down")
+    for format, shape in zip(layers.formats, layers.shapes, strict=True):
+        key = (shape[1], block_inputs(format, shape[1]))
+        if not layers.exact and key not in read:
+            activations.append(engine.activations(format, shape[1], rows))
+            read.add(key)
+    matrices = {
+        name: [
+            engine.matrix(layers.formats[role], *layers.shapes[role], seed=3 * expert + role)
+            for expert in range(EXPERTS)
+        ]
+        for role, name in enumerate(names)
+    }
+    biases = {
+        f"{name}_bias": np.stack([layers.bias(role, expert) for expert in range(EXPERTS)])
+        if role
+        else None
+        for role, name in enumerate(names)
+    }
+    engine.native.add(
+        "experts",
+        input=engine.x,
+        shares=few,
+        chosen=numbers,
+        out=out,
+        **matrices,
+        **biases,
+        function="silu",
+        slope=1.0,
+        limit=0.0,
+        shares_first=False,
+        activations=activations,
+        groups=np.zeros(grouping_integers(pairs, EXPERTS), np.int32),
+        rows=engine.buffer(layers.wide, rows),
+        gates=engine.buffer(layers.inner, rows),
+        ups=engine.buffer(layers.inner, rows),
+        mixed=engine.buffer(layers.wide, rows),
+    )
+    engine.run()
+    return engine.arrays[out][:, : layers.wide].copy()
+
+
+def some_tokens(count: int, wide: int) -> tuple[Floats, Floats, NDArray[Any]]:
+    """Inputs, shares and choices: the first expert has many tokens, the last none."""
+    rng = np.random.default_rng(count)
+    x = rng.standard_normal((count, wide)).astype(np.float32)
+    shares = rng.random((count, USED)).astype(np.float32)
+    chosen = np.stack([rng.permutation([0, 1 + k % (EXPERTS - 2)]) for k in range(count)])
+    return x, shares, chosen
+
+
+def layers_of(name: str) -> Layers:
+    """All layers of one format, or three formats with groups of different widths."""
+    if name == "mixed":
+        three = ("int4-g32-fixed", "int8-g64-variable", "int3-g32-minimum")
+        a, b, c = (parse_format(each) for each in three)
+        return Layers(100, 68, (a, b, c))
+    format = parse_format(name)
+    wide, inner = (256, 512) if format.row.super_block else (130, 161)
+    return Layers(wide, inner, (format, format, format))
+
+
+NAMES = ["mixed", *(format.name for format in all_formats())]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experts_give_the_bits_of_their_own_layers(name: str) -> None:
+    layers = layers_of(name)
+    for tokens in (1, 3, 40):
+        given = some_tokens(tokens, layers.wide)
+        for isa in supported_sets():
+            expected = apart(isa, layers, *given)
+            assert np.isfinite(expected).all()
+            for threads in (1, 3):
+                found = together(isa, threads, layers, *given)
+                np.testing.assert_array_equal(found, expected, str((isa, threads, tokens)))
+
+
+@pytest.mark.parametrize("name", ["mixed", "int4-g128-fixed", "q4_k-g32-minimum"])
+def test_experts_with_exact_activations_give_the_bits_of_their_own_layers(name: str) -> None:
+    layers = replace(layers_of(name), exact=True)
+    for tokens in (1, 40):
+        given = some_tokens(tokens, layers.wide)
+        for isa in supported_sets():
+            expected = apart(isa, layers, *given)
+            found = together(isa, 2, layers, *given)
+            np.testing.assert_array_equal(found, expected, str((isa, tokens)))
