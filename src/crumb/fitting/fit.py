@@ -18,11 +18,13 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import local_path, locate, needed_hub_name
 from crumb.checkpoints.huggingface.outline import Outline, outline
 from crumb.checkpoints.opening import open_checkpoint
+from crumb.checkpoints.tensor_map import Quantized
 from crumb.errors import CrumbError
 from crumb.fitting.advice import advice_of
 from crumb.fitting.candidates import Candidate, candidates
 from crumb.fitting.expected_quality import expected_bits_per_byte, expected_kl
 from crumb.fitting.report import FitReport, FitRow, ModelFit, Quality
+from crumb.fitting.speed_probe import Speed, probe_speed
 from crumb.machine.control_groups import memory_headroom_bytes
 from crumb.machine.memory import available_bytes, memory_bytes, resident_bytes
 from crumb.progress import ProgressClock, ProgressListener, untold
@@ -146,8 +148,10 @@ def _fit_model(
         threads=request.threads,
     )
     process = process_bytes(plan.vocabulary, resident, lambda: load_tokenizer(checkpoint.files))
+    speeds = _speeds(opened, settings) if request.speed else {}
     rows = tuple(
-        _row(opened, candidate, settings, process, limit) for candidate in opened.candidates
+        _row(opened, each, settings, process, limit, speeds.get(each.name))
+        for each in opened.candidates
     )
     best = _best(rows)
     bits_per_byte, of = _bits_per_byte(checkpoint, None if best is None else rows[best])
@@ -167,8 +171,29 @@ def _fit_model(
     )
 
 
+def _speeds(opened: Opened, settings: EngineSettings) -> dict[str, Speed | None]:
+    """By candidate: those with codes of one width and kind are as fast as each other."""
+    tensors = opened.checkpoint.tensors.entries
+    dtypes = {
+        name: entry.dtype for name, entry in tensors.items() if not isinstance(entry, Quantized)
+    }
+    probed: dict[tuple[str, ...], Speed | None] = {}
+    speeds = {}
+    for row in opened.candidates:
+        kinds = tuple(sorted({format.row.name for format in row.formats.values()}))
+        if kinds not in probed:
+            probed[kinds] = probe_speed(opened.checkpoint.plan, row.formats, dtypes, settings)
+        speeds[row.name] = probed[kinds]
+    return speeds
+
+
 def _row(
-    opened: Opened, candidate: Candidate, settings: EngineSettings, process: int, limit: int
+    opened: Opened,
+    candidate: Candidate,
+    settings: EngineSettings,
+    process: int,
+    limit: int,
+    speed: Speed | None,
 ) -> FitRow:
     plan = opened.checkpoint.plan
     memory = replace(
@@ -183,8 +208,8 @@ def _row(
         memory,
         memory.total_bytes,
         memory.total_bytes <= limit,
-        None,
-        None,
+        None if speed is None else speed.prompt_tokens_per_second,
+        None if speed is None else speed.decode_tokens_per_second,
         _quality(candidate, plan.parameters()),
     )
 
