@@ -121,9 +121,9 @@ async def events(script: Script) -> AsyncIterator[str]:
         for word in words(script.thinking):
             yield event({"reasoning_content": word, "reasoning": word})
             await asyncio.sleep(script.pause_seconds)
-        for word in words(script.answer):
+        for count, word in enumerate(words(script.answer), 1):
             script.words_sent += 1
-            yield event({"content": word})
+            yield event({"content": word}, usage=usage(count))
             await asyncio.sleep(script.pause_seconds)
         for index, call in enumerate(script.calls):
             head = {"name": call["name"], "arguments": ""}
@@ -133,17 +133,21 @@ async def events(script: Script) -> AsyncIterator[str]:
                 rest = {"index": index, "function": {"arguments": piece}}
                 yield event({"tool_calls": [rest]})
         yield event({}, finish_reason="tool_calls" if script.calls else script.ending)
-        usage = {
-            "prompt_tokens": 40,
-            "completion_tokens": len(words(script.answer)),
-            "total_tokens": 40 + len(words(script.answer)),
-            "prompt_tokens_details": {"cached_tokens": 0},
-        }
-        yield event(None, usage=usage)
+        yield event(None, usage=usage(len(words(script.answer))))
         yield "data: [DONE]\n\n"
         done = True
     finally:
         script.left += not done
+
+
+def usage(tokens: int) -> dict[str, int]:
+    """Counts of an answer with so many tokens."""
+    prompt = 40
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": tokens,
+        "total_tokens": prompt + tokens,
+    }
 
 
 def words(text: str) -> list[str]:

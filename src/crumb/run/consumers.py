@@ -41,6 +41,7 @@ class Times:
     prompt_done: float = 0.0
     ended: float = 0.0
     cached_tokens: int = 0  # of the prompt, taken from the cache
+    read_tokens: int = 0  # of the prompt so far, the cached ones included
 
     def end(self, now: float) -> None:
         """What has not happened by now never will."""

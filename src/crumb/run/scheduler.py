@@ -238,7 +238,7 @@ class Scheduler:
                 return None
             engine.check_pages(most_pages)
         handle.times.began = time.perf_counter()
-        handle.times.cached_tokens = sequence.cached_tokens
+        handle.times.cached_tokens = handle.times.read_tokens = sequence.cached_tokens
         return Active(handle, consumer, sequence, most_pages, sequence.cached_tokens)
 
     def _compose(self) -> tuple[list[Active], list[StepPart]]:
@@ -342,6 +342,7 @@ class Scheduler:
     def _read(self, each: Active, tokens: int, rows: Floats) -> None:
         """A chunk of a prompt was read; at its end the request decodes, or is done."""
         each.read_tokens += tokens
+        each.handle.times.read_tokens = each.read_tokens
         if len(rows):
             each.consumer.read(rows)
         if each.read_tokens == len(each.consumer.prompt):

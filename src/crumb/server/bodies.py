@@ -38,10 +38,12 @@ class Fields:
         taken = {each.encode_name for each in msgspec.structs.fields(kind)}
         rest: dict[str, Any] = {}
         for name, value in content.items():
-            if value is None or name in self.harmless:
+            if value is None:
                 continue
             if name in taken:
                 rest[name] = value
+            elif name in self.harmless:
+                continue
             elif name not in self.refused:
                 near = get_close_matches(name, taken, 1)
                 raise UsageError(

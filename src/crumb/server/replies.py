@@ -46,6 +46,16 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How far a prompt is read."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    read_tokens: int  # the cached ones included
+    seconds: float  # since the request
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """What arrived together of one reply. Nothing at all: so much time has passed in silence."""
 
@@ -53,6 +63,7 @@ class Beat:
     pieces: tuple[Piece, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     ending: Ending | None = None
+    tokens: int = 0  # of the reply so far
 
     @property
     def is_silence(self) -> bool:
@@ -97,7 +108,7 @@ class _Sequence:
         """What was taken since the last one."""
         pieces, self.pieces = tuple(self.pieces), []
         logprobs, self.logprobs = tuple(self.logprobs), []
-        return Beat(index, pieces, logprobs, ending)
+        return Beat(index, pieces, logprobs, ending, self.tokens)
 
     def ending(self, generation: Generation) -> Ending:
         first = self.first_token or time.perf_counter()
@@ -132,6 +143,7 @@ class Replies:
         """Raises: QueueFull, UsageError; then nothing goes on."""
         self._inbox, self._metrics = Inbox(arrivals), metrics
         self._silence_seconds = silence_seconds
+        self.progress_seconds: float | None = None  # longest silence until the first token
         begin = time.perf_counter()
         self._limit_seconds = limit_seconds
         self._deadline = None if limit_seconds is None else begin + limit_seconds
@@ -151,6 +163,16 @@ class Replies:
     def prompt_tokens(self) -> int:
         """Of the first prompt."""
         return len(self._sequences[0].request.prompt)
+
+    @property
+    def progress(self) -> PromptProgress | None:
+        """Of the first prompt; None once tokens follow it."""
+        first, handle = self._sequences[0], self._wave.active.get(0)
+        if first.tokens or handle is None:
+            return None
+        times = handle.times
+        seconds = time.perf_counter() - first.submitted
+        return PromptProgress(self.prompt_tokens, times.cached_tokens, times.read_tokens, seconds)
 
     def cancel(self) -> None:
         """End all that is left; nobody reads it."""
@@ -184,10 +206,12 @@ class Replies:
 
     def _patience(self) -> float | None:
         """Seconds to wait for something."""
-        if self._deadline is None:
-            return self._silence_seconds
-        left = max(self._deadline - time.perf_counter(), 0.0)
-        return left if self._silence_seconds is None else min(left, self._silence_seconds)
+        limits = [self._silence_seconds]
+        if self._deadline is not None:
+            limits.append(max(self._deadline - time.perf_counter(), 0.0))
+        if not self._sequences[0].tokens:
+            limits.append(self.progress_seconds)
+        return min((each for each in limits if each is not None), default=None)
 
     def _check_deadline(self) -> None:
         if self._deadline is not None and time.perf_counter() >= self._deadline:

@@ -38,6 +38,9 @@ from crumb.server.protocols.openai import (
 )
 from crumb.server.replies import Beat, Ending, Replies, WholeReply, read_whole, reading
 
+PROGRESS_SECONDS = 0.25
+"""Between two words on how far a prompt is read."""
+
 DEVELOPER = "developer"
 """OpenAI's newer word for system."""
 
@@ -79,6 +82,7 @@ class ChatBody(SamplingBody, kw_only=True):
     thinking_token_budget: int | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
+    return_progress: bool | None = None
 
 
 FIELDS = plain_fields(
@@ -214,6 +218,7 @@ class ChatWriter:
         self._call, self._body = call, body
         self._head = {"id": f"chatcmpl-{call.id}", "created": now(), "model": model}
         self._has_usage = body.stream_options is not None and body.stream_options.include_usage
+        self._prompt_tokens, self._tokens = 0, dict[int, int]()  # of each choice so far
 
     def whole(self, wholes: Sequence[tuple[WholeReply, Ending]]) -> dict[str, Any]:
         """A chat.completion."""
@@ -239,12 +244,15 @@ class ChatWriter:
     async def events(self, replies: Replies) -> AsyncGenerator[bytes]:
         """Chunks of a chat.completion."""
         endings: list[Ending] = []
+        self._prompt_tokens = replies.prompt_tokens
         for index in range(self._body.n or 1):
             yield self._chunk(index, {"role": "assistant", "content": ""})
+        if self._body.return_progress:
+            replies.progress_seconds = PROGRESS_SECONDS
         async with reading(replies) as beats:
             async for beat in beats:
                 if beat.is_silence:
-                    yield PING
+                    yield self._silence(replies)
                     continue
                 written = self._beat(beat)
                 if beat.ending is not None:
@@ -257,8 +265,22 @@ class ChatWriter:
             yield event(self._with_head({"choices": [], "usage": total}))
         yield DONE
 
+    def _silence(self, replies: Replies) -> bytes:
+        """That the stream lives; how far the prompt is read, as llama.cpp's server tells it."""
+        progress = replies.progress if self._body.return_progress else None
+        if progress is None:
+            return PING
+        told = {
+            "total": progress.prompt_tokens,
+            "cache": progress.cached_tokens,
+            "processed": progress.read_tokens,
+            "time_ms": round(1000 * progress.seconds),
+        }
+        return self._chunk(0, {}, prompt_progress=told)
+
     def _beat(self, beat: Beat) -> bytes:
         """All that arrived together, neighbours of one kind as one chunk."""
+        self._tokens[beat.choice] = beat.tokens
         deltas = list(deltas_of(beat.pieces))
         logprobs = self._logprobs(beat.logprobs) if beat.logprobs else None
         if logprobs is not None and not deltas:
@@ -280,8 +302,20 @@ class ChatWriter:
         **more: Any,
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        usage_field = {"usage": None} if self._has_usage else {}
+        usage_field = {"usage": self._usage_so_far()} if self._has_usage else {}
         return event(self._with_head({"choices": [choice], **usage_field, **more}))
+
+    def _usage_so_far(self) -> dict[str, int] | None:
+        """Counts in every chunk, as vLLM has them, where they were asked for."""
+        options = self._body.stream_options
+        if options is None or not options.continuous_usage_stats:
+            return None
+        prompt, completion = self._prompt_tokens, sum(self._tokens.values())
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def _with_head(self, content: Mapping[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk", **content}

@@ -35,7 +35,7 @@ export async function answer(conversation, message, continuing = false) {
   if (underWay.has(conversation.id)) return;
   const last = continuing ? message : conversation.messages.find((each) => each.id === message.parent);
   conversation.model ??= modelNamed(null)?.id ?? null;
-  const work = { conversation, message, phase: 'waiting', note: '', progress: null, speed: null, controller: new AbortController(), begin: performance.now(), tokens: 0 };
+  const work = { conversation, message, phase: 'waiting', note: '', progress: null, speed: null, controller: new AbortController(), begin: performance.now() };
   underWay.set(conversation.id, work);
   Object.assign(message, { ending: null, error: null, model: conversation.model });
   session.changed(conversation);
@@ -59,7 +59,6 @@ function requestOf(conversation, last, continuing) {
     ...requestSettings(conversation.settings),
     ...(continuing ? { continue_final_message: true, add_generation_prompt: false } : {}),
     return_progress: true,
-    timings_per_token: true,
   };
 }
 
@@ -99,27 +98,18 @@ function take(work, piece) {
     message.content += piece.text;
     for (const call of piece.calls) takeCall(message, call);
   }
-  if (piece.thinking || piece.text || piece.calls.length) {
-    work.first ??= performance.now();
-    work.tokens += 1;
-  }
-  if (piece.timings?.predicted_per_second) work.speed = piece.timings.predicted_per_second;
-  else if (work.tokens > 1 && !work.counted) work.speed = (1000 * (work.tokens - 1)) / (performance.now() - work.first);
-  if (piece.timings && work.phase !== 'waiting') {
-    message.figures = { ...message.figures, promptTokens: piece.timings.prompt_n + (piece.timings.cache_n ?? 0), completionTokens: piece.timings.predicted_n };
-  }
   if (piece.ending) message.ending = piece.ending;
-  if (piece.usage) takeUsage(work, piece.usage);
+  if (piece.usage?.completion_tokens) takeUsage(work, piece.usage);
+  if (piece.timings) work.speed = piece.timings.predicted_per_second;
 }
 
-function takeUsage(work, usage) {
-  work.counted = true;
-  work.message.figures = {
-    ...work.message.figures,
-    promptTokens: usage.prompt_tokens,
-    completionTokens: usage.completion_tokens,
-    cachedTokens: usage.prompt_tokens_details?.cached_tokens ?? 0,
-  };
+/** Counts so far; the speed is that of the tokens after the first that were told. */
+function takeUsage(work, { prompt_tokens: promptTokens, completion_tokens: completionTokens }) {
+  const now = performance.now();
+  work.first ??= { time: now, tokens: completionTokens };
+  const tokens = completionTokens - work.first.tokens;
+  if (tokens && !work.message.ending) work.speed = (1000 * tokens) / (now - work.first.time);
+  work.message.figures = { ...work.message.figures, promptTokens, completionTokens };
 }
 
 function takeCall(message, { index, id, function: called }) {

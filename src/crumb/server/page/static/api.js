@@ -75,7 +75,7 @@ export async function render(texts, growing = false) {
 
 /** The pieces of an answer, as they come. Raises: Refusal, or AbortError once the signal says so. */
 export async function* chat(request, signal) {
-  const body = { ...request, stream: true, stream_options: { include_usage: true } };
+  const body = { ...request, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
   const answer = await ask('v1/chat/completions', body, { signal });
   for await (const data of eventData(answer.body)) {
     const chunk = JSON.parse(data);
