@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dense_configurations import DENSE
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -144,6 +145,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"attention_types": [[["global"], 3]]},
     "codegen": GPTJ | {"model_type": "codegen", "n_embd": 40, "n_head": 4},
     "codegen-eight": GPTJ | {"model_type": "codegen", "n_embd": 64, "n_head": 8, "n_inner": None},
+    **DENSE,
 }
 
 

@@ -92,6 +92,12 @@ CASES: dict[str, Case] = {
         {"w": drawn(11, 5)},
         1,
     ),
+    "norm of stacked weights": (
+        Norm("x", "y", "layer", "w", None, 1e-3, 42, 3, per_channel=True, stacked=True),
+        (drawn(1, 7, 42),),
+        {"w": drawn(3, 14)},
+        0,
+    ),
     "norm of weights around 0": (
         Norm("x", "y", "rms", "w", None, 1e-3, 42, 3, offset=1.0),
         (drawn(1, 7, 42),),

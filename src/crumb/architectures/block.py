@@ -127,6 +127,7 @@ class SelfAttention:
             width,
             groups=1 if form.whole else heads,
             per_channel=form.per_channel,
+            stacked=form.per_channel,
             offset=form.offset,
         )
 

@@ -87,7 +87,17 @@ def repeat_kinds(pattern: object, key: str, blocks: int) -> list[object]:
     return kinds
 
 
-def read_window(configuration: Configuration, key: str, default: int) -> int | None:
+def read_window(configuration: Configuration, key: str, default: int | None) -> int | None:
     """A window in tokens; null means none. Raises: CheckpointError."""
     value = configuration.get(key, default)
     return None if value is None else as_integer(value, key)
+
+
+def read_object(configuration: Configuration, key: str) -> dict[str, Any]:
+    """An object; null or a missing key means an empty one. Raises: CheckpointError."""
+    value = configuration.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise refuse(key, "an object", value)
+    return dict(value)

@@ -31,18 +31,22 @@ class Norm(Operation):
     input: str  # (batch, tokens, features)
     output: str
     kind: str  # "rms", or "layer": the mean is taken off first
-    weight: str  # (features / groups,), or (features,) where per_channel
+    weight: str  # (features / groups,); where per_channel (features,), or stacked
     bias: str | None  # as weight
     epsilon: float  # under the root
     features: int
     groups: int = 1  # of features / groups neighbours
     per_channel: bool = False  # each group has weights of its own
+    stacked: bool = False  # those lie as (groups, features / groups)
     offset: float = 0.0  # added to the weight: some files hold its distance from 1
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         names = [self.weight] if self.bias is None else [self.weight, self.bias]
-        width = self.features if self.per_channel else self.features // self.groups
-        return tuple(TensorSpec(name, (width,), matrix=False) for name in names)
+        width = self.features // self.groups
+        shape: tuple[int, ...] = (self.features if self.per_channel else width,)
+        if self.stacked:
+            shape = (self.groups, width)
+        return tuple(TensorSpec(name, shape, matrix=False) for name in names)
 
 
 def _grouped(op: Norm, array: Array) -> Array:
@@ -85,7 +89,7 @@ def _gradient(
         if name is not None and name in context.trained:
             total = xp.sum(xp.reshape(product, (-1, op.groups, product.shape[-1])), axis=0)
             total = total if op.per_channel else xp.sum(total, axis=0)
-            trained[name] = xp.reshape(total, (-1,))
+            trained[name] = xp.reshape(total, context.weights[name].shape)
     inner = gradient * (op.offset + _of_groups(op, op.weight, context))
     along = xp.mean(inner * normalized, axis=-1, keepdims=True)
     if op.kind == "layer":
@@ -94,14 +98,14 @@ def _gradient(
 
 
 def _native(op: Norm, program: NativeProgram) -> None:
-    weight = program.vector(op.weight)
+    weight, bias = program.vector(op.weight), program.vector(op.bias)
     assert weight is not None
     program.add(
         "norm",
         input=program.buffer(op.input),
         out=program.buffer(op.output),
-        weight=weight if op.offset == 0.0 else weight + np.float32(op.offset),
-        bias=program.vector(op.bias),
+        weight=weight.reshape(-1) + np.float32(op.offset),
+        bias=None if bias is None else bias.reshape(-1),
         epsilon=op.epsilon,
         centered=op.kind == "layer",
         groups=op.groups,

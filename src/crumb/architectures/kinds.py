@@ -1,0 +1,31 @@
+"""Which blocks of a model attend through a window: the rules that several families share.
+
+In: a configuration's reader. Out: for each block whether it slides.
+Refuses lists of kinds that do not fit the blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crumb.architectures.configuration import as_integer, check_kinds
+from crumb.architectures.reader import Reader
+
+KINDS = ("full_attention", "sliding_attention")
+
+
+def sliding_blocks(reader: Reader, rule: Callable[[int], bool]) -> list[bool]:
+    """What layer_types says of each block, or else the rule. Raises: CheckpointError."""
+    blocks, kinds = reader.sizes.blocks, reader.configuration.get("layer_types")
+    if kinds is None:
+        return [rule(block) for block in range(blocks)]
+    return [kind == KINDS[1] for kind in check_kinds(kinds, "layer_types", blocks, KINDS)]
+
+
+def all_but_every(reader: Reader, default: int) -> list[bool]:
+    """All blocks slide but those at the end of each pattern. Raises: CheckpointError."""
+    key = "sliding_window_pattern"
+    if reader.configuration.get("_" + key) is not None:
+        key = "_" + key
+    pattern = as_integer(reader.configuration.get(key, default), key)
+    return sliding_blocks(reader, lambda block: (block + 1) % pattern != 0)

@@ -1,0 +1,96 @@
+"""Tiny configurations of the decoders without experts that came after the first seven families.
+
+In: nothing. Out: DENSE, variants by name, as tests/architectures/tiny_models.py has them.
+Spelled as transformers 4 writes them. Heads are odd in number or in width, windows shorter than
+the text, scales far from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Configuration = dict[str, Any]
+
+BASE: Configuration = {
+    "vocab_size": 97,
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 71,
+    "max_position_embeddings": 160,
+    "rms_norm_eps": 0.02,
+    "hidden_act": "silu",
+    "rope_theta": 300.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 3,
+}
+ODD = {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 39}
+TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+WINDOWS = ["sliding_attention", "full_attention", "sliding_attention"]
+
+
+def of(base: Configuration, model_type: str, *left_out: str, **changed: Any) -> Configuration:
+    """A configuration like another's, without some keys."""
+    left = {key: value for key, value in base.items() if key not in left_out}
+    return left | changed | {"model_type": model_type}
+
+
+LAYERED = of(BASE, "", "rms_norm_eps")
+"""Of families whose norm takes the mean off: each calls its epsilon its own name."""
+
+QWEN3 = of(BASE, "qwen3", **ODD, head_dim=14, sliding_window=13, use_sliding_window=True)
+QWEN3 |= {"max_window_layers": 1}
+GEMMA = of(BASE, "gemma", head_dim=14, hidden_act="gelu_pytorch_tanh")
+GEMMA2 = of(GEMMA, "gemma2", "hidden_act", hidden_activation="gelu_pytorch_tanh")
+GEMMA2 |= {"sliding_window": 11, "query_pre_attn_scalar": 9}
+GEMMA2 |= {"attn_logit_softcapping": 2.5, "final_logit_softcapping": 6.0}
+UNCAPPED = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+GEMMA3 = of(GEMMA2, "gemma3_text", sliding_window_pattern=3, rope_local_base_freq=50.0) | UNCAPPED
+SMOLLM3 = of(BASE, "smollm3", no_rope_layer_interval=2)
+OLMO2 = of(BASE, "olmo2")
+PHI = of(LAYERED, "phi", layer_norm_eps=0.02, hidden_act="gelu_new", partial_rotary_factor=0.6)
+GRANITE = of(BASE, "granite", embedding_multiplier=1.7, attention_multiplier=0.21)
+GRANITE |= {"residual_multiplier": 0.6, "logits_scaling": 1.9}
+COHERE = of(LAYERED, "cohere", layer_norm_eps=0.02, logit_scale=0.3)
+STABLELM = of(LAYERED, "stablelm", layer_norm_eps=0.02, partial_rotary_factor=0.4)
+GLM4 = of(BASE, "glm4", **ODD, head_dim=10, partial_rotary_factor=0.6, attention_bias=True)
+STARCODER2 = of(LAYERED, "starcoder2", norm_epsilon=0.02, hidden_act="gelu_pytorch_tanh")
+
+DENSE: dict[str, Configuration] = {
+    "qwen3": QWEN3,
+    "qwen3-biases": QWEN3 | TIED | {"attention_bias": True, "use_sliding_window": False},
+    "gemma": GEMMA,
+    "gemma-old": GEMMA | UNTIED | {"hidden_act": "gelu", "attention_bias": True},
+    "gemma2": GEMMA2,
+    "gemma2-uncapped": GEMMA2 | UNCAPPED | {"layer_types": WINDOWS[::-1]},
+    "gemma3_text": GEMMA3,
+    "gemma3_text-linear": GEMMA3
+    | {"rope_scaling": {"rope_type": "linear", "factor": 3.0}, "layer_types": WINDOWS}
+    | {"final_logit_softcapping": 7.0, "attn_logit_softcapping": 3.0},
+    "smollm3": SMOLLM3,
+    "smollm3-windows": SMOLLM3
+    | UNTIED
+    | {"no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 9}
+    | {"attention_bias": True, "mlp_bias": True},
+    "olmo2": OLMO2,
+    "olmo2-biases": OLMO2 | TIED | {"attention_bias": True},
+    "phi": PHI,
+    "phi-norms": PHI | {"qk_layernorm": True},
+    "granite": GRANITE,
+    "granite-tied": GRANITE
+    | TIED
+    | {"attention_bias": True, "mlp_bias": True, "residual_multiplier": 1.0},
+    "cohere": COHERE,
+    "cohere-norms": COHERE | UNTIED | {"use_qk_norm": True, "attention_bias": True},
+    "cohere2": of(COHERE, "cohere2", sliding_window=11, sliding_window_pattern=2),
+    "stablelm": STABLELM,
+    "stablelm-parallel": STABLELM | TIED | {"use_parallel_residual": True, "use_qkv_bias": True},
+    "glm4": GLM4,
+    "glm4-tied": GLM4 | TIED | {"attention_bias": False},
+    "glm": of(GLM4, "glm"),
+    "starcoder2": STARCODER2 | {"sliding_window": 11},
+    "starcoder2-plain": STARCODER2 | UNTIED | {"use_bias": False, "sliding_window": None},
+    "ministral": of(BASE, "ministral", head_dim=14, sliding_window=11, layer_types=WINDOWS),
+}
