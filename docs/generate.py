@@ -6,7 +6,6 @@ Out: the pages beside this file. `make docs` runs it; tests/house/test_docs.py c
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import subprocess
@@ -44,21 +43,18 @@ def _output_of(verb: str) -> str:
 
 def families_page() -> str:
     """One row for each family file, in alphabetical order."""
-    from crumb.architectures.registry import families
+    from crumb.cli.families import NOTE as ABOUT
+    from crumb.cli.families import family_rows
 
-    rows = []
-    for name, family in families().items():
-        module = importlib.import_module(f"crumb.architectures.{name}")
-        about = (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2]
-        rotary = {"half": "rotary, halves", "interleaved": "rotary, pairs"}
-        places = "learned" if "positions" in family.tensors else rotary[family.rotary]
-        mlp = "gated" if family.gated else "plain"
-        rows.append((f"`{name}`", about, f"{family.norm.kind} norm", places, f"{mlp} MLP"))
+    rows = [
+        tuple({**row, "model_type": f"`{row['model_type']}`"}.values()) for row in family_rows()
+    ]
     return (
         NOTE.format(source="the files of `src/crumb/architectures`")
         + "# Families\nA model runs when the `model_type` of its config.json is listed here. "
-        + "`docs/adding.md` tells how to add one.\n\n"
-        + _table(("model_type", "what it is", "norm", "positions", "MLP"), rows)
+        + "`crumb families` prints this table.\n\n"
+        + _table(tuple(family_rows()[0]), rows)
+        + f"\n{ABOUT}\n"
     )
 
 

@@ -41,8 +41,8 @@ class Builder:
         return f"{self.family.tensors[role].format(block=block)}.{kind}"
 
     def bias(self, role: str, block: int | None = None) -> str | None:
-        given = self.reader.flag(self.family.biases.get(role, False))
-        return self.name(role, block, "bias") if given else None
+        has_bias = self.reader.flag(self.family.biases.get(role, False))
+        return self.name(role, block, "bias") if has_bias else None
 
     def norm(self, role: str, source: str, output: str, block: int | None = None) -> Norm:
         form, sizes = self.family.norm, self.sizes
@@ -63,8 +63,8 @@ class Builder:
         return [] if scale == 1.0 else [Activation(name, name, "scale", scale)]
 
     def block(self, block: int) -> Stage:
-        given = self.family.block
-        rows: Block = given if isinstance(given, tuple) else given(self.reader, block)
+        order = self.family.block
+        rows: Block = order if isinstance(order, tuple) else order(self.reader, block)
         operations = tuple(operation for row in rows for operation in row.operations(self, block))
         reads = {name for operation in operations for name in operation.reads}
         inputs = ("hidden", "positions") if "positions" in reads else ("hidden",)

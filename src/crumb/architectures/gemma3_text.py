@@ -19,13 +19,13 @@ from crumb.architectures.reader import Reader
 
 def _restate(configuration: Configuration) -> Configuration:
     """A rotary embedding for each kind of block, as version 5 of transformers writes them."""
-    given = read_object(configuration, "rope_parameters")
+    nested = read_object(configuration, "rope_parameters")
     thetas = {KINDS[0]: ("rope_theta", 1e6), KINDS[1]: ("rope_local_base_freq", 1e4)}
     scaling = read_object(configuration, "rope_scaling")
     ropes = {
         kind: {"rope_theta": as_number(configuration.get(key, usual), key)}
         | (scaling if kind == KINDS[0] else {})
-        | read_object(given, kind)
+        | read_object(nested, kind)
         for kind, (key, usual) in thetas.items()
     }
     return {**configuration, "rope_scaling": None, "rope_parameters": ropes}

@@ -83,11 +83,11 @@ class Reader:
         """A number, None for null. Raises: CheckpointError."""
         return None if self.find(word)[1] is None else self.number(word)
 
-    def flag(self, given: bool | str) -> bool:
+    def flag(self, named: bool | str) -> bool:
         """A flag that always holds, or that a key decides. Raises: CheckpointError."""
-        if isinstance(given, bool):
-            return given
-        return read_flag(self.configuration, given, bool(self.family.defaults.get(given, False)))
+        if isinstance(named, bool):
+            return named
+        return read_flag(self.configuration, named, bool(self.family.defaults.get(named, False)))
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -129,23 +129,23 @@ class Reader:
 
         Raises: CheckpointError.
         """
-        key, given = self.find("rope")
-        given = {} if given is None or given is MISSING else given
-        if not isinstance(given, Mapping):
-            raise refuse(key, "an object", given)
-        if kind is not None and isinstance(given.get(kind), Mapping):
-            given = given[kind]
-        theta = given.get("rope_theta")
-        dimensions = self.rotary_dimensions(given)
+        key, scaling = self.find("rope")
+        scaling = {} if scaling is None or scaling is MISSING else scaling
+        if not isinstance(scaling, Mapping):
+            raise refuse(key, "an object", scaling)
+        if kind is not None and isinstance(scaling.get(kind), Mapping):
+            scaling = scaling[kind]
+        theta = scaling.get("rope_theta")
+        dimensions = self.rotary_dimensions(scaling)
         return read_rope(
-            given,
+            scaling,
             dimensions,
             as_number(self.find("theta")[1] if theta is None else theta, "rope_theta", lowest=2.0),
             self.sizes.positions,
             self.configuration.get("original_max_position_embeddings"),
         )
 
-    def rotary_dimensions(self, given: Mapping[str, Any]) -> int:
+    def rotary_dimensions(self, scaling: Mapping[str, Any]) -> int:
         """How many features of a head rotate: a count, or a share of them."""
         head_dim = self.sizes.head_dim
         if "rotary_dimensions" in self.family.keys:
@@ -153,8 +153,8 @@ class Reader:
             dimensions = as_integer(value, key, head_dim)
         else:
             key, share = self.find("rotary_share")
-            if given.get("partial_rotary_factor") is not None:
-                share = given["partial_rotary_factor"]
+            if scaling.get("partial_rotary_factor") is not None:
+                share = scaling["partial_rotary_factor"]
             dimensions = int(head_dim * as_number(share, key, highest=1.0))
             if dimensions != head_dim and self.family.defaults["rotary_share"] == 1.0:
                 raise refuse(key, "1, as this family rotates whole heads", share)

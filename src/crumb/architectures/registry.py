@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from difflib import get_close_matches
 from functools import cache
 
 import crumb.architectures
@@ -15,6 +16,9 @@ from crumb.architectures.configuration import Configuration, shown
 from crumb.architectures.family import Family
 from crumb.architectures.plan import Plan
 from crumb.errors import UnknownFamily
+
+LONGEST_NAME = 64
+"""Characters of a model_type that are compared with names of families."""
 
 
 @cache
@@ -30,6 +34,13 @@ def families() -> dict[str, Family]:
     return dict(sorted(found.items()))
 
 
+def _nearest(model_type: object) -> str:
+    """The families whose names are most like this one, for the message."""
+    name = model_type[:LONGEST_NAME] if isinstance(model_type, str) else ""
+    near = get_close_matches(name, families(), n=3, cutoff=0.5)
+    return f"; the nearest: {', '.join(near)}" if near else ""
+
+
 def plan_of(configuration: Configuration) -> Plan:
     """The Plan of a checkpoint's configuration. Raises: UnknownFamily, CheckpointError."""
     model_type = configuration.get("model_type")
@@ -38,7 +49,7 @@ def plan_of(configuration: Configuration) -> Plan:
         raise UnknownFamily(
             "no family file for this model_type",
             where="config.json",
-            expected=f"one of {', '.join(families())}",
+            expected=f"one that `crumb families` lists{_nearest(model_type)}",
             found=shown(model_type),
             do="To add a family, write one file in crumb/architectures (docs/adding.md)",
         )

@@ -11,14 +11,14 @@ from crumb.architectures.reader import Reader
 
 def rotating_blocks(reader: Reader) -> list[bool]:
     """Whether each block rotates: what no_rope_layers says with 1, or all but every fourth."""
-    blocks, given = reader.sizes.blocks, reader.configuration.get("no_rope_layers")
-    if not given and given != 0:  # null and an empty list mean the rule
+    blocks, flags = reader.sizes.blocks, reader.configuration.get("no_rope_layers")
+    if not flags and flags != 0:  # null and an empty list mean the rule
         key = "no_rope_layer_interval"
         interval = as_integer(reader.configuration.get(key, 4), key)
         return [(block + 1) % interval != 0 for block in range(blocks)]
-    if not isinstance(given, list) or len(given) != blocks or not set(given) <= {0, 1}:
-        raise refuse("no_rope_layers", f"a list of {blocks} numbers, each 0 or 1", given)
-    return [each == 1 for each in given]
+    if not isinstance(flags, list) or len(flags) != blocks or not set(flags) <= {0, 1}:
+        raise refuse("no_rope_layers", f"a list of {blocks} numbers, each 0 or 1", flags)
+    return [each == 1 for each in flags]
 
 
 def _kinds(reader: Reader) -> tuple[BlockKind, ...]:

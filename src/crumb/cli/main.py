@@ -19,6 +19,7 @@ from crumb.cli.delta import delta
 from crumb.cli.demo import demo
 from crumb.cli.eval import evaluate
 from crumb.cli.export import export
+from crumb.cli.families import families
 from crumb.cli.fit import fit
 from crumb.cli.formats import formats
 from crumb.cli.generate import generate
@@ -49,6 +50,7 @@ app.command(bench, name="bench")
 app.command(export, name="export")
 app.command(delta, name="delta")
 app.command(show, name="show")
+app.command(families, name="families")
 app.command(formats, name="formats")
 app.command(kernels, name="kernels")
 app.command(demo, name="demo")

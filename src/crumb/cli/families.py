@@ -1,0 +1,60 @@
+"""`crumb families`: which models run, as a table.
+
+In: nothing. Out: every family with what it is, the containers that hold it and how it was checked.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any
+
+from crumb.architectures.family import Family
+from crumb.architectures.registry import families as all_families
+from crumb.checkpoints.gguf.architecture import ARCHITECTURE_OF_FAMILY
+from crumb.cli.option_groups import ONE_WAY
+from crumb.cli.output import print_json, print_table
+
+REAL_FILES = {"llama": "SmolLM2 135M Instruct"}
+"""Family -> the model of it whose own file was run, beside tiny random ones."""
+
+NOTE = """\
+Every family is read from a Hugging Face directory and runs in the native engine.
+Its tiny random models give the logits of transformers, whole texts and cached decoding both;
+those with a GGUF architecture are read from such files and written to them.
+`real file` names a published model that was run too. docs/adding.md tells how to add a family."""
+
+
+def families(*, json: Annotated[bool, ONE_WAY] = False) -> None:
+    """Show which families of models run.
+
+    Args:
+        json: print the table as JSON.
+    """
+    rows = family_rows()
+    if json:
+        print_json(rows)
+        return
+    names = ("model_type", "what it is", "GGUF", "real file")
+    print_table([f"<{name}" for name in names], [[row[name] for name in names] for row in rows])
+    print(NOTE)
+
+
+def family_rows() -> list[dict[str, Any]]:
+    """One record per family file, in alphabetical order."""
+    return [family_row(name, family) for name, family in all_families().items()]
+
+
+def family_row(name: str, family: Family) -> dict[str, Any]:
+    """What there is to say of one family."""
+    module = importlib.import_module(f"crumb.architectures.{name}")
+    rotary = {"half": "rotary, halves", "interleaved": "rotary, pairs"}
+    architecture = ARCHITECTURE_OF_FAMILY.get(name)
+    return {
+        "model_type": name,
+        "what it is": (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2],
+        "norm": family.norm.kind,
+        "positions": "learned" if "positions" in family.tensors else rotary[family.rotary],
+        "MLP": "gated" if family.gated else "plain",
+        "GGUF": "" if architecture is None else architecture.name,
+        "real file": REAL_FILES.get(name, ""),
+    }
