@@ -135,7 +135,7 @@ def test_a_command_that_cannot_be_read_is_exit_2_in_one_line(
 
 
 def test_an_unknown_verb_is_refused_with_a_list_that_says_it_goes_on(capsys: Capsys) -> None:
-    assert "delta, ... See `crumb --help`." in refusal(capsys, 2, "nope")
+    assert ", ... See `crumb --help`." in refusal(capsys, 2, "nope")
 
 
 def test_a_mistyped_option_is_suggested_in_a_sentence_with_one_stop(capsys: Capsys) -> None:
