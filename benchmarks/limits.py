@@ -10,7 +10,13 @@ from __future__ import annotations
 from functools import cache
 
 from crumb.kernels.dispatch import supported_sets
-from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
+from crumb.kernels.limits import (
+    LEAST_ARRAY_BYTES,
+    dot_peak,
+    float_peak,
+    read_pass,
+    reading_array,
+)
 
 PASSES = 3
 
@@ -30,8 +36,9 @@ def main() -> None:
     for threads in (1, 2):
         print(f"read, {threads} threads: {read_bandwidth(threads) / 1e9:.1f} GB/s")
         for isa in supported_sets():
-            peak = dot_peak(threads, isa=isa)
-            print(f"dot, {threads} threads, {isa}: {peak / 1e9:.0f} G multiply-adds/s")
+            for numbers, peak in ("int8", dot_peak), ("f32", float_peak):
+                rate = peak(threads, isa=isa) / 1e9
+                print(f"{numbers}, {threads} threads, {isa}: {rate:.0f} G multiply-adds/s")
 
 
 if __name__ == "__main__":

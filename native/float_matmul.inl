@@ -1,176 +1,148 @@
 // Matrices times f32 activations, for evaluation and for what stays unquantized.
-// In: FloatMatmulJob. Out: its rows of `out`. Sixteen rows are decoded to f32, an input a vector,
-// kExpandedInputs at a time; every output adds its inputs in order by fused multiply-adds.
-// Decoded weights are bit for bit those of formats/grid.py. Twin: NumPy in tests/native.
+// In: FloatMatmulJob. Out: its rows of `out`. Weights of a group of tiles are decoded to f32,
+// kExpandedInputs at a time, and stay in the second cache; the same inputs of a few tokens are copied
+// to where the first cache holds them. Every output adds its inputs in order by fused multiply-adds.
+// Twin: NumPy in tests/native.
 
-template <int bits, bool table>
-void expand_tile(const TileMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
-  const uint8_t* base = m.tiles + tile * m.tile_bytes;
-  const int64_t width = block_width(m);
-  for (int64_t k = first; k < first + inputs; k += kChunkInputs) {
-    const int64_t block = k / width, inside = k - block * width;
-    const uint8_t* at = base + block_offset(m, block);
-    const Header own = read_header(at, m.zero);
-    Header half[2] = {own, own};  // of the chunk's inputs
-    if (m.sub != kNoSub) {
-      half[0] = header_of_group(at, m, inside / m.group_width);
-      half[1] = header_of_group(at, m, (inside + kChunkInputs / 2) / m.group_width);
-    }
-    const Floats zero = m.zero == kVariable ? to_floats(own.zero_point)
-                                            : all_floats(float(common_zero(m, table ? 0 : bits) +
-                                                               (bits == 8 ? kUnsignedByteZero : 0)));
-    Codes slices[8];
-    unpack_chunk<bits>(at + header_bytes(m) +
-                           chunk_bytes(bits) * (inside / kChunkInputs),
-                       slices);
-    if constexpr (table) look_up(slices, m.table);
-    float* out = to + (k - first) * kTileRows;
-#pragma GCC unroll 8
-    for (int s = 0; s < 8; ++s) {
-      const Header& header = half[s / 4];
-      const Floats level[4] = {to_floats(byte_of<0>(slices[s])), to_floats(byte_of<1>(slices[s])),
-                               to_floats(byte_of<2>(slices[s])), to_floats(byte_of<3>(slices[s]))};
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j)
-        store_floats(out + (4 * s + j) * kTileRows,
-                     m.zero == kMinimum ? level[j] * header.scale + header.minimum
-                                        : (level[j] - zero) * header.scale);
-    }
-  }
+// Rows that will be read soon.
+struct Ahead {
+  const uint8_t* at;
+  int64_t rows, stride, bytes;
+};
+// Fetches one of so many parts of them, so that what waits for memory lies among products.
+CRUMB_INLINE void fetch(const Ahead& ahead, int64_t part, int64_t parts) {
+  const int64_t end = ahead.rows * (part + 1) / parts;
+  for (int64_t row = ahead.rows * part / parts; row < end; ++row)
+    for (int64_t byte = 0; byte < ahead.bytes; byte += 64)
+      __builtin_prefetch(ahead.at + row * ahead.stride + byte, 0, 2);
 }
 
-void expand_codes(const TileMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
-  if (m.table) return expand_tile<4, true>(m, tile, first, inputs, to);
-  switch (m.bits) {
-    case 2: return expand_tile<2, false>(m, tile, first, inputs, to);
-    case 3: return expand_tile<3, false>(m, tile, first, inputs, to);
-    case 4: return expand_tile<4, false>(m, tile, first, inputs, to);
-    case 5: return expand_tile<5, false>(m, tile, first, inputs, to);
-    case 6: return expand_tile<6, false>(m, tile, first, inputs, to);
-    default: return expand_tile<8, false>(m, tile, first, inputs, to);
-  }
-}
+// Inputs [first, first + inputs) of a job, decoded and copied.
+struct FloatChunk {
+  const FloatMatmulJob& job;
+  int64_t first, inputs;
+  float* weights;  // (tiles, kExpandedInputs, 16)
+  float* x;        // (tokens, kCopiedInputs)
+  Ahead next;      // weights
+};
 
-typedef float Row16 __attribute__((vector_size(64)));
-
-// Exchanges between two vectors the lanes whose number has the bit `step`.
-template <int step, int... lane>
-CRUMB_INLINE void exchange(Row16& a, Row16& b) {
-  const Row16 low = __builtin_shufflevector(a, b, (lane & step ? 16 + (lane ^ step) : lane)...);
-  b = __builtin_shufflevector(a, b, (lane & step ? 16 + lane : lane ^ step)...);
-  a = low;
-}
-template <int step>
-CRUMB_INLINE void exchange_rows(Row16 (&x)[16]) {
-#pragma GCC unroll 16
-  for (int k = 0; k < 16; ++k)
-    if (!(k & step))
-      exchange<step, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(x[k], x[k + step]);
-}
-// Sixteen rows of sixteen floats become sixteen columns, in four rounds.
-CRUMB_INLINE void transpose(Row16 (&x)[16]) {
-  exchange_rows<1>(x);
-  exchange_rows<2>(x);
-  exchange_rows<4>(x);
-  exchange_rows<8>(x);
-}
-
-CRUMB_INLINE Floats load_kind(const uint8_t* at, int kind) {
-  if (kind == kFloat16) return load_halves(at);
-  if (kind == kBfloat16) return load_bfloats(at);
-  return load_floats(reinterpret_cast<const float*>(at));
-}
-
-void expand_floats(const FloatMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
-  const int64_t element = m.kind == kFloat32 ? 4 : 2;
-  for (int64_t k = first; k < first + inputs; k += 16) {
-    Row16 row[16];
-    for (int r = 0; r < 16; ++r) {
-      const int64_t at = tile * kTileRows + r;
-      row[r] = Row16{};
-      if (at >= m.rows) continue;
-      const uint8_t* weights = m.weights + (at * m.columns + k) * element;
-      uint8_t tail[64] = {};
-      if (k + 16 > m.columns) {
-        __builtin_memcpy(tail, weights, (m.columns - k) * element);
-        weights = tail;
-      }
-      const Floats loaded = load_kind(weights, m.kind);
-      __builtin_memcpy(&row[r], &loaded, 64);
-    }
-    transpose(row);
-    __builtin_memcpy(to + (k - first) * kTileRows, row, sizeof row);
-  }
-}
-
-// out[t][16 rows of each tile] += x[t][first ..] times decoded weights.
+// out[t][16 rows of each tile] += inputs of some tokens times weights of some tiles.
+// Not inlined, because gcc 12 then keeps half of the sums in memory.
 template <int tiles, int tokens>
-CRUMB_INLINE void float_block(const FloatMatmulJob& job, const float* weights, int64_t tile,
-                              int64_t token, int64_t first, int64_t inputs) {
-  const float* x = job.x + token * job.x_stride + first;
-  float* to = job.out + token * job.out_stride + tile * kTileRows;
+__attribute__((noinline)) void float_block(const FloatChunk& chunk, const float* weights, float* to) {
+  const int64_t stride = chunk.job.out_stride;
   Floats out[tiles][tokens];
-#pragma GCC unroll 8
+#pragma GCC unroll 2
   for (int k = 0; k < tiles; ++k)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int t = 0; t < tokens; ++t)
-      out[k][t] = first ? load_floats(to + t * job.out_stride + k * kTileRows) : all_floats(0.0f);
-  for (int64_t input = 0; input < inputs; ++input) {
+      out[k][t] = chunk.first ? load_floats(to + t * stride + k * kTileRows) : all_floats(0.0f);
+  const float* x = chunk.x;
+  for (int64_t input = 0; input < chunk.inputs; ++input) {
     Floats w[tiles];
 #pragma GCC unroll 2
     for (int k = 0; k < tiles; ++k)
       w[k] = load_floats(weights + (k * kExpandedInputs + input) * kTileRows);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int t = 0; t < tokens; ++t) {
-      const Floats by = all_floats(x[t * job.x_stride + input]);
+      const Floats by = all_floats(x[t * kCopiedInputs + input]);
 #pragma GCC unroll 2
       for (int k = 0; k < tiles; ++k) out[k][t] = fma(w[k], by, out[k][t]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 2
   for (int k = 0; k < tiles; ++k)
-#pragma GCC unroll 8
-    for (int t = 0; t < tokens; ++t) store_floats(to + t * job.out_stride + k * kTileRows, out[k][t]);
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; ++t) store_floats(to + t * stride + k * kTileRows, out[k][t]);
 }
 
-template <int tiles>
-void float_tokens(const FloatMatmulJob& job, const float* weights, int64_t tile, int64_t first,
-                  int64_t inputs) {
-  int64_t token = 0;
-  if constexpr (kStripTokens == 6)
-    for (; token + 6 <= job.tokens; token += 6)
-      float_block<tiles, 6>(job, weights, tile, token, first, inputs);
+// All tiles of a group times some tokens, one block of `blocks`.
+template <int tokens>
+void float_group(const FloatChunk& chunk, int64_t tile, int64_t tiles, int64_t token,
+                 int64_t block, int64_t blocks) {
+  const FloatMatmulJob& job = chunk.job;
+  const float* x = job.x + token * job.x_stride + chunk.first;
+  for (int t = 0; t < tokens; ++t)
+    __builtin_memcpy(chunk.x + t * kCopiedInputs, x + t * job.x_stride,
+                     chunk.inputs * sizeof(float));
+  const int64_t left = job.tokens - token - tokens;
+  const Ahead behind{reinterpret_cast<const uint8_t*>(x + tokens * job.x_stride),
+                     left < tokens ? left : tokens, 4 * job.x_stride, 4 * chunk.inputs};
+  float* to = job.out + token * job.out_stride + tile * kTileRows;
+  constexpr int64_t kTileFloats = kExpandedInputs * kTileRows;
+  const int64_t steps = (tiles + kFloatTiles - 1) / kFloatTiles;
+  for (int64_t step = 0; step < steps; ++step) {
+    const int64_t k = step * kFloatTiles;
+    fetch(behind, step, steps);
+    fetch(chunk.next, block * steps + step, blocks * steps);
+    const float* weights = chunk.weights + k * kTileFloats;
+    if (kFloatTiles == 2 && k + 1 < tiles)
+      float_block<kFloatTiles, tokens>(chunk, weights, to + k * kTileRows);
+    else
+      float_block<1, tokens>(chunk, weights, to + k * kTileRows);
+  }
+}
+
+void add_bias(const FloatMatmulJob& job, int64_t rows, int64_t tile, int64_t tiles) {
+  for (int64_t row = tile * kTileRows; row < (tile + tiles) * kTileRows; row += kTileRows) {
+    const Floats bias = load_first(job.bias + row, rows - row);
+    for (int64_t token = 0; token < job.tokens; ++token) {
+      float* to = job.out + token * job.out_stride + row;
+      store_floats(to, load_floats(to) + bias);
+    }
+  }
+}
+
+// The weights of some tiles and inputs where floats lie row by row; codes lie in one stream, which
+// processors fetch ahead themselves.
+Ahead weights_ahead(const FloatMatmulJob& job, int64_t tile, int64_t tiles, int64_t first,
+                    int64_t inputs) {
+  if (!job.floats) return {};
+  const FloatMatrix& m = *job.floats;
+  const int64_t element = m.kind == kFloat32 ? 4 : 2, row = tile * kTileRows;
+  const int64_t left = m.rows - row, rows = tiles * kTileRows;
+  return {m.weights + (row * m.columns + first) * element, left < rows ? left : rows,
+          m.columns * element, inputs * element};
+}
+
+void multiply_chunk(const FloatChunk& chunk, int64_t tile, int64_t tiles) {
+  const FloatMatmulJob& job = chunk.job;
+  for (int64_t k = 0; k < tiles; ++k) {
+    float* to = chunk.weights + k * kExpandedInputs * kTileRows;
+    if (job.tiles) expand_codes(*job.tiles, tile + k, chunk.first, chunk.inputs, to);
+    else expand_floats(*job.floats, tile + k, chunk.first, chunk.inputs, to);
+  }
+  const int64_t rest = job.tokens % kFloatTokens;
+  const int64_t blocks = job.tokens / kFloatTokens + rest / 4 + rest % 4;
+  int64_t token = 0, block = 0;
+  for (; token + kFloatTokens <= job.tokens; token += kFloatTokens)
+    float_group<kFloatTokens>(chunk, tile, tiles, token, block++, blocks);
   for (; token + 4 <= job.tokens; token += 4)
-    float_block<tiles, 4>(job, weights, tile, token, first, inputs);
+    float_group<4>(chunk, tile, tiles, token, block++, blocks);
   for (; token < job.tokens; ++token)
-    float_block<tiles, 1>(job, weights, tile, token, first, inputs);
+    float_group<1>(chunk, tile, tiles, token, block++, blocks);
 }
 
 void float_matmul(const FloatMatmulJob& job) {
   const int64_t columns = job.tiles ? job.tiles->columns : job.floats->columns;
   const int64_t rows = job.tiles ? job.tiles->rows : job.floats->rows;
   float* weights = reinterpret_cast<float*>(job.scratch);
-  for (int64_t tile = job.first_tile; tile < job.last_tile; tile += kStripTiles) {
-    const int pair = kStripTiles == 2 && tile + 1 < job.last_tile ? 2 : 1;
-    for (int64_t first = 0; first < columns; first += kExpandedInputs) {
-      const int64_t left = columns - first, inputs = left < kExpandedInputs ? left : kExpandedInputs;
-      for (int k = 0; k < pair; ++k) {
-        float* to = weights + k * kExpandedInputs * kTileRows;
-        if (job.tiles) expand_codes(*job.tiles, tile + k, first, inputs, to);
-        else expand_floats(*job.floats, tile + k, first, inputs, to);
-      }
-      if (pair == 2) float_tokens<kStripTiles>(job, weights, tile, first, inputs);
-      else float_tokens<1>(job, weights, tile, first, inputs);
+  float* x = weights + kGroupTiles * kExpandedInputs * kTileRows;
+  const int64_t chunks = (columns + kExpandedInputs - 1) / kExpandedInputs;
+  const int64_t chunk_inputs = padded_to((columns + chunks - 1) / chunks, kChunkInputs);
+  // A few tokens take each tile once: it is best decoded into the first cache.
+  const int64_t group = job.tokens > kFloatTokens ? kGroupTiles : kFloatTiles;
+  for (int64_t tile = job.first_tile; tile < job.last_tile; tile += group) {
+    const int64_t left = job.last_tile - tile, tiles = left < group ? left : group;
+    for (int64_t first = 0; first < columns; first += chunk_inputs) {
+      const int64_t rest = columns - first, inputs = rest < chunk_inputs ? rest : chunk_inputs;
+      const bool last = rest <= chunk_inputs, end = last && left <= group;
+      const Ahead next = end    ? Ahead{}
+                         : last ? weights_ahead(job, tile + group, group, 0, chunk_inputs)
+                                : weights_ahead(job, tile, tiles, first + inputs, inputs);
+      multiply_chunk({job, first, inputs, weights, x, next}, tile, tiles);
     }
-    if (!job.bias) continue;
-    for (int k = 0; k < pair; ++k) {
-      const int64_t row = (tile + k) * kTileRows;
-      const Floats bias = load_first(job.bias + row, rows - row);
-      for (int64_t token = 0; token < job.tokens; ++token) {
-        float* to = job.out + token * job.out_stride + row;
-        store_floats(to, load_floats(to) + bias);
-      }
-    }
+    if (job.bias) add_bias(job, rows, tile, tiles);
   }
 }
 

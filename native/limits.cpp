@@ -47,7 +47,8 @@ constexpr int64_t kAhead = 4096;
 
 CRUMB_READ(read_plain, , 16)
 
-// Each dot_* does `rounds` rounds in registers alone and returns the multiply-adds of one round.
+// Each dot_* (int8) and fma_* (f32) does `rounds` rounds in registers alone and returns the
+// multiply-adds of one round.
 
 typedef int16_t Shorts __attribute__((vector_size(16)));
 
@@ -65,6 +66,33 @@ int64_t dot_baseline(int64_t rounds) {
   (void)kept;
   return kChains * 8;
 }
+
+int64_t fma_baseline(int64_t rounds) {
+  typedef float Floats __attribute__((vector_size(16)));
+  constexpr int kChains = 12;
+  Floats sum[kChains] = {};
+  const Floats factor = {0.5f, 0.5f, 0.5f, 0.5f};
+  for (int64_t round = 0; round < rounds; ++round)
+#pragma GCC unroll 12
+    for (int k = 0; k < kChains; ++k) sum[k] = sum[k] * factor + factor;
+  for (int k = 1; k < kChains; ++k) sum[0] += sum[k];
+  volatile float first = sum[0][0];
+  (void)first;
+  return kChains * 4;
+}
+
+// As many sums as hide the latency of two units that take four cycles each, and a little more.
+#define CRUMB_FMA(name, attributes, vector_bytes, sums, factors, instruction)   \
+  attributes int64_t name(int64_t rounds) {                                     \
+    typedef float Vector __attribute__((vector_size(vector_bytes)));            \
+    constexpr int kChains = 12;                                                 \
+    Vector sum[kChains] = {}, zero{};                                           \
+    for (int64_t round = 0; round < rounds; ++round)                            \
+      _Pragma("GCC unroll 12")                                                  \
+      for (int k = 0; k < kChains; ++k)                                         \
+        asm volatile(instruction : sums(sum[k]) : factors(zero));               \
+    return kChains * (vector_bytes / 4);                                        \
+  }
 
 #ifdef CRUMB_X86
 CRUMB_READ(read_avx2, __attribute__((target("avx2"))), 32)
@@ -101,6 +129,11 @@ __attribute__((target("avx512f,avx512vnni"))) int64_t dot_avx512(int64_t rounds)
   return kChains * 64;
 }
 
+CRUMB_FMA(fma_avx2, __attribute__((target("avx2,fma"))), 32, "+x", "x",
+          "vfmadd231ps %1, %1, %0")
+CRUMB_FMA(fma_avx512, __attribute__((target("avx512f"))), 64, "+v", "v",
+          "vfmadd231ps %1, %1, %0")
+
 // Six sums, so that none waits for the one before; two more tiles are the operands.
 int64_t dot_amx(int64_t rounds) {
   struct alignas(64) {
@@ -121,6 +154,8 @@ int64_t dot_amx(int64_t rounds) {
 #endif
 
 #ifdef CRUMB_NEON
+CRUMB_FMA(fma_neon, , 16, "+w", "w", "fmla %0.4s, %1.4s, %1.4s")
+
 #define CRUMB_DOT(name, attributes, instruction, products)                      \
   attributes int64_t name(int64_t rounds) {                                     \
     typedef int64_t Vector __attribute__((vector_size(16)));                    \
@@ -142,18 +177,19 @@ struct Row {
   const char* name;
   uint64_t (*read)(const uint8_t*, const uint8_t*);
   int64_t (*dot)(int64_t);
+  int64_t (*fma)(int64_t);
 };
 
 const Row kRows[] = {
-    {"baseline", read_plain, dot_baseline},
+    {"baseline", read_plain, dot_baseline, fma_baseline},
 #ifdef CRUMB_X86
-    {"avx2", read_avx2, dot_avx2},
-    {"avx512", read_avx512, dot_avx512},
-    {"amx", read_avx512, dot_amx},
+    {"avx2", read_avx2, dot_avx2, fma_avx2},
+    {"avx512", read_avx512, dot_avx512, fma_avx512},
+    {"amx", read_avx512, dot_amx, fma_avx512},
 #endif
 #ifdef CRUMB_NEON
-    {"neon-dotprod", read_plain, dot_neon_dotprod},
-    {"neon-i8mm", read_plain, dot_neon_i8mm},
+    {"neon-dotprod", read_plain, dot_neon_dotprod, fma_neon},
+    {"neon-i8mm", read_plain, dot_neon_i8mm, fma_neon},
 #endif
 };
 
@@ -192,18 +228,19 @@ double read_pass_seconds(const std::string& isa, const uint8_t* array, int64_t b
   return seconds_since(begin);
 }
 
-double dot_peak(const std::string& isa, int threads, double seconds) {
+double multiply_peak(const std::string& isa, Products of, int threads, double seconds) {
   const Row& row = row_named(isa);
+  const auto products = of == Products::kFloats ? row.fma : row.dot;
   Pool pool(threads);
   std::vector<double> rate(pool.threads());
   auto multiply = [&](int thread) {
     constexpr int64_t kRounds = 2000;  // some tens of microseconds between looks at the clock
-    row.dot(kRounds);
+    products(kRounds);
     const auto begin = Clock::now();
     int64_t done = 0;
     double passed = 0.0;
     do {
-      done += kRounds * row.dot(kRounds);
+      done += kRounds * products(kRounds);
       passed = seconds_since(begin);
     } while (passed < seconds);
     rate[thread] = double(done) / passed;

@@ -26,11 +26,12 @@ double read_pass(const std::string& isa, Bytes array, int threads) {
   return read_pass_seconds(isa, array.data(), int64_t(array.shape(0)), threads);
 }
 
+template <Products of>
 double peak(const std::string& isa, int threads, double seconds) {
   require(threads >= 1 && threads <= kMostThreads, "threads must be 1 to 4096");
   require(seconds >= 0.0 && seconds <= 60.0, "seconds must be 0 to 60");
   nb::gil_scoped_release release;
-  return dot_peak(isa, threads, seconds);
+  return multiply_peak(isa, of, threads, seconds);
 }
 
 }  // namespace
@@ -38,8 +39,10 @@ double peak(const std::string& isa, int threads, double seconds) {
 void bind_limits(nb::module_& m) {
   m.def("read_pass", &read_pass, nb::arg("isa"), nb::arg("array").noconvert(), nb::arg("threads"),
         "Seconds in which threads together read an array once.");
-  m.def("dot_peak", &peak, nb::arg("isa"), nb::arg("threads"), nb::arg("seconds"),
-        "Multiply-adds per second of threads that only multiply in registers.");
+  m.def("dot_peak", &peak<Products::kBytes>, nb::arg("isa"), nb::arg("threads"),
+        nb::arg("seconds"), "Multiply-adds of int8 per second of threads that do nothing else.");
+  m.def("float_peak", &peak<Products::kFloats>, nb::arg("isa"), nb::arg("threads"),
+        nb::arg("seconds"), "Multiply-adds of f32 per second of threads that do nothing else.");
 }
 
 }  // namespace crumb

@@ -10,6 +10,7 @@ constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scale
 constexpr bool kMultipliesPairs = true;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
+constexpr int kFloatTiles = 1, kFloatTokens = 6;  // of float_matmul
 
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {
   return _mm256_fmadd_ps(a, b, c);

@@ -9,6 +9,7 @@ constexpr bool kScaledCodes = true;  // small codes are multiplied by sub-scales
 constexpr bool kMultipliesPairs = false;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 2, kMixedQueries = 8;
 constexpr int kFusedTokens = 8, kMostFusedTokens = 32, kStripTiles = 2, kStripTokens = 6;
+constexpr int kFloatTiles = 2, kFloatTokens = 12;  // of float_matmul
 
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {
   return _mm512_fmadd_ps(a, b, c);

@@ -9,6 +9,7 @@ constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scale
 constexpr bool kMultipliesPairs = false;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
+constexpr int kFloatTiles = 1, kFloatTokens = 3;  // of float_matmul
 #define CRUMB_CALLED __attribute__((noinline))
 
 typedef uint16_t UnsignedShortPart __attribute__((vector_size(kVectorBytes)));

@@ -13,6 +13,7 @@ constexpr bool kScaledCodes = false;  // small codes are multiplied by sub-scale
 constexpr bool kMultipliesPairs = false;  // sums of 16 bits, by sub-scales while they are added
 constexpr int kScoredPages = 1, kMixedQueries = 1;
 constexpr int kFusedTokens = 4, kMostFusedTokens = 4, kStripTiles = 1, kStripTokens = 4;
+constexpr int kFloatTiles = 1, kFloatTokens = 6;  // of float_matmul
 
 CRUMB_INLINE FloatPart fma_part(FloatPart a, FloatPart b, FloatPart c) {
   return (FloatPart)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);

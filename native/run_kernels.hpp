@@ -179,13 +179,19 @@ static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind) {
          (kind == kInt8 ? 2 * kPageTokens * 4 : 0);
 }
 
-constexpr int64_t kExpandedInputs = 256;  // inputs decoded to f32 at once
+// Of float_matmul: inputs decoded to f32 at once, tiles of a group, and what is copied of
+// tokens: rows of which no power of two is a multiple, so that they share no lines of the cache.
+constexpr int64_t kExpandedInputs = 384, kGroupTiles = 8;
+constexpr int64_t kCopiedInputs = kExpandedInputs + 16, kCopiedTokens = 12;
+constexpr int64_t kFloatScratch =
+    4 * (kGroupTiles * 16 * kExpandedInputs + kCopiedTokens * kCopiedInputs);
 constexpr int64_t kAmxScratch = 24 * 1024;  // outputs, sums of a block and of its activations
 
 // Two unpacked tiles, their headers (two vectors for each 16 inputs), two numbers for each 16 inputs
 // of 6 tokens, and what is behind them.
 static constexpr int64_t matmul_scratch_bytes(int64_t columns) {
-  return (2 * 16 + 2 * 8 + 3) * padded_to(columns + 64, 128) + kAmxScratch + 2 * 16 * kExpandedInputs * 4;
+  const int64_t codes = (2 * 16 + 2 * 8 + 3) * padded_to(columns + 64, 128) + kAmxScratch;
+  return codes > kFloatScratch ? codes : kFloatScratch;
 }
 
 constexpr int64_t kScoredQueries = 8;

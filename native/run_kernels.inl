@@ -8,6 +8,7 @@
 #include "strip_matmul.inl"
 #include "super_strip.inl"
 #include "matmul.inl"
+#include "float_expand.inl"
 #include "float_matmul.inl"
 #include "rows.inl"
 #include "attention.inl"

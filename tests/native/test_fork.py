@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from crumb._native import NativeEngine
+from crumb._native import NativeEngine, matmul_scratch_bytes
 from crumb.kernels import threads as threads_module
 from crumb.kernels.threads import parallel_map
 
@@ -51,11 +51,11 @@ class Embedding:
     """An engine of several threads that copies the row of each token."""
 
     def __init__(self) -> None:
-        scratch = np.zeros(THREADS * (1 << 17) + 64, np.uint8)
+        row = -(-matmul_scratch_bytes(WIDTH) // 64) * 64
+        scratch = np.zeros(THREADS * row + 64, np.uint8)
         begin = -scratch.ctypes.data % 64
-        self.engine = NativeEngine(
-            "baseline", THREADS, scratch[begin : begin + (THREADS << 17)].reshape(THREADS, -1)
-        )
+        rows = scratch[begin : begin + THREADS * row].reshape(THREADS, row)
+        self.engine = NativeEngine("baseline", THREADS, rows)
         self.out = np.zeros((ROWS, WIDTH), np.float32)
         table = np.repeat(np.arange(ROWS, dtype=np.float32)[:, None], WIDTH, axis=1)
         buffer = self.engine.add_buffer(self.out, WIDTH)

@@ -11,7 +11,7 @@ import pytest
 
 from crumb import _native
 from crumb.kernels.dispatch import supported_sets
-from crumb.kernels.limits import PAGE_BYTES, dot_peak, read_pass, reading_array
+from crumb.kernels.limits import PAGE_BYTES, dot_peak, float_peak, read_pass, reading_array
 
 
 def test_the_array_is_whole_pages_at_the_begin_of_a_page():
@@ -45,6 +45,7 @@ def test_the_python_face_reads_with_the_widest_loads():
 def test_every_set_multiplies_at_some_speed(isa):
     # A core does 4096 multiply-adds a cycle at most, at less than 10 GHz.
     assert 1e6 < dot_peak(1, 0.002, isa) < 4096 * 1e10
+    assert 1e6 < float_peak(1, 0.002, isa) < 64 * 1e10
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,9 @@ def test_a_pass_that_cannot_be_is_a_value_error(arguments):
     ],
 )
 def test_a_peak_that_cannot_be_is_a_value_error(arguments):
-    with pytest.raises(ValueError, match=r"must be|not supported here"):
-        _native.dot_peak(*arguments)
+    for peak in _native.dot_peak, _native.float_peak:
+        with pytest.raises(ValueError, match=r"must be|not supported here"):
+            peak(*arguments)
 
 
 def test_another_dtype_is_a_type_error():

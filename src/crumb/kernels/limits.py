@@ -37,3 +37,8 @@ def read_pass(array: NDArray[np.uint8], threads: int) -> float:
 def dot_peak(threads: int, seconds: float = DOT_SECONDS, isa: str | None = None) -> float:
     """Multiply-adds per second of int8 products in registers alone, by the set's instructions."""
     return _native.dot_peak(isa or selected_set(), threads, seconds)
+
+
+def float_peak(threads: int, seconds: float = DOT_SECONDS, isa: str | None = None) -> float:
+    """Multiply-adds per second of f32 products in registers alone, by the set's instructions."""
+    return _native.float_peak(isa or selected_set(), threads, seconds)

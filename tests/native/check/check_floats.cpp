@@ -8,10 +8,10 @@
 namespace crumb::check {
 namespace {
 
-constexpr int kTokens = 13;
-const int kBatches[] = {2, 3, 4, 5, 6, 7, 8, 12, 13};
-const std::vector<int> kColumns = {4, 31, 33, 100, 160, 256, 257, 600};
-const int kRows[] = {1, 16, 33, 48};
+constexpr int kTokens = 29;  // two full blocks of every set, then blocks of 4 and of 1
+const int kBatches[] = {2, 3, 4, 5, 6, 7, 8, 12, 13, 17, 29};
+const std::vector<int> kColumns = {4, 31, 33, 100, 160, 256, 385, 600};
+const int kRows[] = {1, 16, 33, 150};  // the last: two groups of tiles
 const char* const kKinds[] = {"f32", "f16", "bf16"};
 
 // An unquantized matrix and what its bytes stand for.
