@@ -252,11 +252,14 @@ def test_the_page_works_while_the_model_loads(
 
 
 def test_the_prompt_says_how_far_it_is_read(opened: Any, script: Script) -> None:
-    script.prompt_pieces, script.pause_seconds = 5, 0.15
+    script.prompt_pieces, script.pause_seconds = 20, 0.1
     opened.send("Why?")
-    opened.page.wait_for_selector("#messages .waiting span:has-text('Reading 200 of 500 tokens')")
-    bar = opened.page.locator("#messages .waiting progress")
-    assert float(bar.evaluate("(bar) => bar.value")) >= 0.2
+    opened.page.wait_for_selector("#messages .waiting span:has-text('of 2,000 tokens')")
+    opened.page.wait_for_function(
+        "document.querySelector('#messages .waiting progress').value >= 0.2"
+    )
+    words = opened.page.locator("#messages .waiting").inner_text()
+    assert words.strip().startswith("Reading ")
     opened.wait_until_answered()
     assert not opened.page.locator("#messages .waiting").is_visible()
 
@@ -353,6 +356,63 @@ def test_all_conversations_leave_as_a_file_and_come_back(
     assert texts(other.page, ".versions span") == ["2 / 2"]
     other.page.reload()
     other.page.wait_for_selector("#messages .assistant .prose p")
+
+
+def test_two_tabs_of_a_browser_have_the_same_conversations(opened: Any) -> None:
+    other = opened.page.context.new_page()
+    other.goto(opened.url)
+    other.wait_for_selector("body[data-ready]")
+    opened.ask("Why is the sea salty?")
+    other.click("#conversations a")
+    other.wait_for_selector("#messages .assistant > .prose p")
+    opened.ask("And lakes?")
+    other.wait_for_selector("#messages .message >> nth=3")
+    assert texts(other, "#messages .user .text") == ["Why is the sea salty?", "And lakes?"]
+    opened.page.hover("#conversations li")
+    opened.page.click("#conversations li button[aria-label^=Delete]")
+    other.wait_for_selector("#conversations a", state="detached")
+
+
+MANY = """async (count) => {
+    const { session } = await import('/page/session.js');
+    const { newConversation, add } = await import('/page/conversation.js');
+    const all = [];
+    for (let index = 0; index < count; index += 1) {
+        const conversation = newConversation('small');
+        let parent = null;
+        for (let turn = 0; turn < (index ? 20 : 200); turn += 1) {
+            const role = turn % 2 ? 'assistant' : 'user';
+            const content = `Turn ${turn} of ${index}. `.repeat(20);
+            parent = add(conversation, parent, { role, content });
+        }
+        all.push(conversation);
+    }
+    session.takeIn(all);
+    session.open(all[0]);
+}"""
+
+
+def test_a_long_history_does_not_slow_an_answer_down(opened: Any, script: Script) -> None:
+    """300 conversations, 200 messages in the open one: the page has time left at 500 words/s."""
+    opened.page.evaluate(MANY, 300)
+    opened.page.wait_for_selector("#messages .message >> nth=199")
+    opened.page.wait_for_function("document.querySelectorAll('#messages .block').length >= 100")
+    script.answer, script.pause_seconds = "word " * 500, 0.002
+    opened.page.evaluate(
+        """() => {
+            window.late = [];
+            let last = performance.now();
+            window.beat = setInterval(() => {
+                window.late.push(performance.now() - last - 20);
+                last = performance.now();
+            }, 20);
+        }"""
+    )
+    opened.ask("Go on")
+    late = sorted(opened.page.evaluate("window.late"))
+    assert len(late) > 20
+    assert late[len(late) // 2] < 60
+    assert opened.page.locator("#messages .message").count() == 202
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,9 @@ class StageBits(msgspec.Struct, frozen=True):
 class MeasuredDivergence(msgspec.Struct, frozen=True):
     """KL from the float model, in nats, as it was measured when the model was made."""
 
-    value: float
-    standard_error: float | None = None
-    text: str | None = None  # that it was measured on
+    text: str  # that it was measured on
+    kl: float
+    kl_standard_error: float | None = None
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -104,6 +104,6 @@ def stage_bits(checkpoint: Checkpoint, name: str, matrices: list[TensorSpec]) ->
 def measured_divergence(manifest: dict[str, Any]) -> MeasuredDivergence | None:
     """What the manifest says was measured; none where it says nothing that can be read."""
     try:
-        return msgspec.convert(manifest.get("divergence"), MeasuredDivergence | None)
+        return msgspec.convert(manifest.get("measured"), MeasuredDivergence | None)
     except msgspec.ValidationError:
         return None

@@ -41,9 +41,13 @@ def test_the_card_of_a_quantized_model_says_how_it_was_made(tmp_path: Path) -> N
     ("manifest", "expected"),
     [
         ({}, None),
-        ({"divergence": {"value": 0.1, "standard_error": 0.01}}, MeasuredDivergence(0.1, 0.01)),
-        ({"divergence": {"value": "high"}}, None),
-        ({"divergence": 3}, None),
+        ({"measured": {"text": "t", "kl": 0.1}}, MeasuredDivergence("t", 0.1)),
+        (
+            {"measured": {"text": "t", "kl": 0.1, "kl_standard_error": 0.01, "more": 1}},
+            MeasuredDivergence("t", 0.1, 0.01),
+        ),
+        ({"measured": {"text": "t", "kl": "high"}}, None),
+        ({"measured": 3}, None),
     ],
 )
 def test_a_divergence_is_what_the_manifest_says_or_none(

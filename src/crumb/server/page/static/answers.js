@@ -8,6 +8,7 @@ import { modelNamed, refresh } from './model_list.js';
 import { requestSettings } from './sampling.js';
 import { session } from './session.js';
 
+const SHOW_EVERY = 33;
 const STORE_EVERY = 1000;
 const WAIT_SECONDS = 2;
 const LOOK_AGAIN = 200;
@@ -35,8 +36,9 @@ export async function answer(conversation, message, continuing = false) {
   if (underWay.has(conversation.id)) return;
   const last = continuing ? message : conversation.messages.find((each) => each.id === message.parent);
   conversation.model ??= modelNamed(null)?.id ?? null;
-  const work = { conversation, message, phase: 'waiting', note: '', progress: null, speed: null, controller: new AbortController(), begin: performance.now() };
+  const work = { conversation, message, phase: 'waiting', note: '', progress: null, speed: null, controller: new AbortController(), begin: performance.now(), stored: performance.now(), timer: null };
   underWay.set(conversation.id, work);
+  session.busy.add(conversation.id);
   Object.assign(message, { ending: null, error: null, model: conversation.model });
   session.changed(conversation);
   setTimeout(refresh, LOOK_AGAIN);
@@ -48,6 +50,7 @@ export async function answer(conversation, message, continuing = false) {
   }
   finish(work);
   underWay.delete(conversation.id);
+  session.busy.delete(conversation.id);
   session.changed(conversation);
   session.dispatchEvent(new CustomEvent('answered', { detail: { conversation, message } }));
 }
@@ -63,15 +66,11 @@ function requestOf(conversation, last, continuing) {
 }
 
 async function receive(conversation, work, request) {
-  let stored = performance.now();
   for (;;) {
     try {
       for await (const piece of api.chat(request, work.controller.signal)) {
         take(work, piece);
-        const now = performance.now();
-        const store = now - stored > STORE_EVERY;
-        if (store) stored = now;
-        session.changed(conversation, store);
+        tell(work);
       }
       if (!work.message.ending) throw new api.Refusal('The answer broke off: the server ended the connection.');
       return;
@@ -82,6 +81,17 @@ async function receive(conversation, work, request) {
       await pause(error.waitSeconds ?? WAIT_SECONDS, work.controller.signal);
     }
   }
+}
+
+/** Show what came, some times a second however fast it comes, and keep it once a second. */
+function tell(work) {
+  work.timer ??= setTimeout(() => {
+    work.timer = null;
+    const now = performance.now();
+    const store = now - work.stored > STORE_EVERY;
+    if (store) work.stored = now;
+    if (underWay.get(work.conversation.id) === work) session.changed(work.conversation, store);
+  }, SHOW_EVERY);
 }
 
 function take(work, piece) {

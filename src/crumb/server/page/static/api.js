@@ -61,6 +61,7 @@ export async function models() {
     bitsPerWeight: crumb.bits_per_weight,
     contextTokens: crumb.context_tokens,
     parameters: crumb.parameters,
+    memoryBytes: crumb.memory_bytes,
   }));
 }
 

@@ -30,6 +30,7 @@ export async function showCard(model) {
       ['File', `${figures.bytes(card.file_bytes)}, ${figures.bits(card.bits_per_weight)} per weight`],
       ['KL from the float model', divergence(card.divergence)],
       ['Made by', [card.method, card.calibration].filter(Boolean).join(', calibrated on ')],
+      ['Memory once loaded', model.memoryBytes && figures.bytes(model.memoryBytes)],
       ['Memory of the server', `${figures.bytes(memory.now_bytes)} now, ${figures.bytes(memory.peak_bytes)} at peak`],
     ]),
     strip(card.stages),
@@ -42,8 +43,7 @@ function facts(rows) {
 
 function divergence(measured) {
   if (!measured) return 'not measured for this file';
-  const where = measured.text ? `, on ${measured.text}` : '';
-  return `${figures.withError(measured.value, measured.standard_error)} nats${where}`;
+  return `${figures.withError(measured.kl, measured.kl_standard_error)} nats, on ${measured.text}`;
 }
 
 /** Bars, one a stage, as high as its bits; the words say the same to those who do not see them. */

@@ -30,10 +30,10 @@ function show() {
 
 function row(model, isChosen) {
   const facts = [
-    model.parameters && `${figures.parameters(model.parameters)} parameters`,
-    model.bitsPerWeight && `${figures.bits(model.bitsPerWeight)} per weight`,
+    model.parameters && figures.parameters(model.parameters),
+    model.bitsPerWeight && figures.bits(model.bitsPerWeight),
     model.fileBytes && figures.bytes(model.fileBytes),
-    model.contextTokens && `${figures.count(model.contextTokens)} tokens of context`,
+    model.contextTokens && `context ${figures.count(model.contextTokens)}`,
   ].filter(Boolean);
   const radio = element('input', { type: 'radio', name: 'model', value: model.id, 'data-focus': `choose ${model.id}`, onchange: () => session.setModel(model.id) });
   radio.checked = isChosen;

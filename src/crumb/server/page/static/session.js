@@ -10,9 +10,11 @@ class Session extends EventTarget {
   store = new Store();
   conversations = [];
   current = newConversation();
+  busy = new Set(); // ids of conversations that are being answered here
 
   async begin() {
     this.conversations = await this.store.open();
+    this.store.listen((changed, removed) => this.#hear(changed, removed));
     this.openNamed(location.hash.slice(1));
     addEventListener('hashchange', () => this.openNamed(location.hash.slice(1)));
   }
@@ -79,8 +81,8 @@ class Session extends EventTarget {
   }
 
   removeAll() {
+    this.store.remove(...this.conversations.map((each) => each.id));
     this.conversations = [];
-    this.store.clear();
     this.#tell('listed');
     this.openNew();
   }
@@ -98,6 +100,21 @@ class Session extends EventTarget {
       this.openNamed(location.hash.slice(1));
     }
     return fresh.length;
+  }
+
+  /** Another tab of this browser changed a conversation, or removed some. */
+  #hear(changed, removed) {
+    const gone = new Set([...removed, changed?.id]);
+    const before = this.conversations.find((each) => each.id === changed?.id);
+    if (this.busy.has(changed?.id) || (before && before.updated > changed.updated)) return;
+    this.conversations = this.conversations.filter((each) => !gone.has(each.id));
+    if (changed) this.conversations.push(changed);
+    this.conversations.sort((one, other) => other.updated - one.updated);
+    this.#tell('listed');
+    if (changed?.id === this.current.id) {
+      this.current = changed;
+      this.#tell('opened');
+    }
   }
 
   #tell(name, detail) {

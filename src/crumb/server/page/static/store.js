@@ -12,6 +12,7 @@ const settled = (request) => new Promise((resolve, reject) => {
 
 export class Store {
   #database = null;
+  #channel = null;
 
   /** Open it, and give all conversations, latest first. */
   async open() {
@@ -35,15 +36,23 @@ export class Store {
   async save(...conversations) {
     if (!this.#database) return;
     const table = this.#table('readwrite');
-    await Promise.all(conversations.map((each) => settled(table.put(structuredClone(each)))));
+    await Promise.all(conversations.map((each) => settled(table.put(each))));
+    this.#channel?.postMessage({ changed: conversations, removed: [] });
   }
 
-  async remove(id) {
-    if (this.#database) await settled(this.#table('readwrite').delete(id));
+  async remove(...ids) {
+    if (!this.#database) return;
+    const table = this.#table('readwrite');
+    await Promise.all(ids.map((id) => settled(table.delete(id))));
+    this.#channel?.postMessage({ changed: [], removed: ids });
   }
 
-  async clear() {
-    if (this.#database) await settled(this.#table('readwrite').clear());
+  /** Hear what other tabs of this browser do: hear(changed or null, ids that were removed). */
+  listen(hear) {
+    this.#channel = new BroadcastChannel(DATABASE);
+    this.#channel.onmessage = ({ data: { changed, removed } }) => {
+      for (const each of changed.length ? changed : [null]) hear(each, removed);
+    };
   }
 
   #table(mode) {
