@@ -8,10 +8,10 @@ Source: the Fetch standard for Origin and preflight requests.
 
 from __future__ import annotations
 
-import base64
 import hmac
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -61,7 +61,10 @@ class Access:
             if self._keys and not self._is_open(scope["method"], path):
                 self._check_key(headers)
         except CrumbError as error:
-            await _send(send, self._problem_of(path, error))
+            answer = self._problem_of(path, error)
+            if isinstance(error, KeyRefused):
+                answer = replace(answer, headers={**answer.headers, "www-authenticate": "Bearer"})
+            await _send(send, answer)
             return
         await self._app(scope, receive, send)
 
@@ -106,15 +109,10 @@ class Access:
 
 
 def _keys_in(headers: Headers) -> Iterable[bytes]:
-    """Keys as the clients send them; a browser sends a password."""
+    """Keys as the clients send them."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         yield value.strip().encode()
-    elif scheme.lower() == "basic":
-        try:
-            yield base64.b64decode(value, validate=True).partition(b":")[2]
-        except ValueError:
-            return
     for name in ("x-api-key", "api-key"):
         if name in headers:
             yield headers[name].strip().encode()
