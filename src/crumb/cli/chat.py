@@ -13,9 +13,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from cyclopts import Parameter
+
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.cli.conversation import Answer, Conversation
+from crumb.cli.conversation import Answer, Conversation, Turns
 from crumb.cli.generate import Stream
 from crumb.cli.generation_options import (
     ENGINE_DEFAULTS,
@@ -23,23 +25,28 @@ from crumb.cli.generation_options import (
     EngineOptions,
     TextOptions,
     log_plan,
-    memory_line,
 )
 from crumb.cli.interruption import interruption
-from crumb.cli.option_groups import PROMPT
-from crumb.cli.output import bytes_text, log, log_dim
+from crumb.cli.option_groups import ACCESS, PROMPT
+from crumb.cli.output import log, log_dim
+from crumb.cli.remote_conversation import RemoteConversation
+from crumb.cli.small_models import suggestion
 from crumb.cli.turn_reader import TurnReader, line_history, stdin_line
 from crumb.errors import CrumbError, UsageError
-from crumb.machine.memory import peak_memory_bytes, resident_bytes
+from crumb.machine.memory import resident_bytes
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import process_bytes
 from crumb.tokenizer.chat_template import load_chat_template
 
+KEY_VARIABLES = ["CRUMB_API_KEY", "OPENAI_API_KEY"]
+
 
 def chat(
-    model: str,
+    model: str | None = None,
     /,
     *,
+    url: Annotated[str | None, ACCESS] = None,
+    api_key: Annotated[str | None, ACCESS, Parameter(env_var=KEY_VARIABLES)] = None,
     system: Annotated[str | None, PROMPT] = None,
     text: TextOptions = TEXT_DEFAULTS,
     engine: EngineOptions = ENGINE_DEFAULTS,
@@ -47,9 +54,20 @@ def chat(
     """Talk with a model; /help lists what else can be typed.
 
     Args:
-        model: directory, .gguf file, org/name, or org/name@revision.
+        model: directory, .gguf file, org/name, or org/name@revision; with --url a name there.
+        url: the address of a server that answers OpenAI's clients, in place of a model here.
+        api_key: the key that the server wants.
         system: a message before the chat that tells the model how to answer.
     """
+    if url is not None:
+        text.request("")  # refuses bad settings before the server is asked
+        remote = RemoteConversation(url, api_key, model, text, system)
+        log_dim(remote.about())
+        with line_history():
+            Chat(remote, sys.stdin.isatty()).run()
+        return
+    if model is None:
+        raise UsageError(f"{suggestion('chat')} See `crumb --help`.")
     checkpoint = open_checkpoint(locate(model))
     try:
         load_chat_template(checkpoint.files)
@@ -74,7 +92,7 @@ def chat(
 class Chat:
     """The loop of a chat."""
 
-    def __init__(self, conversation: Conversation, interactive: bool) -> None:
+    def __init__(self, conversation: Turns, interactive: bool) -> None:
         self.conversation, self._interactive = conversation, interactive
         self._reader = TurnReader(stdin_line)
         self._warned = False  # the last Ctrl-C has been answered with how to quit
@@ -126,7 +144,7 @@ class Chat:
     def tell(self, answer: Answer, out: Stream) -> None:
         """What is said after an answer."""
         out.end()
-        generation, context = answer.generation, self.conversation.model.engine.context_tokens
+        generation, context = answer.generation, self.conversation.context_tokens
         if answer.dropped_turns:
             gone = answer.dropped_turns
             log(f"the context is full: oldest turns dropped: {gone}; /new begins anew")
@@ -139,7 +157,7 @@ class Chat:
         log_dim(
             f"{generation.timings.decode_tokens_per_second:.1f} tokens/s, "
             f"read {generation.prompt_tokens - generation.cached_tokens} tokens, "
-            f"context {used} of {context}"
+            + (f"context {used} of {context}" if context else f"context {used}")
         )
 
     def help(self, rest: str) -> bool:
@@ -198,15 +216,14 @@ class Chat:
                 f"last prompt {last.prompt_tokens} tokens, {last.cached_tokens} of them cached, "
                 f"read in {last.timings.prompt_seconds:.2f} s"
             )
-        log(f"{memory_line(chat.model.memory)}; peak {bytes_text(peak_memory_bytes())}")
-        log(f"context {chat.context_used()} of {chat.model.engine.context_tokens} tokens")
+        log(chat.about())
         return True
 
     def retry(self, rest: str) -> bool:
         """Answer the last message again."""
         del rest
-        said, own = self.conversation.text.temperature, self.conversation.model.chat_sampling
-        if (own.temperature if said is None else said) == 0:
+        said, own = self.conversation.text.temperature, self.conversation.temperature
+        if (own if said is None else said) == 0:
             log("temperature 0 gives the same answer; /set temperature 0.7 lets it differ")
         out = Stream()
         with interruption() as cancelled:

@@ -1,8 +1,9 @@
 """A chat's turns: what was said, what of it fits the context, and what the model answers.
 
-In: a loaded model, settings of the text, messages. Out: answers; files of messages. When the
-context is full the oldest turns go, never the system message, and enough of them that the next
-turns need not read everything again. Refuses a message that is longer than the context.
+In: who answers (a loaded model, or a server), settings of the text, messages. Out: answers; files
+of messages. When the context of a loaded model is full the oldest turns go, never the system
+message, and enough of them that the next turns need not read everything again.
+Refuses a message that is longer than the context.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import msgspec
 
-from crumb.cli.generation_options import TextOptions
+from crumb.cli.generation_options import TextOptions, memory_line
+from crumb.cli.output import bytes_text
 from crumb.errors import UsageError
+from crumb.machine.memory import peak_memory_bytes
 from crumb.run.generation import FinishReason, Generation, TextPiece
 from crumb.run.language_model import LanguageModel
 from crumb.tokenizer.chat_template import Message
@@ -34,15 +37,17 @@ class Answer:
     """What became of a turn."""
 
     generation: Generation
-    dropped_turns: int  # the oldest, that no longer fitted
-    is_full: bool  # the answer ended because the context did
+    dropped_turns: int = 0  # the oldest, that no longer fitted
+    is_full: bool = False  # the answer ended because the context did
+
+
+PieceListener = Callable[[int, TextPiece], None]
 
 
 @dataclass
-class Conversation:
-    """Messages and the model that answers them."""
+class Turns:
+    """Messages, and who answers them."""
 
-    model: LanguageModel
     text: TextOptions
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
@@ -51,14 +56,30 @@ class Conversation:
     generated_tokens: int = 0
     decode_seconds: float = 0.0
 
+    def reply(self, text: TextOptions, piece: PieceListener, cancelled: threading.Event) -> Answer:
+        """What is answered to the messages. Raises: UsageError, CrumbError."""
+        raise NotImplementedError
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens that fit, where that is known."""
+        return None
+
+    @property
+    def temperature(self) -> float | None:
+        """Where no setting says it, and where that is known."""
+        return None
+
+    def about(self) -> str:
+        """Memory and context, or who answers."""
+        raise NotImplementedError
+
     def messages(self) -> list[Message]:
-        """What the template is given."""
+        """What the model is given."""
         first = [Message(SYSTEM, self.system)] if self.system else []
         return [*first, *self.turns]
 
-    def answer(
-        self, words: str, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
-    ) -> Answer:
+    def answer(self, words: str, piece: PieceListener, cancelled: threading.Event) -> Answer:
         """Say something and take the answer into the history, as far as it came.
 
         Raises: UsageError, and the turns are as before.
@@ -66,7 +87,7 @@ class Conversation:
         self.retries = 0
         return self._say(words, piece, cancelled)
 
-    def retry(self, piece: Callable[[int, TextPiece], None], cancelled: threading.Event) -> Answer:
+    def retry(self, piece: PieceListener, cancelled: threading.Event) -> Answer:
         """Answer the last message again, with the next seed. Raises: UsageError."""
         self.retries += 1
         before = list(self.turns)
@@ -85,10 +106,6 @@ class Conversation:
         del self.turns[begins[-1] :]
         return words
 
-    def context_used(self) -> int:
-        """Tokens of everything said so far."""
-        return len(self.model.chat_prompt(self.messages())) if self.messages() else 0
-
     def save(self, path: Path) -> None:
         """All messages as JSON."""
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self.messages()), indent=2))
@@ -103,9 +120,7 @@ class Conversation:
         self.system = system[0] if system else None
         self.turns[:] = [message for message in messages if message.role != SYSTEM]
 
-    def _say(
-        self, words: str, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
-    ) -> Answer:
+    def _say(self, words: str, piece: PieceListener, cancelled: threading.Event) -> Answer:
         before = list(self.turns)
         self.turns.append(Message(USER, words))
         try:
@@ -114,14 +129,11 @@ class Conversation:
             self.turns[:] = before
             raise
 
-    def _answer(
-        self, piece: Callable[[int, TextPiece], None], cancelled: threading.Event
-    ) -> Answer:
-        prompt, dropped = self._fitting_prompt()
+    def _answer(self, piece: PieceListener, cancelled: threading.Event) -> Answer:
         seed = self.text.seed
         text = self.text if seed is None else replace(self.text, seed=seed + self.retries)
-        request = text.request(prompt, self.model.chat_sampling, max_tokens=None)
-        (generation,) = self.model.run([request], piece, cancelled)
+        answer = self.reply(text, piece, cancelled)
+        generation = answer.generation
         if generation.error is not None:
             raise generation.error
         if generation.finish_reason is FinishReason.CANCELLED and not generation.text:
@@ -131,13 +143,45 @@ class Conversation:
         self.last = generation
         self.generated_tokens += generation.completion_tokens
         self.decode_seconds += generation.timings.decode_seconds
-        room = self.model.engine.context_tokens - len(prompt)
+        return answer
+
+
+class Conversation(Turns):
+    """A chat with a model of this process."""
+
+    def __init__(self, model: LanguageModel, text: TextOptions, system: str | None = None) -> None:
+        super().__init__(text, system)
+        self.model = model
+
+    @property
+    def context_tokens(self) -> int:
+        return self.model.engine.context_tokens
+
+    @property
+    def temperature(self) -> float:
+        return self.model.chat_sampling.temperature
+
+    def about(self) -> str:
+        """Memory and context."""
+        memory = f"{memory_line(self.model.memory)}; peak {bytes_text(peak_memory_bytes())}"
+        return f"{memory}\ncontext {self.context_used()} of {self.context_tokens} tokens"
+
+    def context_used(self) -> int:
+        """Tokens of everything said so far."""
+        return len(self.model.chat_prompt(self.messages())) if self.messages() else 0
+
+    def reply(self, text: TextOptions, piece: PieceListener, cancelled: threading.Event) -> Answer:
+        """What the model answers, once what does not fit has gone."""
+        prompt, dropped = self._fitting_prompt()
+        request = text.request(prompt, self.model.chat_sampling, max_tokens=None)
+        (generation,) = self.model.run([request], piece, cancelled)
+        room = self.context_tokens - len(prompt)
         at_limit = generation.finish_reason is FinishReason.LENGTH
         return Answer(generation, dropped, at_limit and generation.completion_tokens >= room)
 
     def _fitting_prompt(self) -> tuple[tuple[int, ...], int]:
         """Tokens of the conversation, and how many of its oldest turns had to go."""
-        context = self.model.engine.context_tokens
+        context = self.context_tokens
         prompt = self.model.chat_prompt(self.messages())
         least = min(LEAST_ANSWER_TOKENS, context // FREED_SHARE)
         if len(prompt) + least <= context:

@@ -8,6 +8,7 @@ Refuses an address beyond this machine without a key, and a model that does not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -134,17 +135,17 @@ def serve(
             if small.chats:
                 log(f"    crumb serve {small.name}    fetches {small.size} once")
     settings = server_settings(access, limits, log_prompts)
-    opened = listening_socket(settings)
+    others = aliases(alias)
+    budget = size_bytes(limits.memory, "--memory") or available_bytes()
     planner = Planner(engine, limits)
     served = planner.open_all(named, inside)
     check_fits(served[0].plan, served[0].checkpoint.path)
-    budget = size_bytes(limits.memory, "--memory") or available_bytes()
 
     def pool_of(tell: Callable[[str, ServedModel], None]) -> ModelPool:
         return ModelPool(
             served,
             budget_bytes=budget,
-            aliases=aliases(alias),
+            aliases=others,
             idle_seconds=limits.idle_seconds or None,
             wait_seconds=limits.wait_seconds,
             tell=tell,
@@ -153,9 +154,11 @@ def serve(
     for each in served:
         log(describe(each))
     log_to_stderr()
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    log(f"http://{host}:{opened.getsockname()[1]}/ is the chat page; /v1 is the address of clients")
-    serve_application(application(settings, pool_of), settings, opened)
+    with closing(listening_socket(settings)) as opened:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = opened.getsockname()[1]
+        log(f"http://{host}:{port}/ is the chat page; /v1 is the address of clients")
+        serve_application(application(settings, pool_of), settings, opened)
 
 
 def server_settings(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import sys
+import threading
 import time
 
 import uvicorn
@@ -43,7 +45,7 @@ def log_to_stderr(level: int = logging.INFO) -> None:
 
 
 def listening_socket(settings: ServerSettings) -> socket.socket:
-    """The socket, so that a port in use is told before a model is loaded. Raises: UsageError."""
+    """The socket, so that a port in use is one line. Raises: UsageError."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     opened = socket.socket(family, socket.SOCK_STREAM)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,5 +78,8 @@ def configuration(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
 
 
 def serve(app: ASGIApp, settings: ServerSettings, opened: socket.socket) -> None:
-    """Answer until the process is told to end."""
+    """Answer until the process is told to end; by SIGTERM that is a success."""
+    if threading.current_thread() is threading.main_thread():
+        # uvicorn raises the signal again for whoever had it before
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
     uvicorn.Server(configuration(app, settings)).run(sockets=[opened])

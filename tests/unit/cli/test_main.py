@@ -158,7 +158,7 @@ HELP_GROUPS = {
     "quantize": ["Arguments", "Format", "Calibration", "Solver", "Output"],
     "eval": ["Arguments", "Text", "Engine", "Output"],
     "generate": ["Arguments", "Prompt", "Sampling", "Engine", "Output"],
-    "chat": ["Arguments", "Prompt", "Sampling", "Engine"],
+    "chat": ["Arguments", "Prompt", "Sampling", "Engine", "Access"],
     "bench": ["Arguments", "Work", "Engine", "Output"],
 }
 

@@ -258,7 +258,7 @@ def test_a_large_prompt_does_not_end_the_server(puppet: Puppet) -> None:
 
 
 def test_a_full_queue_is_503_with_when_to_come_again(puppet: Puppet) -> None:
-    puppet.seconds = 0.05
+    puppet.seconds = 0.4
     asked = ASK | {"max_tokens": 200, "ignore_eos": True}
     connections = []
     for _ in range(12):
