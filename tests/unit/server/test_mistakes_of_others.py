@@ -81,7 +81,7 @@ def raw_request(puppet: Puppet, path: str, body: bytes) -> socket.socket:
 def test_generation_ends_within_a_token_when_the_client_leaves(
     puppet: Puppet, path: str, stream: bool
 ) -> None:
-    puppet.seconds = 0.02
+    puppet.seconds = 0.1
     messages = [{"role": "user", "content": TEXT}]
     body = {"model": "novella", "stream": stream, "max_tokens": 200}
     if path == COMPLETIONS:
@@ -241,9 +241,9 @@ def test_a_stream_is_over_after_an_error_and_the_server_goes_on(puppet: Puppet, 
         "/v1/responses": {"input": TEXT},
         "/api/chat": chat,
     }[path]
-    puppet.fails_at = puppet.steps + 4
+    puppet.seconds, puppet.fails_at = 0.05, puppet.steps + 6
     answer = puppet.live.http.post(path, json=body | {"model": "novella", "stream": True})
-    assert answer.status_code == 200
+    assert answer.status_code in (200, 500), "500 where all came together with its first byte"
     last = [line for line in answer.text.split("\n") if line][-1]
     error = data_of(last)
     assert "error" in error

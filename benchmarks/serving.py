@@ -1,0 +1,295 @@
+"""How a server fares under load, beside llama.cpp's server with the same file and slots.
+
+In: a GGUF file, numbers of clients. Out: a table of tokens per second in all, time to the first
+token and between tokens (p50, p99) for each number of clients, servers in turn, and JSON; then how
+long those who read wait while a long prompt arrives, in steps. `engine` is the same work without
+HTTP. Client and servers share the processors. Needs the xllamacpp package for the peer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from http_load import Heard, ask, quantile
+from machine import describe_machine, one_line
+from report import RESULTS, print_table, write_record
+
+PATH = "/v1/completions"
+WORDS = ("sea", "man", "night", "house", "wind", "light", "river", "stone", "letter", "garden")
+START_SECONDS = 300.0
+
+PEER = """
+import sys, time, xllamacpp
+path, slots, context, threads = sys.argv[1], *map(int, sys.argv[2:])
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.n_ctx, settings.n_parallel = path, slots * context, slots
+settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+settings.verbosity, settings.port, settings.cache_prompt = -1, 0, False
+server = xllamacpp.Server(settings)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+ENGINE = """
+import json, sys, time, crumb
+path, slots, context, threads, tokens = sys.argv[1], *map(int, sys.argv[2:])
+with crumb.load(path, context_tokens=context, sequences=slots, threads=threads) as model:
+    for line in sys.stdin:
+        prompts = json.loads(line)
+        begin = time.perf_counter()
+        made = model.generate(prompts, max_tokens=tokens, ignore_end=True)
+        seconds = time.perf_counter() - begin
+        print(sum(each.completion_tokens for each in made) / seconds, flush=True)
+"""
+
+
+def prompt_of(number: int, words: int) -> str:
+    """A text that begins like no other."""
+    draw = random.Random(number)
+    return f"{number}. " + " ".join(draw.choice(WORDS) for _ in range(words))
+
+
+@contextmanager
+def started(command: Sequence[str], pattern: str) -> Iterator[int]:
+    """A server process; gives its port."""
+    output = subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, text=True
+    )
+    lines: list[str] = []
+    assert process.stdout is not None
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not (said := re.search(pattern, "".join(lines))):
+            if process.poll() is not None or time.monotonic() > end:
+                raise SystemExit("".join(lines)[-2000:])
+            time.sleep(0.05)
+        yield int(said[1])
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@contextmanager
+def ours(options: argparse.Namespace) -> Iterator[int]:
+    """Our server."""
+    command = [sys.executable, "-m", "crumb", "serve", f"m={options.model}", "--port", "0"]
+    command += ["--context", str(options.context), "--threads", str(options.threads)]
+    command += ["--cache-memory", str(options.slots * cache_bytes(options)), "--waiting", "4096"]
+    with started(command, r"http://[\d.]+:(\d+)/") as port:
+        asyncio.run(warm(port))
+        yield port
+
+
+def cache_bytes(options: argparse.Namespace) -> int:
+    """Bytes of one sequence's cache."""
+    from crumb.checkpoints.opening import open_checkpoint
+    from crumb.run.load import engine_settings
+    from crumb.run.program import plan_engine
+
+    checkpoint = open_checkpoint(Path(options.model))
+    settings = engine_settings(checkpoint.plan, options.context)
+    return plan_engine(checkpoint, settings).cache_bytes
+
+
+@contextmanager
+def peer(options: argparse.Namespace) -> Iterator[int]:
+    """llama.cpp's server."""
+    arguments = [options.model, str(options.slots), str(options.context), str(options.threads)]
+    command = [options.peer_python, "-c", PEER, *arguments]
+    with started(command, r"http://[^:\s]+:(\d+)") as port:
+        asyncio.run(warm(port))
+        yield port
+
+
+async def warm(port: int) -> None:
+    """Until the server answers."""
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        try:
+            if (await ask(port, PATH, body_of(prompt_of(0, 8), 4))).status == 200:
+                return
+        except (OSError, ValueError, IndexError):
+            pass
+        await asyncio.sleep(0.1)
+    raise SystemExit("the server does not answer")
+
+
+def body_of(prompt: str, tokens: int) -> dict[str, Any]:
+    """A request that ends by its tokens alone."""
+    return {
+        "model": "m",
+        "prompt": prompt,
+        "max_tokens": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+async def load(port: int, clients: int, rounds: int, tokens: int, seed: int) -> dict[str, float]:
+    """So many clients, each with some requests one after the other."""
+
+    async def client(number: int) -> list[Heard]:
+        heard = []
+        for turn in range(rounds):
+            prompt = prompt_of(seed + 1000 * turn + number, 24)
+            heard.append(await ask(port, PATH, body_of(prompt, tokens)))
+        return heard
+
+    begin = time.perf_counter()
+    heard = [each for group in await asyncio.gather(*map(client, range(clients))) for each in group]
+    seconds = time.perf_counter() - begin
+    assert all(each.status == 200 for each in heard), [each.status for each in heard]
+    gaps = [gap for each in heard for gap in each.gaps]
+    firsts = [each.first_seconds for each in heard]
+    return {
+        "tokens_per_second": sum(each.tokens for each in heard) / seconds,
+        "first_p50": quantile(firsts, 0.5),
+        "first_p99": quantile(firsts, 0.99),
+        "between_p50": quantile(gaps, 0.5),
+        "between_p99": quantile(gaps, 0.99),
+    }
+
+
+async def beside_long_prompt(port: int, clients: int, tokens: int, words: int) -> dict[str, float]:
+    """Times between tokens before a long prompt arrives, and while it is read."""
+    readers = [
+        asyncio.create_task(ask(port, PATH, body_of(prompt_of(77000 + k, 24), tokens)))
+        for k in range(clients)
+    ]
+    await asyncio.sleep(3.0)
+    begin = time.perf_counter()
+    long = await ask(port, PATH, body_of(prompt_of(99000, words), 2))
+    end = begin + long.first_seconds
+    heard = await asyncio.gather(*readers)
+    pairs = [pair for each in heard for pair in zip(each.gap_ends, each.gaps, strict=True)]
+    before = [gap for at, gap in pairs if at < begin]
+    during = [gap for at, gap in pairs if begin <= at <= end]
+    step = quantile(before, 0.5)
+    return {
+        "step": step,
+        "during_p50": quantile(during, 0.5),
+        "during_p99": quantile(during, 0.99),
+        "during_p99_steps": quantile(during, 0.99) / step,
+        "gaps_during": float(len(during)),
+        "long_first": long.first_seconds,
+    }
+
+
+@contextmanager
+def engine(options: argparse.Namespace) -> Iterator[Callable[[list[str]], float]]:
+    """The engine without HTTP: prompts -> tokens per second."""
+    arguments = [options.model, str(options.slots), str(options.context), str(options.threads)]
+    command = [sys.executable, "-c", ENGINE, *arguments, str(options.tokens)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def run(prompts: list[str]) -> float:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(prompts) + "\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    try:
+        run([prompt_of(1, 8)])
+        yield run
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All servers in turn, for every number of clients."""
+    results: dict[str, Any] = {}
+    servers = {"crumb": ours} | ({"llama.cpp": peer} if options.peer_python else {})
+    for turn in range(options.turns):
+        for name, server in servers.items():
+            with server(options) as port:
+                for clients in options.clients:
+                    seed = 100_000 * (turn + 1) + 10_000 * clients
+                    figures = asyncio.run(load(port, clients, options.rounds, options.tokens, seed))
+                    results.setdefault(f"{name} {clients}", []).append(figures)
+                if options.long_words:
+                    figures = asyncio.run(
+                        beside_long_prompt(port, 16, 4 * options.tokens, options.long_words)
+                    )
+                    results.setdefault(f"{name} long prompt", []).append(figures)
+        with engine(options) as run:
+            for clients in options.clients:
+                prompts = [prompt_of(500_000 * (turn + 1) + k, 24) for k in range(clients)]
+                figures = {"tokens_per_second": run(prompts)}
+                results.setdefault(f"engine {clients}", []).append(figures)
+    return results
+
+
+def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The middle of each figure."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--long-words", type=int, default=0)
+    parser.add_argument("--peer-python", help="an interpreter that has xllamacpp")
+    parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
+    parser.set_defaults(clients=[1, 4, 16, 64])
+    options = parser.parse_args()
+    machine = describe_machine()
+    print(one_line(machine))
+    results = {name: medians(runs) for name, runs in measure(options).items()}
+    columns = ("server, clients", "tokens/s", "first p50 ms", "p99", "between p50 ms", "p99")
+    rows = [
+        (
+            name,
+            f"{figures['tokens_per_second']:.1f}",
+            *(
+                f"{1000 * figures[key]:.0f}" if key in figures else ""
+                for key in ("first_p50", "first_p99", "between_p50", "between_p99")
+            ),
+        )
+        for name, figures in results.items()
+        if "tokens_per_second" in figures
+    ]
+    print_table(columns, rows)
+    for name, figures in results.items():
+        if name.endswith("long prompt"):
+            print(name, {key: round(value, 4) for key, value in figures.items()})
+    settings = {key: str(value) for key, value in vars(options).items() if key != "peer_python"}
+    write_record(options.out, {"machine": machine, "settings": settings, "results": results})
+
+
+if __name__ == "__main__":
+    main()
