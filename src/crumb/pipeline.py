@@ -21,6 +21,7 @@ from crumb import __version__
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.statistics import LayerStatistics
+from crumb.calibrate.token_weights import GradientPass, TokenWeights
 from crumb.calibrate.walk import LinearGroup, StageWalk, cut_batches
 from crumb.checkpoints.crumb.reader import MANIFEST
 from crumb.checkpoints.crumb.workspace import Workspace, open_workspace
@@ -35,10 +36,9 @@ from crumb.fitting.quantize_cost import (
     estimate,
     input_work,
     matrix_work,
-    stage_work,
     total_work,
-    working_bytes,
 )
+from crumb.fitting.stage_cost import stage_work
 from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.tile import pack_tensor
@@ -105,10 +105,10 @@ def quantize(
     with open_workspace(request.out, key, request.restart) as workspace:
         if workspace is None:
             return result_of(request.out, already_done=True)
-        needed_bytes = working_bytes(model.checkpoint, formats) - workspace.stored_bytes()
-        check_disk(request.out, needed_bytes)
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
-        cost(estimate(model.checkpoint, formats, tokens.shape, request.settings))
+        costs = estimate(model.checkpoint, formats, tokens.shape, request.settings)
+        check_disk(request.out, costs.working_bytes - workspace.stored_bytes())
+        cost(costs)
         run = _Run(model, request, workspace, choice, tokens, progress)
         manifest = make_manifest(key, drawn, run.all_stages())
         assemble_directory(model.checkpoint, workspace, manifest)
@@ -246,12 +246,15 @@ class _Run:
         self.tensors = model.checkpoint.tensors
         self.records: dict[str, dict[str, Any]] = {}
         self.batches = cut_batches(tokens)
+        self.token_weights: TokenWeights | None = None
         self.total = total_work(model.plan, self.formats, tokens.shape, request.settings)
         self.done = 0.0
 
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
         flowing: list[Buffers] = [{"tokens": batch} for batch in self.batches]
+        if self.request.settings.weighs_tokens:
+            self.weigh_tokens()
         for index, stage in enumerate(self.model.plan.stages):
             for spec in embedded(stage):
                 self.matrix(spec, self.embedding_input(spec))
@@ -261,6 +264,18 @@ class _Run:
             else:
                 flowing = self.calibrated_stage(index, flowing)
         return self.records
+
+    def weigh_tokens(self) -> None:
+        """How much each token counts for each layer, unless no layer is left to solve."""
+        if not any(self.unfinished(linear.weight) for linear in self.model.plan.linears()):
+            return
+        gradients = GradientPass(self.model.checkpoint, self.tokens, self.workspace.gradients)
+
+        def told(stage: Stage, passes: float) -> None:
+            work = stage_work(stage, self.tokens.size, self.tokens.shape[1])
+            self.advance(passes * work, f"{stage.name}, gradients")
+
+        self.token_weights = gradients.run(self.request.settings.token_power, told)
 
     def embedding_input(self, spec: TensorSpec) -> LayerInput | None:
         """The H that an embedding is solved by, factored; None where it is rounded."""
@@ -298,7 +313,8 @@ class _Run:
 
     def layer_input(self, walk: StageWalk, group: LinearGroup) -> LayerInput:
         """The group's statistics, factored; H itself is let go where the factor exists."""
-        return self.factored(walk.statistics(group))
+        weights = None if self.token_weights is None else self.token_weights.of(group.linears)
+        return self.factored(walk.statistics(group, weights))
 
     def factored(self, statistics: LayerStatistics) -> LayerInput:
         factored = factor(statistics.hessian, statistics.tokens, self.request.settings)

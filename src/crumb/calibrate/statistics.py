@@ -25,17 +25,24 @@ class LayerStatistics:
     """What the solvers need to know of a layer's input."""
 
     hessian: NDArray[np.float64]  # (in_features, in_features), symmetric
-    tokens: int
+    tokens: int  # as many as count: fewer where they have weights
 
 
-def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStatistics:
-    """Statistics of one layer's input. Shapes: each batch (..., in_features).
+def accumulate(
+    batches: Sequence[NDArray[np.float32]], layer: str, weights: NDArray[np.float32] | None = None
+) -> LayerStatistics:
+    """Statistics of one layer's input; `weights` count its tokens, 1 on the average.
 
+    Shapes: each batch (..., in_features), weights (tokens of all batches,).
     Raises: SolveError for NaN or infinite inputs.
     """
     in_features = batches[0].shape[-1]
     flat = [batch.reshape(-1, in_features) for batch in batches]
     tokens = sum(len(batch) for batch in flat)
+    if weights is not None:
+        ends = np.cumsum([len(batch) for batch in flat])
+        roots = np.split(np.sqrt(weights)[:, None], ends[:-1])
+        flat = [batch * root for batch, root in zip(flat, roots, strict=True)]
     hessian = np.zeros((in_features, in_features), np.float64)
 
     def block(corner: tuple[int, int]) -> None:
@@ -58,7 +65,12 @@ def accumulate(batches: Sequence[NDArray[np.float32]], layer: str) -> LayerStati
             found=f"{int((~np.isfinite(hessian.diagonal())).sum())} of {in_features} features",
             do="Check the checkpoint for NaN or infinite weights",
         )
-    return LayerStatistics(hessian, tokens)
+    return LayerStatistics(hessian, tokens if weights is None else effective_tokens(weights))
+
+
+def effective_tokens(weights: NDArray[np.float32]) -> int:
+    """How many tokens of equal weight say as much: (sum w)^2 / sum w^2."""
+    return round(float(weights.sum()) ** 2 / float((weights**2).sum()))
 
 
 def _mirror(matrix: NDArray[np.float64]) -> None:

@@ -70,10 +70,15 @@ class StageWalk:
         self._engine.run_to(len(self.stage.operations), self.flowing)
         self.flowing = [old | new for old, new in zip(self._before, self.flowing, strict=True)]
 
-    def statistics(self, group: LinearGroup) -> LayerStatistics:
-        """Second moment of the group's input over all batches. Raises: SolveError."""
-        name = group.linears[0].input
-        return accumulate([buffers[name] for buffers in self.flowing], group.linears[0].weight)
+    def statistics(
+        self, group: LinearGroup, weights: NDArray[np.float32] | None = None
+    ) -> LayerStatistics:
+        """Second moment of the group's input over all batches, its tokens weighted.
+
+        Shapes: weights (tokens,). Raises: SolveError.
+        """
+        name, layer = group.linears[0].input, group.linears[0].weight
+        return accumulate([buffers[name] for buffers in self.flowing], layer, weights)
 
 
 def cut_batches(tokens: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -16,7 +16,7 @@ from crumb.exporting import model_name
 from crumb.formats.catalog import ZeroKind
 from crumb.pipeline import QuantizeRequest, QuantizeResult
 from crumb.pipeline import quantize as run_quantize
-from crumb.requests.quantize_options import make_quantize_request
+from crumb.requests.quantize_options import Effort, make_quantize_request
 from crumb.solve.problem import Method, Scales
 
 NAMES_SHOWN = 3
@@ -32,6 +32,7 @@ def quantize(
     out: Annotated[Path | None, OUTPUT] = None,
     group_size: Annotated[str | None, FORMAT] = None,
     zero: Annotated[ZeroKind | None, FORMAT] = None,
+    effort: Annotated[Effort, SOLVER] = Effort.DEFAULT,
     method: Annotated[Method | None, SOLVER] = None,
     scales: Annotated[Scales | None, SOLVER] = None,
     act_order: Annotated[bool | None, SOLVER] = None,
@@ -57,6 +58,7 @@ def quantize(
         out: output directory; default is the model's name with the format behind it.
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
+        effort: default (a backward pass weighs the calibration tokens) or fast (all count alike).
         method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
         act_order: choose columns by descending diagonal of H (default).
@@ -78,6 +80,7 @@ def quantize(
         "target": target,
         "group_size": bits_or_name(group_size),
         "zero": zero,
+        "effort": effort,
         "method": method,
         "scales": scales,
         "act_order": act_order,

@@ -13,7 +13,8 @@ from math import prod
 from crumb.architectures.plan import Plan
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.evaluation.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
-from crumb.fitting.quantize_cost import FIXED_BYTES, measured_rate, stage_work
+from crumb.fitting.quantize_cost import FIXED_BYTES, measured_rate
+from crumb.fitting.stage_cost import stage_work
 from crumb.machine.processors import processors
 from crumb.progress import Cost, CostListener
 from crumb.run.model import KEPT_BYTES, Model

@@ -15,9 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from crumb.architectures.plan import Plan, Stage
+from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import DoesNotFit
+from crumb.fitting.gradient_cost import (
+    gradient_disk_bytes,
+    gradient_memory_bytes,
+    gradient_work,
+)
+from crumb.fitting.stage_cost import stage_work
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.packed_tensor import stored_shape
 from crumb.kernels.threads import single_blas
@@ -25,7 +31,6 @@ from crumb.machine.processors import processors
 from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
 from crumb.operations.operation import TensorSpec
-from crumb.operations.table import row_of
 from crumb.progress import Cost
 from crumb.solve.problem import Method, Scales, SolveSettings
 
@@ -38,20 +43,11 @@ SHARED_WORK = {ZeroKind.FIXED: 1400.0, ZeroKind.MINIMUM: 2500.0}
 SWEEP_WORK = 1500.0
 """Column sweep, rounding, packing and storing: likewise, per weight."""
 
-FORWARD_OVERHEAD = 2.0
-"""Time of a stage over the time of its matrix products: norms, activations, softmax."""
-
 ROWS_AT_ONCE = 8192
 """Rows of a matrix that are solved together, whole tiles: bounds the memory of wide embeddings."""
 
 FIXED_BYTES = 150 << 20
 """The interpreter, its libraries and small buffers."""
-
-
-def stage_work(stage: Stage, tokens: int, length_tokens: int) -> float:
-    """Operations of running tokens through a stage."""
-    costs = (row_of(each).cost(each, length_tokens / 2) for each in stage.operations)
-    return 2.0 * tokens * sum(cost.multiply_adds for cost in costs) * FORWARD_OVERHEAD
 
 
 def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> float:
@@ -80,6 +76,8 @@ def total_work(
     work = sum(matrix_work(shapes[name], format, settings) for name, format in formats.items())
     if settings.method is not Method.GPTQ:
         return work
+    if settings.weighs_tokens:
+        work += gradient_work(plan, tokens)
     count = tokens[0] * tokens[1]
     for stage in plan.stages:
         if stage.name != "head":
@@ -126,18 +124,22 @@ def estimate(
     """The cost of a whole quantization; tokens is (sequences, length)."""
     plan = checkpoint.plan
     return Cost(
-        peak_bytes(plan, formats, tokens[0] * tokens[1], settings),
+        peak_bytes(plan, formats, tokens, settings),
         total_work(plan, formats, tokens, settings) / measured_rate(),
-        working_bytes(checkpoint, formats),
+        working_bytes(checkpoint, formats, tokens, settings),
         output_bytes(checkpoint, formats),
     )
 
 
 def peak_bytes(
-    plan: Plan, formats: Mapping[str, Format], tokens: int, settings: SolveSettings
+    plan: Plan, formats: Mapping[str, Format], shape: tuple[int, int], settings: SolveSettings
 ) -> int:
-    """Peak memory of a quantization: statistics, activations, one matrix, the embedding."""
-    peak = 0
+    """Peak memory of a quantization: statistics, activations, one matrix, the embedding.
+
+    `shape` is that of the calibration tokens, (sequences, length).
+    """
+    tokens = shape[0] * shape[1]
+    peak = gradient_memory_bytes(plan, shape) if settings.weighs_tokens else 0
     for stage in plan.stages:
         widths = [1]
         for operation in stage.operations:
@@ -173,9 +175,19 @@ def output_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
     return packed_bytes(checkpoint.plan, formats) + small
 
 
-def working_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
-    """Most bytes on disk: at the end each matrix lies both in its own file and in the output."""
-    return output_bytes(checkpoint, formats) + packed_bytes(checkpoint.plan, formats)
+def working_bytes(
+    checkpoint: Checkpoint,
+    formats: Mapping[str, Format],
+    tokens: tuple[int, int],
+    settings: SolveSettings,
+) -> int:
+    """Most bytes on disk: at the end each matrix lies both in its own file and in the output.
+
+    Before, there is the pass that weighs the tokens.
+    """
+    at_end = output_bytes(checkpoint, formats) + packed_bytes(checkpoint.plan, formats)
+    weighs = settings.weighs_tokens
+    return max(at_end, gradient_disk_bytes(checkpoint.plan, tokens) if weighs else 0)
 
 
 def check_disk(out: Path, needed_bytes: int) -> None:

@@ -24,6 +24,20 @@ Kind = TypeVar("Kind", bound=StrEnum)
 PUBLISHED = Calibration(sequences=128, length_tokens=2048)
 """What the papers draw."""
 
+
+class Effort(StrEnum):
+    """How much is spent on a quantization."""
+
+    FAST = "fast"  # every calibration token counts alike
+    DEFAULT = "default"  # a backward pass says how much each token counts
+
+
+EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
+    Effort.FAST: {"token_power": 0.0},
+    Effort.DEFAULT: {},
+}
+"""What an effort says of SolveSettings."""
+
 MOST_GROUP = 1 << 24
 
 FREE_GROUPS = (None, "gptq")
@@ -45,6 +59,7 @@ class QuantizeOptions(TypedDict, total=False):
     sequences: int
     length_tokens: int
     seed: int
+    effort: Effort | str
     as_published: bool
     solve: SolveSettings
     method: Method | str
@@ -53,6 +68,7 @@ class QuantizeOptions(TypedDict, total=False):
     act_order: bool
     static_groups: bool
     refits: int
+    token_power: float
     block_columns: int
     strict: bool
     lowest_zero_point: int
@@ -66,6 +82,7 @@ def make_quantize_request(
     records = (QuantizeRequest, Calibration, SolveSettings)
     values: dict[str, Any] = dict(options)
     as_published = values.pop("as_published", False)
+    effort = kind_named(Effort, values.pop("effort", Effort.DEFAULT), "effort")
     check_known(values, "a quantization", *records)
     target = values["target"] = _lower(values.get("target"))
     if target not in FREE_GROUPS and values.keys() & {"group_size", "zero"}:
@@ -80,7 +97,8 @@ def make_quantize_request(
             raise UsageError(
                 f"a GPTQ file keeps the {stage} float", where=stage, found=values[stage]
             )
-    solve = choose_solver(as_published, _taken(values, SolveSettings), values.pop("solve", None))
+    said = {**EFFORTS[effort], **_taken(values, SolveSettings)}
+    solve = choose_solver(as_published, said, values.pop("solve", None))
     calibration = _calibration(as_published, values)
     if "group_size" in values:
         values["group_size"] = _group_size(values["group_size"])

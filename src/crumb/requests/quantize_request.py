@@ -122,6 +122,8 @@ class QuantizeRequest:
         embedding = self.format_of("embedding")
         if embedding is None or not self.settings.solves_embedding(embedding):
             del solve["solved_embedding_bits"]
+        if not self.settings.weighs_tokens:
+            del solve["token_power"]
         if not self.settings.lowest_zero_point:
             del solve["lowest_zero_point"]
         later = {

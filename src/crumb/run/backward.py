@@ -58,37 +58,46 @@ class Backward:
         totals: dict[str, Array] = {}
         stages = list(zip(self.model.plan.stages, self._borders, strict=True))
         for stage, inputs in reversed(stages):
-            self._stage(stage, dict(inputs), flowing, totals)
+            context = self._context(stage)
+            trained = stage_gradients(stage, dict(inputs), flowing, context, self.visit)
+            for name, gradient in trained.items():
+                _add(totals, name, gradient)
         return totals
 
     def _context(self, stage: Stage) -> Context:
         weights = self.model.stage_weights(stage)
         return Context(weights, None, self._rotations, self.trained)
 
-    def _stage(
-        self,
-        stage: Stage,
-        buffers: dict[str, Array],
-        flowing: dict[str, Array],
-        totals: dict[str, Array],
-    ) -> None:
-        """Run a stage again, then walk it in reverse; `flowing` has gradients at its border."""
-        context = self._context(stage)
-        reads = []
-        for operation in stage.operations:
-            reads.append(tuple(buffers[name] for name in operation.reads))
-            run_operation(operation, buffers, context)
-        for operation in reversed(stage.operations):
-            arrays = reads.pop()
-            outputs = tuple(flowing.pop(name, None) for name in operation.writes)
-            if all(output is None for output in outputs):
-                continue  # nothing behind it reads what it writes
-            self.visit(operation, arrays, outputs)
-            inputs, trained = row_of(operation).gradient(operation, arrays, outputs, context)
-            for name, gradient in zip(operation.reads, inputs, strict=True):
-                _add(flowing, name, gradient)
-            for name, gradient in trained.items():
-                _add(totals, name, gradient)
+
+def stage_gradients(
+    stage: Stage,
+    buffers: dict[str, Array],
+    flowing: dict[str, Array],
+    context: Context,
+    visit: Visit = lambda operation, reads, gradients: None,
+) -> dict[str, Array]:
+    """Run a stage again on its inputs, then walk it in reverse.
+
+    `flowing` has the gradients of what the stage writes, then of what it reads.
+    Out: the gradients of the tensors in `context.trained`.
+    """
+    totals: dict[str, Array] = {}
+    reads = []
+    for operation in stage.operations:
+        reads.append(tuple(buffers[name] for name in operation.reads))
+        run_operation(operation, buffers, context)
+    for operation in reversed(stage.operations):
+        arrays = reads.pop()
+        outputs = tuple(flowing.pop(name, None) for name in operation.writes)
+        if all(output is None for output in outputs):
+            continue  # nothing behind it reads what it writes
+        visit(operation, arrays, outputs)
+        inputs, trained = row_of(operation).gradient(operation, arrays, outputs, context)
+        for name, gradient in zip(operation.reads, inputs, strict=True):
+            _add(flowing, name, gradient)
+        for name, gradient in trained.items():
+            _add(totals, name, gradient)
+    return totals
 
 
 def _add(totals: dict[str, Array], name: str, gradient: Array | None) -> None:

@@ -42,6 +42,7 @@ class SolveSettings:
     static_groups: bool = True  # scales from the original weights, before the sweep
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
     block_columns: int = 128
+    token_power: float = 0.5  # of the loss's squared gradient, as a token's weight; 0: all alike
     strict: bool = False  # a fallback is an error
     lowest_zero_point: int = 0  # of a variable zero
     solved_embedding_bits: int = 6  # embeddings of at most so many are solved too, or rounded
@@ -49,6 +50,11 @@ class SolveSettings:
     def solves_embedding(self, format: Format) -> bool:
         """Whether the rows of an embedding are solved by GPTQ; others are rounded."""
         return self.method is Method.GPTQ and format.bits <= self.solved_embedding_bits
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether a backward pass says how much each calibration token counts."""
+        return self.method is Method.GPTQ and self.token_power > 0.0
 
     @property
     def grid(self) -> tuple[Scales, int]:
@@ -62,6 +68,7 @@ AS_PUBLISHED = SolveSettings(
     act_order=False,
     static_groups=False,
     refits=0,
+    token_power=0.0,
     solved_embedding_bits=0,
 )
 """GPTQ as its paper and the seeds of this project ran it."""

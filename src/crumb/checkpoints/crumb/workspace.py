@@ -29,7 +29,7 @@ from crumb.files.atomic_file import disk_errors, sync_directory, write_json
 from crumb.files.model_files import read_json
 from crumb.formats.packed_tensor import PackedTensor
 
-JOB = "job.json"
+JOB, GRADIENTS = "job.json", "gradients"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Workspace:
     out: Path
     partial: Path
     key: dict[str, Any]
+
+    @property
+    def gradients(self) -> Path:
+        """The folder of the pass that weighs the calibration tokens."""
+        return self.partial / GRADIENTS
 
     def finished(self, name: str) -> FinishedTensor | None:
         """A tensor that an earlier run stored; None if there is none, or it is damaged."""
@@ -171,7 +176,7 @@ def _tidy(beside: Path) -> None:
 
 
 def _finished_files(beside: Path) -> list[Path]:
-    return list((beside / "tensors").glob("*.safetensors"))
+    return [*(beside / "tensors").glob("*.safetensors"), *(beside / GRADIENTS).glob("*.npy")]
 
 
 def _claim(beside: Path, key: dict[str, Any], restart: bool) -> None:
@@ -181,7 +186,8 @@ def _claim(beside: Path, key: dict[str, Any], restart: bool) -> None:
         if not restart and _finished_files(beside):
             what = "unfinished work of a different command lies here"
             raise _other_work(what, beside, earlier, key)
-        shutil.rmtree(beside / "tensors", ignore_errors=True)
+        for folder in ("tensors", GRADIENTS):
+            shutil.rmtree(beside / folder, ignore_errors=True)
         write_json(beside / JOB, key)
     shutil.rmtree(beside / "model", ignore_errors=True)
     for unfinished in (beside / "tensors").glob("*.tmp"):

@@ -1,0 +1,226 @@
+"""Weights of the calibration tokens: how strongly the loss answers to a layer's output at each.
+
+In: a float checkpoint, calibration tokens, a folder. Out: one weight a token for every group of
+linear layers, from one backward pass of the next-token loss (GuidedQuant, arXiv 2505.07004).
+Stages are walked one at a time, forward and back; what flows between them lies in the folder, so a
+killed run goes on at the stage where it was. Refuses models that are not decoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.architectures.plan import Plan, Stage
+from crumb.calibrate.walk import cut_batches
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.errors import UsageError
+from crumb.files.atomic_file import atomic_file
+from crumb.kernels.threads import parallel_map
+from crumb.operations.linear import Linear
+from crumb.operations.operation import Array, Context, Gradients, Operation
+from crumb.run.array_executor import run_stage
+from crumb.run.backward import stage_gradients
+from crumb.run.model import start_buffers
+from crumb.run.stage_engine import StageEngine, plan_texts
+
+Floats = NDArray[np.float32]
+Told = Callable[[Stage, float], None]
+"""(a stage behind us, work in forward passes of it)."""
+
+CLIP_QUANTILE = 0.999
+"""Larger weights are cut to this quantile: a few tokens would decide everything otherwise."""
+
+FORWARD_WORK, BACKWARD_WORK = 1.0, 3.0
+"""Of a stage, in its forward passes: on the way back it runs again, and its rows in reverse."""
+
+HEAD_TOKENS = 128
+"""Tokens of one sequence whose logits are in memory together, for each thread."""
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """Mean squared gradients of the loss at every linear layer's output."""
+
+    squares: Mapping[str, Floats]  # name of the layer's weight -> (tokens,)
+    power: float
+
+    def of(self, linears: Sequence[Linear]) -> Floats:
+        """Weights for layers that share one input, mean 1. Shapes: -> (tokens,)."""
+        outputs = sum(linear.out_features for linear in linears)
+        shares = [each.out_features / outputs for each in linears]
+        squares = [self.squares[each.weight].astype(np.float64) for each in linears]
+        mean_squares = np.einsum("l,lt->t", shares, np.stack(squares))
+        clipped = np.minimum(mean_squares, np.quantile(mean_squares, CLIP_QUANTILE)) ** self.power
+        mean = float(clipped.mean())
+        if not np.isfinite(mean) or mean <= 0.0:
+            return np.ones(len(clipped), np.float32)
+        return np.asarray(clipped / mean, np.float32)
+
+
+def check_decoder(plan: Plan) -> None:
+    """Refuse what gradients do not go through. Raises: UsageError."""
+    chain = zip(plan.stages, plan.stages[1:], strict=False)
+    carried = {"tokens", "positions"}
+    if plan.inputs or any(
+        len(before.outputs) != 1 or {*stage.inputs} - carried - {*before.outputs}
+        for before, stage in chain
+    ):
+        raise UsageError("gradients go through plain decoders only", found=plan.family)
+
+
+class GradientPass:
+    """One forward and one backward pass over all calibration tokens, a stage at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, tokens: NDArray[np.int64], folder: Path) -> None:
+        check_decoder(checkpoint.plan)
+        self.checkpoint, self.tokens, self.folder = checkpoint, tokens, folder
+        self.stages = checkpoint.plan.stages
+        per_batch = len(cut_batches(tokens)[0])
+        begins = range(0, len(tokens), per_batch)
+        self.batches = [slice(begin, begin + per_batch) for begin in begins]
+
+    def run(self, power: float, told: Told = lambda stage, work: None) -> TokenWeights:
+        """Both passes, or what an earlier run left of them; `told` of each stage behind us.
+
+        Raises: DoesNotFit where the disk is full, CheckpointError.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        last = len(self.stages) - 1
+        if not self._squares_path(last).exists():
+            self._forward(told)
+        squares: dict[str, Floats] = {}
+        for index in range(last, -1, -1):
+            if not self._squares_path(index).exists():
+                self._back(index)
+            rows = np.load(self._squares_path(index))
+            squares |= dict(zip(_layers(self.stages[index]), rows, strict=True))
+            told(self.stages[index], BACKWARD_WORK)
+        return TokenWeights(squares, power)
+
+    def _forward(self, told: Told) -> None:
+        """Run all stages but the last; what flows into each lies in its file then."""
+        texts = plan_texts(self.checkpoint, self.batches[0].stop, self.tokens.shape[1])
+        for index, stage in enumerate(self.stages[:-1]):
+            if not self._border_path(index + 1).exists():
+                flowing = [self._inputs(index, batch) for batch in self.batches]
+                StageEngine(texts, index).run_to(len(stage.operations), flowing)
+                outputs = (buffers[stage.outputs[0]] for buffers in flowing)
+                self._write(self._border_path(index + 1), outputs)
+            told(stage, FORWARD_WORK)
+
+    def _border_path(self, index: int) -> Path:
+        """Of what flows into a stage."""
+        return self.folder / f"{index}.input.npy"
+
+    def _gradient_path(self, index: int) -> Path:
+        """Of the loss's gradient at what flows into a stage."""
+        return self.folder / f"{index}.gradient.npy"
+
+    def _squares_path(self, index: int) -> Path:
+        return self.folder / f"{index}.squares.npy"
+
+    def _context(self, stage: Stage) -> Context:
+        read = self.checkpoint.tensors.read_float
+        return Context({spec.name: read(spec.name) for spec in stage.tensors()})
+
+    def _inputs(self, index: int, batch: slice) -> dict[str, Array]:
+        """What flows into a stage, and the tokens."""
+        buffers = start_buffers(self.tokens[batch])
+        if index:
+            border = np.load(self._border_path(index), mmap_mode="r")
+            buffers[self.stages[index - 1].outputs[0]] = np.array(border[batch])
+        return buffers
+
+    def _back(self, index: int) -> None:
+        """Walk a stage in reverse: its squares, and the gradient at its input."""
+        stage = self.stages[index]
+        squares = {name: np.zeros(self.tokens.shape, np.float32) for name in _layers(stage)}
+        if index:
+            walk = self._head if index == len(self.stages) - 1 else self._block
+            gradients = parallel_map(walk(index, squares), self.batches)
+            self._write(self._gradient_path(index), gradients)
+        with atomic_file(self._squares_path(index)) as file:
+            np.save(file, np.array([each.ravel() for each in squares.values()], np.float32))
+        self._border_path(index).unlink(missing_ok=True)
+        self._gradient_path(index + 1).unlink(missing_ok=True)
+
+    def _block(self, index: int, squares: Mapping[str, Floats]) -> Callable[[slice], Array]:
+        stage, before = self.stages[index], self.stages[index - 1].outputs[0]
+        context = self._context(stage)
+        behind = np.load(self._gradient_path(index + 1), mmap_mode="r")
+
+        def one(batch: slice) -> Array:
+            flowing = {stage.outputs[0]: np.array(behind[batch])}
+            visit = _recorder(squares, batch, slice(None))
+            stage_gradients(stage, self._inputs(index, batch), flowing, context, visit)
+            return flowing[before]
+
+        return one
+
+    def _head(self, index: int, squares: Mapping[str, Floats]) -> Callable[[slice], Array]:
+        """The last stage, some tokens at a time: its logits are many."""
+        stage, before = self.stages[index], self.stages[index - 1].outputs[0]
+        context = self._context(stage)
+
+        def one(batch: slice) -> Array:
+            inputs, gradients = self._inputs(index, batch), []
+            targets = np.full_like(self.tokens[batch], -1)
+            targets[:, :-1] = self.tokens[batch, 1:]
+            for begin in range(0, targets.shape[1], HEAD_TOKENS):
+                columns = slice(begin, begin + HEAD_TOKENS)
+                buffers = {name: array[:, columns] for name, array in inputs.items()}
+                logits = run_stage(stage, dict(buffers), context)[stage.outputs[0]]
+                flowing = {stage.outputs[0]: loss_gradient(logits, targets[:, columns])}
+                visit = _recorder(squares, batch, columns)
+                stage_gradients(stage, buffers, flowing, context, visit)
+                gradients.append(flowing[before])
+            return np.concatenate(gradients, axis=1)
+
+        return one
+
+    def _write(self, path: Path, batches: Iterable[Array]) -> None:
+        """A file with one array for all tokens; it is there whole or not at all."""
+        temporary = path.with_name(path.name + ".tmp")
+        array: Array | None = None
+        for batch, values in zip(self.batches, batches, strict=True):
+            if array is None:
+                shape = (len(self.tokens), *values.shape[1:])
+                array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+            array[batch] = values
+        temporary.replace(path)
+
+
+def _layers(stage: Stage) -> list[str]:
+    return [each.weight for each in stage.operations if isinstance(each, Linear)]
+
+
+def _recorder(
+    squares: Mapping[str, Floats], rows: slice, columns: slice
+) -> Callable[[Operation, tuple[Array, ...], Gradients], None]:
+    """Notes the mean square of the gradient at each linear layer's output, token by token."""
+
+    def visit(operation: Operation, _: tuple[Array, ...], gradients: Gradients) -> None:
+        if isinstance(operation, Linear):
+            gradient = np.asarray(gradients[0])
+            mean = np.einsum("bto,bto->bt", gradient, gradient) / operation.out_features
+            squares[operation.weight][rows, columns] = mean
+
+    return visit
+
+
+def loss_gradient(logits: Floats, targets: NDArray[np.int64]) -> Floats:
+    """Gradient of the summed next-token loss at the logits; none where a target is -1.
+
+    Shapes: (batch, tokens, vocabulary), (batch, tokens) -> as the logits.
+    """
+    gradient: Floats = np.exp(logits - logits.max(-1, keepdims=True))
+    gradient /= gradient.sum(-1, keepdims=True)
+    rows, columns = np.nonzero(targets >= 0)
+    gradient[rows, columns, targets[rows, columns]] -= 1.0
+    gradient[targets < 0] = 0.0
+    return gradient
