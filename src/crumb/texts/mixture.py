@@ -23,6 +23,12 @@ from crumb.texts.windows import Encode, token_stream
 SEQUENCES, LENGTH = 64, 512
 """Sequences and their length in tokens, unless others are asked for."""
 
+LONG_CHARACTERS = 4_000_000
+"""Of a longer text only the places that are drawn are tokenized."""
+
+CHARACTERS_PER_TOKEN = 16
+"""As many are read first for each token of such a place."""
+
 
 @dataclass(frozen=True)
 class MixturePart:
@@ -155,6 +161,8 @@ def _draw(
     text: Text, encode: Encode, count: int, length: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Sequences at uniform offsets of a text's tokens; they may overlap."""
+    if len(text.text) > LONG_CHARACTERS:
+        return _draw_places(text, encode, count, length, generator)
     stream = token_stream(text, encode)
     if len(stream) < length:
         raise TextError(
@@ -167,3 +175,28 @@ def _draw(
     offsets = generator.integers(0, len(stream) - length, size=count, endpoint=True)
     chosen: NDArray[np.int64] = stream[offsets[:, None] + np.arange(length)]
     return chosen
+
+
+def _draw_places(
+    text: Text, encode: Encode, count: int, length: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Sequences that begin with a word behind a uniform character of a long text."""
+    added = len(encode(""))  # special tokens, of no interest within a text
+    reach = min(CHARACTERS_PER_TOKEN * length, len(text.text))
+    rows = []
+    for begin in generator.integers(0, len(text.text) - reach, size=count, endpoint=True).tolist():
+        end, tokens = begin, []
+        while len(tokens) <= length and end < len(text.text):  # the last may be a part of a word
+            end += reach
+            words = text.text[begin:end].split(maxsplit=1) if begin else ["", text.text[:end]]
+            tokens = encode(words[-1])[added:]
+        if len(tokens) < length:
+            raise TextError(
+                "too few tokens follow a place of this text",
+                where=text.name,
+                expected=f"{length} tokens behind character {begin}",
+                found=f"{len(tokens)} tokens",
+                do="Give another seed, or shorter sequences",
+            )
+        rows.append(tokens[:length])
+    return np.asarray(rows, np.int64)

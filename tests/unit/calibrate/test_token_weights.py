@@ -121,5 +121,7 @@ def test_weighted_statistics_count_each_token_by_its_weight() -> None:
 def test_effort_decides_whether_tokens_are_weighed(tmp_path: Path) -> None:
     fast = make_quantize_request("m", tmp_path, bits=4, effort="fast")
     default = make_quantize_request("m", tmp_path, bits=4)
-    assert default.settings.weighs_tokens and not fast.settings.weighs_tokens
-    assert "token_power" in default.key()["solve"] and "token_power" not in fast.key()["solve"]
+    assert default.settings.weighs_tokens
+    assert not fast.settings.weighs_tokens
+    assert "token_power" in default.key()["solve"]
+    assert "token_power" not in fast.key()["solve"]

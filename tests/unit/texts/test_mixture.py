@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crumb.errors import TextError, UsageError
+from crumb.texts import mixture
 from crumb.texts.mixture import MixturePart, draw_calibration, parse_mixture, share_sequences
 
 
@@ -159,6 +160,28 @@ def test_all_offsets_can_be_drawn_the_first_and_the_last_too(tmp_path: Path) -> 
     drawn = draw_calibration(str(tmp_path / "x"), letters, sequences=50, length=3)
     # Each of the two offsets is missed by 50 fair draws with probability 2^-50.
     assert {"".join(map(chr, row)) for row in drawn.tokens} == {"abc", "bcd"}
+
+
+def test_of_a_long_text_only_the_places_that_are_drawn_are_tokenized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"word{index}" for index in range(20_000)]
+    (tmp_path / "x").write_text(" ".join(words))
+    monkeypatch.setattr(mixture, "LONG_CHARACTERS", 1000)
+    read = []
+
+    def numbered(text: str) -> list[int]:
+        read.append(len(text))
+        return [-1, *(int(word.removeprefix("word")) for word in text.split()[:-1])]
+
+    drawn = draw_calibration(str(tmp_path / "x"), numbered, sequences=7, length=30)
+    assert drawn.tokens.shape == (7, 30)
+    assert drawn.tokens.min() >= 0
+    assert (np.diff(drawn.tokens, axis=1) == 1).all()  # each is one slice of the text
+    assert len(set(drawn.tokens[:, 0])) == 7
+    assert sum(read) < len(" ".join(words)) / 5
+    again = draw_calibration(str(tmp_path / "x"), numbered, sequences=7, length=30)
+    assert again.sha256() == drawn.sha256()
 
 
 def test_a_text_shorter_than_one_sequence_is_refused_with_both_numbers(tmp_path: Path) -> None:
