@@ -40,7 +40,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "run": (*CHECKPOINTS, "requests", "pieces", "structure"),
     "calibrate": RUN,
     "evaluation": (*RUN, "texts"),
-    "fitting": (*RUN, "requests", "solve", "evaluation", "texts"),
+    "fitting": (*RUN, "requests", "solve", "evaluation", "texts", "calibrate"),
     "pipeline": STAGES,
     "exporting": STAGES,
     "study": (*STAGES, "pipeline"),

@@ -18,6 +18,7 @@ from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_ch
 
 from crumb import pipeline
 from crumb.calibrate import walk
+from crumb.calibrate.token_weights import GradientPass
 from crumb.errors import UsageError
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Context
@@ -42,6 +43,7 @@ REQUEST = QuantizeRequest(
     bits=3,
     group_size=32,
     calibration=Calibration("excerpt-calibration", sequences=8, length_tokens=64),
+    solve=SolveSettings(token_power=0.0),
 )
 
 
@@ -109,6 +111,48 @@ def test_every_layer_is_calibrated_on_the_model_as_its_users_will_run_it(
         exact = second_moment(rows)
         # f32 activations in batches of another shape: some roundings of the largest entry.
         np.testing.assert_allclose(moments[group], exact, rtol=0, atol=1e-5 * exact.max())
+
+
+def test_every_layers_tokens_count_by_its_own_gradients(
+    request_of_tiny: QuantizeRequest, moments: list[Floats], tmp_path: Path
+) -> None:
+    """The weights are those of the float model's loss, the inputs the quantized model's."""
+    request = replace(request_of_tiny, solve=SolveSettings())
+    quantize(request)
+    model, finished = open_model(request.model), open_model(str(request.out))
+    tokens = draw(model, request).tokens
+    weights = GradientPass(model.checkpoint, tokens, tmp_path / "pass").run(0.5)
+    together: dict[int, list[Linear]] = {}
+    for group, (linear, rows) in zip(
+        GROUP_OF_LAYER, inputs_of_linears(finished, tokens), strict=True
+    ):
+        together.setdefault(group, []).append(linear)
+        if group in (0, 5, 11, 12) and len(together[group]) == IN_BLOCK.count(group % 4) % 4:
+            roots = np.sqrt(weights.of(together[group]))[:, None]
+            exact = second_moment(rows * roots)
+            np.testing.assert_allclose(moments[group], exact, rtol=0, atol=1e-4 * exact.max())
+
+
+def test_a_run_that_is_stopped_while_it_weighs_tokens_continues_to_the_same_bytes(
+    request_of_tiny: QuantizeRequest, tmp_path: Path
+) -> None:
+    request = replace(request_of_tiny, solve=SolveSettings())
+    quantize(replace(request, out=tmp_path / "whole"))
+    steps: list[str] = []
+
+    def closing(step: Progress) -> None:
+        steps.append(step.doing)
+        if len(steps) == 6:
+            raise ConnectionError("window closed")
+
+    with pytest.raises(ConnectionError):
+        quantize(request, progress=closing)
+    assert steps[-1].endswith("gradients")
+    left = list(request.out.with_name("out.partial").glob("gradients/*.npy"))
+    assert left
+    quantize(request)
+    for path in sorted((tmp_path / "whole").iterdir()):
+        assert path.read_bytes() == (request.out / path.name).read_bytes(), path.name
 
 
 def test_the_float_models_inputs_would_be_other_ones(

@@ -47,9 +47,9 @@ def gradient_work(plan: Plan, shape: tuple[int, int]) -> float:
 
 
 def gradient_disk_bytes(plan: Plan, shape: tuple[int, int]) -> int:
-    """Most bytes in the pass's folder: what flows into each stage, and two gradients of it."""
+    """Most bytes in the pass's folder: what flows into each stage, and one gradient."""
     borders = border_features(plan)[:-1]
-    features = sum(borders) + 2 * max(borders, default=0)
+    features = sum(borders) + max(borders, default=0)
     layers = sum(1 for _ in plan.linears())
     return FLOAT_BYTES * shape[0] * shape[1] * (features + layers)
 
