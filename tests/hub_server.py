@@ -22,6 +22,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PAGE = re.compile(r"/api/models/([\w.-]+/[\w.-]+?)(?:/(revision|tree)/([\w.-]+))?(?:\?.*)?")
 FILE = re.compile(r"/([\w.-]+/[\w.-]+)/resolve/([\w.-]+)/([\w./-]+)(?:\?.*)?")
 
+LARGE = (".safetensors", ".gguf")
+"""Endings of files that the hub lists with their hash."""
+
 
 @dataclass(frozen=True)
 class HeadOfFile:
@@ -40,7 +43,8 @@ class HubServer:
 
     repositories: dict[str, dict[str, HeadOfFile]] = field(default_factory=dict)
     given: Counter[str] = field(default_factory=Counter)  # file -> bytes that left
-    broken_after: dict[str, int] = field(default_factory=dict)  # file -> bytes, then it hangs up
+    cut_whole: dict[str, int] = field(default_factory=dict)  # file -> bytes, then it hangs up, once
+    listed_hashes: dict[str, str] = field(default_factory=dict)  # file -> another hash than its own
     address: str = ""
 
     def add(self, repository: str, files: Mapping[str, bytes | HeadOfFile]) -> None:
@@ -53,10 +57,14 @@ class HubServer:
         files = self.repositories[repository]
         siblings = [
             {"rfilename": name, "size": file.size_bytes}
-            | ({"lfs": self.pointer(file)} if name.endswith((".safetensors", ".gguf")) else {})
+            | ({"lfs": self.listed(name, file)} if name.endswith(LARGE) else {})
             for name, file in files.items()
         ]
         return {"id": repository, "sha": COMMIT, "siblings": siblings, "private": False}
+
+    def listed(self, name: str, file: HeadOfFile) -> dict[str, Any]:
+        pointer = self.pointer(file)
+        return pointer | {"sha256": self.listed_hashes.get(name, pointer["sha256"])}
 
     def pointer(self, file: HeadOfFile) -> dict[str, Any]:
         sha256 = hashlib.sha256(file.content).hexdigest()
@@ -109,8 +117,8 @@ class HubHandler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {begin}-{end - 1}/{stored.size_bytes}"
         headers["Content-Length"] = str(end - begin)
         content = stored.part(begin, end) if with_body else b""
-        if with_body and name in self.hub.broken_after:
-            content = content[: self.hub.broken_after.pop(name)]
+        if with_body and end == stored.size_bytes and name in self.hub.cut_whole:
+            content = content[: self.hub.cut_whole.pop(name)]
             self.close_connection = True
         self.hub.given[name] += len(content)
         self.give(200 if asked is None else 206, content, headers, with_body)

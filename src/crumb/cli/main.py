@@ -24,7 +24,9 @@ from crumb.cli.fit import fit
 from crumb.cli.formats import formats
 from crumb.cli.generate import generate
 from crumb.cli.kernels import kernels
+from crumb.cli.ls import ls
 from crumb.cli.output import log, warnings_as_lines
+from crumb.cli.pull import pull
 from crumb.cli.quantize import quantize
 from crumb.cli.serve import serve_app
 from crumb.cli.show import show
@@ -43,6 +45,8 @@ app = cyclopts.App(
 app.command(quantize, name="quantize")
 app.command(evaluate, name="eval")
 app.command(fit, name="fit")
+app.command(ls, name="ls")
+app.command(pull, name="pull")
 app.command(generate, name="generate")
 app.command(chat, name="chat")
 app.command(serve_app)

@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.crumb.manifest import read_manifest
 from crumb.checkpoints.huggingface.hub import local_path, locate, needed_hub_name
 from crumb.checkpoints.huggingface.outline import Outline, outline
 from crumb.checkpoints.opening import open_checkpoint
@@ -210,11 +211,16 @@ def _row(
         memory.total_bytes <= limit,
         None if speed is None else speed.prompt_tokens_per_second,
         None if speed is None else speed.decode_tokens_per_second,
-        _quality(candidate, plan.parameters()),
+        _quality(opened.checkpoint, candidate),
     )
 
 
-def _quality(candidate: Candidate, parameters: int) -> Quality | None:
+def _quality(checkpoint: Checkpoint, candidate: Candidate) -> Quality | None:
+    """As measured where the file's manifest says so, else as expected of such a model."""
+    parameters = checkpoint.plan.parameters()
+    measured = read_manifest(checkpoint.path)[0].measured if candidate.lies_here else None
+    if measured is not None:
+        return Quality(measured.kl, True, measured.text)
     if candidate.block_bits >= FLOAT_BITS:
         return None
     expectation = expected_kl(parameters, candidate.block_bits)

@@ -48,10 +48,21 @@ class TensorRecord(msgspec.Struct, frozen=True):
     fallback: str | None = None
 
 
+class MeasuredRecord(msgspec.Struct, frozen=True):
+    """What the quantization cost, measured at its end on the model's own reference pack."""
+
+    text: str
+    kl: float
+    kl_standard_error: float | None = None
+    perplexity_ratio: float | None = None
+    top1_agreement: float | None = None
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """What the file says, as far as it is shown."""
 
     job: Job | None = None
+    measured: MeasuredRecord | None = None
     fallbacks: list[str] = []
     tensors: dict[str, TensorRecord] = {}
 
