@@ -255,9 +255,8 @@ def test_the_prompt_says_how_far_it_is_read(opened: Any, script: Script) -> None
     script.prompt_pieces, script.pause_seconds = 20, 0.1
     opened.send("Why?")
     opened.page.wait_for_selector("#messages .waiting span:has-text('of 2,000 tokens')")
-    opened.page.wait_for_function(
-        "document.querySelector('#messages .waiting progress').value >= 0.2"
-    )
+    bar = opened.page.locator("#messages .waiting progress")
+    until(lambda: bar.evaluate("(bar) => bar.value") >= 0.2)
     words = opened.page.locator("#messages .waiting").inner_text()
     assert words.strip().startswith("Reading ")
     opened.wait_until_answered()
@@ -373,6 +372,22 @@ def test_two_tabs_of_a_browser_have_the_same_conversations(opened: Any) -> None:
     other.wait_for_selector("#conversations a", state="detached")
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(
+    opened: Any, script: Script
+) -> None:
+    script.answer, script.pause_seconds = PARAGRAPHS, 0.05
+    opened.send("Write")
+    opened.page.wait_for_selector("#messages .assistant .prose p")
+    opened.page.hover("#conversations li")
+    opened.page.click("#conversations li button[aria-label^=Delete]")
+    until(lambda: script.left == 1)
+    opened.page.wait_for_timeout(300)
+    assert opened.page.locator("#conversations a").count() == 0
+    opened.page.reload()
+    opened.page.wait_for_selector("body[data-ready]")
+    assert opened.page.locator("#conversations a").count() == 0
+
+
 MANY = """async (count) => {
     const { session } = await import('/page/session.js');
     const { newConversation, add } = await import('/page/conversation.js');
@@ -396,7 +411,7 @@ def test_a_long_history_does_not_slow_an_answer_down(opened: Any, script: Script
     """300 conversations, 200 messages in the open one: the page has time left at 500 words/s."""
     opened.page.evaluate(MANY, 300)
     opened.page.wait_for_selector("#messages .message >> nth=199")
-    opened.page.wait_for_function("document.querySelectorAll('#messages .block').length >= 100")
+    until(lambda: opened.page.locator("#messages .block").count() >= 100)
     script.answer, script.pause_seconds = "word " * 500, 0.002
     opened.page.evaluate(
         """() => {

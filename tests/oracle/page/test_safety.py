@@ -185,3 +185,22 @@ def test_stop_frees_the_real_server(open_page: Callable[..., Any], server: Live)
             if line.startswith(running)
         )
     )
+
+
+def test_the_page_comes_without_a_key_and_asks_for_it(
+    open_page: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = chat_model(tmp_path_factory.mktemp("models") / "novella-chat")
+    with live(lambda: [served("novella", path)], keys=("a-long-key",)) as locked:
+        until(lambda: locked.http.get("/health").status_code == 200)
+        page = open_page(locked.url).page
+        page.wait_for_selector("#model-note:has-text('needs an API key')")
+        page.click("#open-settings")
+        page.fill("#key", "a-long-key")
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#model-dot[data-state=loaded]")
+        page.fill("#prompt", "Why?")
+        page.click("#send")
+        page.wait_for_selector("#messages .assistant > .prose p")
+        page.click("#stop")
+        assert "a-long-key" not in page.content()

@@ -9,7 +9,7 @@ import { session } from './session.js';
 const WHILE_LOADING = 1000;
 const IDLE = 15000;
 
-export const list = { models: [], error: null };
+export const list = { models: [], error: null, isKnown: false };
 let timer = null;
 
 /** The model of a name; the first that is loaded where there is no such name. */
@@ -24,7 +24,7 @@ export const isBusy = (model) => model?.state === 'loading' || model?.state === 
 export async function refresh() {
   clearTimeout(timer);
   try {
-    Object.assign(list, { models: await api.models(), error: null });
+    Object.assign(list, { models: await api.models(), error: null, isKnown: true });
   } catch (error) {
     list.error = error;
   }
@@ -40,7 +40,7 @@ function showButton() {
   const model = modelNamed(session.current.model);
   const error = list.error?.message;
   part('model-dot').dataset.state = error ? 'error' : (model?.state ?? 'unloaded');
-  part('model-name').textContent = model?.id ?? (error ? 'No server' : 'No model');
+  part('model-name').textContent = model?.id ?? (error ? 'No server' : list.isKnown ? 'No model' : '…');
   const facts = [STATES[model?.state], model?.bitsPerWeight && figures.bits(model.bitsPerWeight)].filter(Boolean);
   part('model-note').textContent = error ?? facts.join(' · ');
   if (list.error?.status === 401) part('model-note').textContent = 'needs an API key: see Settings';

@@ -11,6 +11,7 @@ class Session extends EventTarget {
   conversations = [];
   current = newConversation();
   busy = new Set(); // ids of conversations that are being answered here
+  #gone = new Set(); // ids of those that were removed: an answer that ends late does not save them
 
   async begin() {
     this.conversations = await this.store.open();
@@ -63,7 +64,7 @@ class Session extends EventTarget {
   }
 
   save(conversation) {
-    if (!conversation.messages.length) return;
+    if (!conversation.messages.length || this.#gone.has(conversation.id)) return;
     if (!this.conversations.includes(conversation)) {
       this.conversations.unshift(conversation);
       if (conversation === this.current) history.replaceState(null, '', `#${conversation.id}`);
@@ -74,6 +75,7 @@ class Session extends EventTarget {
   }
 
   remove(conversation) {
+    this.#gone.add(conversation.id);
     this.conversations = this.conversations.filter((each) => each !== conversation);
     this.store.remove(conversation.id);
     this.#tell('listed');
@@ -81,6 +83,7 @@ class Session extends EventTarget {
   }
 
   removeAll() {
+    for (const each of this.conversations) this.#gone.add(each.id);
     this.store.remove(...this.conversations.map((each) => each.id));
     this.conversations = [];
     this.#tell('listed');
@@ -91,6 +94,7 @@ class Session extends EventTarget {
   takeIn(conversations) {
     const fresh = conversations.filter(({ id, updated }) => !this.conversations.some((each) => each.id === id && each.updated >= updated));
     const ids = new Set(fresh.map((each) => each.id));
+    for (const id of ids) this.#gone.delete(id);
     this.conversations = [...this.conversations.filter((each) => !ids.has(each.id)), ...fresh];
     this.conversations.sort((one, other) => other.updated - one.updated);
     this.store.save(...fresh).catch((error) => this.#tell('failed', error));

@@ -2,6 +2,7 @@
 // In: what is typed. Out: settings of the open conversation, where an empty field is the server's
 // own choice; settings of the page in this browser.
 
+import { stop } from './answers.js';
 import { ask, openDialog, prepareDialog } from './dialogs.js';
 import { button, element, part } from './dom.js';
 import { refresh } from './model_list.js';
@@ -89,6 +90,7 @@ async function importFile(file) {
 async function deleteAll() {
   const all = [...session.conversations];
   if (!(await ask(`Delete all ${all.length} conversations in this browser?`, 'Delete all'))) return;
+  all.forEach(stop);
   session.removeAll();
   notice('All conversations are deleted.', { word: 'Undo', action: () => session.takeIn(all) });
 }

@@ -1,7 +1,7 @@
 // The list of conversations: open, rename, delete, search. In: the session's events, presses.
 // Out: an ordered list by day. On a narrow page it covers the rest, and Escape puts it away.
 
-import { answerOf } from './answers.js';
+import { answerOf, stop } from './answers.js';
 import { search } from './conversation.js';
 import { ask } from './dialogs.js';
 import { button, element, part } from './dom.js';
@@ -62,9 +62,10 @@ async function rename(conversation) {
 }
 
 function remove(conversation) {
+  stop(conversation);
   session.remove(conversation);
   part('new-conversation').focus();
-  notice('Conversation deleted.', { word: 'Undo', action: () => { session.save(conversation); session.open(conversation); part('prompt').focus(); } });
+  notice('Conversation deleted.', { word: 'Undo', action: () => { session.takeIn([conversation]); session.open(conversation); part('prompt').focus(); } });
 }
 
 function reveal() {
