@@ -20,9 +20,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from crumb.checkpoints.crumb.manifest import MeasuredRecord
 from crumb.errors import ModelNotFound
 from crumb.server.page import routes
-from crumb.server.page.card import MeasuredDivergence, ModelCard, StageBits
+from crumb.server.page.card import ModelCard, StageBits
 
 CONTEXT_TOKENS = 2048
 
@@ -103,10 +104,10 @@ def card(script: Script, name: str) -> ModelCard:
         raise ModelNotFound("no such model", where=name)
     stages = [StageBits("embedding", 6.5, ("q6_k",))]
     stages += [StageBits(f"block {n}", 2.5 + (n * 7 % 11) / 4, ("int3-g64",)) for n in range(30)]
-    divergence = MeasuredDivergence("wikitext2-test", 0.0634, 0.0007) if name == "small" else None
+    measured = MeasuredRecord("wikitext2-test", 0.0634, 0.0007) if name == "small" else None
     return ModelCard(
         "llama", 134_500_000, 91_900_000, script.bits[name], CONTEXT_TOKENS, stages, "gptq",
-        "wikitext2, 64 × 512 tokens", divergence,
+        "wikitext2, 64 × 512 tokens", measured,
     )  # fmt: skip
 
 

@@ -7,12 +7,11 @@ Nothing is measured here but memory: a divergence that the manifest does not hav
 from __future__ import annotations
 
 from math import prod
-from typing import Any
 
 import msgspec
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.crumb.manifest import read_manifest
+from crumb.checkpoints.crumb.manifest import MeasuredRecord, read_manifest
 from crumb.checkpoints.tensor_map import Quantized
 from crumb.machine.memory import peak_memory_bytes, resident_bytes
 from crumb.operations.operation import TensorSpec
@@ -26,14 +25,6 @@ class StageBits(msgspec.Struct, frozen=True):
     formats: tuple[str, ...]  # of its matrices, each once
 
 
-class MeasuredDivergence(msgspec.Struct, frozen=True):
-    """KL from the float model, in nats, as it was measured when the model was made."""
-
-    text: str  # that it was measured on
-    kl: float
-    kl_standard_error: float | None = None
-
-
 class ModelCard(msgspec.Struct, frozen=True):
     """What the page shows of a model."""
 
@@ -45,7 +36,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     stages: list[StageBits]
     method: str | None = None  # how codes were chosen, where Crumb chose them
     calibration: str | None = None
-    divergence: MeasuredDivergence | None = None
+    measured: MeasuredRecord | None = None  # what the bits cost
 
 
 class ProcessMemory(msgspec.Struct, frozen=True):
@@ -62,7 +53,7 @@ def process_memory() -> ProcessMemory:
 
 def model_card(checkpoint: Checkpoint) -> ModelCard:
     """The card of an opened model. Raises: CheckpointError for a broken manifest."""
-    manifest, raw = read_manifest(checkpoint.path)
+    manifest, _ = read_manifest(checkpoint.path)
     plan, size, job = checkpoint.plan, checkpoint.weight_bytes(), manifest.job
     parameters = plan.parameters()
     calibration = job.calibration if job else None
@@ -83,7 +74,7 @@ def model_card(checkpoint: Checkpoint) -> ModelCard:
             if calibration
             else None
         ),
-        divergence=measured_divergence(raw),
+        measured=manifest.measured,
     )
 
 
@@ -99,11 +90,3 @@ def stage_bits(checkpoint: Checkpoint, name: str, matrices: list[TensorSpec]) ->
         bits_per_weight=8 * sum(entry.size_bytes for entry in entries) / weights,
         formats=tuple(dict.fromkeys(names)),
     )
-
-
-def measured_divergence(manifest: dict[str, Any]) -> MeasuredDivergence | None:
-    """What the manifest says was measured; none where it says nothing that can be read."""
-    try:
-        return msgspec.convert(manifest.get("measured"), MeasuredDivergence | None)
-    except msgspec.ValidationError:
-        return None

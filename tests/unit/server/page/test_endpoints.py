@@ -135,7 +135,7 @@ def test_a_form_of_another_page_cannot_ask_for_html(client: TestClient) -> None:
 
 def test_the_card_of_a_model_comes_with_the_memory_of_now(client: TestClient) -> None:
     answer = client.get("/page/card", params={"model": "small"}).json()
-    assert answer["card"]["divergence"]["kl_standard_error"] == 0.0007
+    assert answer["card"]["measured"]["kl_standard_error"] == 0.0007
     assert len(answer["card"]["stages"]) == 31
     assert 0 < answer["memory"]["now_bytes"] <= answer["memory"]["peak_bytes"]
 

@@ -28,7 +28,7 @@ export async function showCard(model) {
       ['Family', card.family],
       ['Parameters', figures.parameters(card.parameters)],
       ['File', `${figures.bytes(card.file_bytes)}, ${figures.bits(card.bits_per_weight)} per weight`],
-      ['KL from the float model', divergence(card.divergence)],
+      ['KL from the float model', divergence(card.measured)],
       ['Made by', [card.method, card.calibration].filter(Boolean).join(', calibrated on ')],
       ['Memory once loaded', model.memoryBytes && figures.bytes(model.memoryBytes)],
       ['Memory of the server', `${figures.bytes(memory.now_bytes)} now, ${figures.bytes(memory.peak_bytes)} at peak`],
