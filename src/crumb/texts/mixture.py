@@ -185,7 +185,8 @@ def _draw_places(
     reach = min(CHARACTERS_PER_TOKEN * length, len(text.text))
     rows = []
     for begin in generator.integers(0, len(text.text) - reach, size=count, endpoint=True).tolist():
-        end, tokens = begin, []
+        end = begin
+        tokens: list[int] = []
         while len(tokens) <= length and end < len(text.text):  # the last may be a part of a word
             end += reach
             words = text.text[begin:end].split(maxsplit=1) if begin else ["", text.text[:end]]
