@@ -94,3 +94,30 @@ DENSE: dict[str, Configuration] = {
     "starcoder2-plain": STARCODER2 | UNTIED | {"use_bias": False, "sliding_window": None},
     "ministral": of(BASE, "ministral", head_dim=14, sliding_window=11, layer_types=WINDOWS),
 }
+
+LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 3.0}}
+NO_WINDOW = {"use_sliding_window": False}
+FIVE_BLOCKS = {"num_hidden_layers": 5}
+GEMMA3_OF_SIX = GEMMA3 | {"query_pre_attn_scalar": 14, "sliding_window_pattern": 6}
+GEMMA3_OF_SIX |= {"final_logit_softcapping": 9.0, "rope_local_base_freq": 10000.0}
+
+FOR_GGUF: dict[str, Configuration] = {
+    "qwen3": DENSE["qwen3"] | NO_WINDOW,
+    "gemma": DENSE["gemma"],
+    "gemma2": DENSE["gemma2"] | {"query_pre_attn_scalar": 14},
+    "gemma3_text": GEMMA3_OF_SIX,
+    "gemma3_text-long": GEMMA3_OF_SIX | LINEAR | {"num_hidden_layers": 7},
+    "smollm3": DENSE["smollm3"] | FIVE_BLOCKS | {"no_rope_layer_interval": 4},
+    "olmo2": DENSE["olmo2"],
+    "granite": DENSE["granite"],
+    "granite-tied": DENSE["granite-tied"],
+    "cohere": DENSE["cohere"],
+    "cohere-norms": DENSE["cohere"] | {"num_hidden_layers": 64, "use_qk_norm": True},
+    "cohere2": DENSE["cohere2"] | FIVE_BLOCKS | {"sliding_window_pattern": 4},
+    "stablelm": DENSE["stablelm"],
+    "stablelm-parallel": DENSE["stablelm-parallel"] | {"tie_word_embeddings": False},
+    "glm4": DENSE["glm4"],
+    "starcoder2": DENSE["starcoder2-plain"] | {"use_bias": True},
+    "phi": DENSE["phi"],
+}
+"""Those that an architecture of llama.cpp can express."""

@@ -106,9 +106,14 @@ class Builder:
         return Stage("head", tuple(operations), ("hidden",), ("logits",))
 
 
+def reader_of(family: Family, configuration: Configuration) -> Reader:
+    """A family's view of a configuration, whatever version wrote it."""
+    return Reader(family, family.restate(configuration))
+
+
 def build_plan(family: Family, configuration: Configuration) -> Plan:
     """The Plan of one model of a family. Raises: CheckpointError."""
-    reader = Reader(family, family.restate(configuration))
+    reader = reader_of(family, configuration)
     sizes = reader.sizes
     builder = Builder(family, reader, sizes, family.kinds(reader), family.multipliers(reader))
     stages = [builder.block(index) for index in range(sizes.blocks)]

@@ -14,7 +14,7 @@ from crumb.checkpoints.gguf.architecture import ARCHITECTURE_OF_FAMILY
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import print_json, print_table
 
-REAL_FILES = {"llama": "SmolLM2 135M Instruct"}
+REAL_FILES = {"gemma3_text": "Gemma 3 270m", "llama": "SmolLM2 135M Instruct"}
 """Family -> the model of it whose own file was run, beside tiny random ones."""
 
 NOTE = """\

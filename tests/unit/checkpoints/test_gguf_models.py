@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dense_configurations import DENSE, FOR_GGUF
 from gguf_file import File, Tensor, array, scalar, text, tiny_model, wide_model
 from numpy.typing import NDArray
 from tiny_checkpoint import write_checkpoint
@@ -25,6 +26,7 @@ from tiny_models import (
     WHOLE_HEADS,
     YARN,
     make_tokens,
+    tolerance,
     write_model,
 )
 
@@ -70,6 +72,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_neox-few": GPT_NEOX | {"hidden_size": 294, "rotary_pct": 0.021},
     "gpt_neox-linear": GPT_NEOX
     | {"rotary_pct": 1.0, "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+    **FOR_GGUF,
 }
 
 
@@ -96,13 +99,18 @@ def test_a_model_comes_back_with_its_plan_weights_and_logits(name: str, tmp_path
     theirs = written(ours, tmp_path / "model.gguf")
     assert str(theirs.plan).splitlines() == str(ours.plan).splitlines()
     for spec in ours.plan.tensors():
+        # A file holds 1 + w of a norm around 0: two roundings, of numbers below 4.
+        apart = 2.0**-21 if name.startswith("gemma") and not spec.matrix else 0.0
         expected = ours.tensors.read_float(spec.name)
-        np.testing.assert_array_equal(theirs.tensors.read_float(spec.name), expected)
+        found = theirs.tensors.read_float(spec.name)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=apart)
         some = theirs.tensors.read_float(spec.name, slice(3, 9))
-        np.testing.assert_array_equal(some, expected[3:9])
+        np.testing.assert_array_equal(some, found[3:9])
     tokens = make_tokens(MODELS[name])
+    expected = Model(ours).logits(tokens)
     # The same plan over the same weights does the same arithmetic.
-    np.testing.assert_array_equal(Model(theirs).logits(tokens), Model(ours).logits(tokens))
+    allowed = tolerance(ours.plan, expected) if name.startswith("gemma") else 0.0
+    np.testing.assert_allclose(Model(theirs).logits(tokens), expected, rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("type", ["F16", "BF16"])
@@ -181,6 +189,12 @@ INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "activation": (LLAMA | {"hidden_act": "relu"}, "expected activation silu, found relu"),
     "window of some blocks": (QWEN2, "has no sliding window"),
     "long heads": (QWEN2 | NO_WINDOW | {"head_dim": 20}, "make up the hidden size"),
+    "windows of another period": (DENSE["cohere2"], "cohere2 cannot express this model"),
+    "no caps": (DENSE["gemma2-uncapped"], "gemma2 cannot express this model"),
+    "a head of its own": (DENSE["gemma-old"], "a head that is the embedding"),
+    "norms of heads": (DENSE["phi-norms"], "_norm in so few blocks"),
+    "rotating blocks": (DENSE["smollm3"], "smollm3 cannot express this model"),
+    "scale of scores": (DENSE["gemma3_text"], "gemma3 cannot express this model"),
     "no biases": (GPT_NEOX | {"attention_bias": False}, "a bias of qkv"),
     "llama3 of qwen2": (QWEN2 | NO_WINDOW | {"rope_scaling": LLAMA3}, "no such rotary scaling"),
     "yarn with betas": (
@@ -341,7 +355,9 @@ def test_scaling_keys_become_the_rope_scaling(
 
 def test_an_architecture_without_a_row_names_those_there_are(tmp_path: Path) -> None:
     file = tiny_model().with_keys(general__architecture=text("gptj"))
-    with pytest.raises(UnknownFamily, match="expected one of llama, qwen2, gptneox, found 'gptj'"):
+    with pytest.raises(
+        UnknownFamily, match=r"expected one of llama, qwen2, gptneox, .*, found 'gptj'"
+    ):
         opened(file, tmp_path / "a.gguf")
 
 

@@ -9,21 +9,30 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from crumb.architectures.configuration import LIMIT, Configuration, shown
+from crumb.architectures.builder import reader_of
+from crumb.architectures.configuration import LIMIT, Configuration, read_flag, shown
 from crumb.architectures.family import BlockKind, Family
 from crumb.architectures.reader import HIGHEST, Reader, Sizes
-from crumb.architectures.registry import families
+from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.gguf.architecture import (
     ARCHITECTURE_OF_FAMILY,
     TENSORS,
     Architecture,
     architecture_of,
+    names_of,
 )
+from crumb.checkpoints.gguf.as_read import check_as_read, without_idle_windows
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
-from crumb.checkpoints.gguf.rope_scaling import Factors, read_scaling, scaling_keys
+from crumb.checkpoints.gguf.rope_scaling import (
+    Factors,
+    frequency_factors,
+    read_scaling,
+    scaling_keys,
+)
 from crumb.checkpoints.gguf.tokenizer.reader import NO_TOKEN, TOKEN_KEYS, TOKENS
 from crumb.errors import UsageError
 from crumb.operations.rope import Rope
@@ -40,6 +49,8 @@ KEYS: dict[str, str] = {
 KEY_VALUE_HEADS, VOCABULARY = "attention.head_count_kv", "vocab_size"
 KEY_WIDTH, VALUE_WIDTH = "attention.key_length", "attention.value_length"
 THETA, ROTATED, WINDOW = "rope.freq_base", "rope.dimension_count", "attention.sliding_window"
+
+TIED = "tie_word_embeddings"
 
 TOKEN_IDS = {"bos_token_id": TOKEN_KEYS["bos"], "eos_token_id": TOKEN_KEYS["eos"]}
 
@@ -64,10 +75,23 @@ NEUTRAL: dict[str, tuple[Value, ...]] = {
 """Keys that would change the result -> the values with which they do not."""
 
 CLASSES = {
+    "cohere": "CohereForCausalLM",
+    "cohere2": "Cohere2ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "glm4": "Glm4ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "granite": "GraniteForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
+    "phi": "PhiForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
-    "gpt_neox": "GPTNeoXForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "stablelm": "StableLmForCausalLM",
+    "starcoder2": "Starcoder2ForCausalLM",
 }
 """What config.json calls the model's class."""
 
@@ -82,7 +106,7 @@ def read_configuration(
     row = architecture_of(metadata)
     _refuse_other_results(metadata, row)
     window = metadata.integer(row.key(WINDOW), 0, lowest=0)
-    if window and row.windowed is None:
+    if window and row.windowed is None and not row.windows:
         raise metadata.refuse(row.key(WINDOW), f"no window, as {row.name} of llama.cpp has none")
     model_type = row.windowed if window and row.windowed is not None else row.family
     family = families()[model_type]
@@ -96,6 +120,12 @@ def read_configuration(
     words["epsilon"] = metadata.number(row.key(row.epsilon))
     words["activation"] = row.activations[0]
     words |= _rotary(metadata, row, words["head_dim"], family, factors)
+    words |= row.implied(words)
+    words |= {
+        word: metadata.number(row.key(short))
+        for word, short in row.numbers.items()
+        if row.key(short) in metadata
+    }
     configuration: dict[str, Any] = {
         "architectures": [CLASSES[model_type]],
         "model_type": model_type,
@@ -103,20 +133,25 @@ def read_configuration(
     for word, key in family.keys.items():
         if word in words:
             configuration[key if isinstance(key, str) else key[0]] = words[word]
-    if window:
-        configuration["sliding_window"] = window
+    if window or row.windows:
+        configuration["sliding_window"] = window or None
+    for setting, short in row.settings.items():
+        if row.key(short) in metadata:
+            configuration[setting] = metadata.values[row.key(short)]
     for short in row.flags:
         configuration[short] = metadata.flag(row.key(short), True)
     return (
         configuration
         | _bias_flags(family, words["blocks"], tensors)
-        | {"tie_word_embeddings": f"{TENSORS['head']}.weight" not in tensors}
+        | {TIED: f"{TENSORS['head']}.weight" not in tensors}
         | _token_ids(metadata, words["vocabulary"])
     )
 
 
 def _refuse_other_results(metadata: Metadata, row: Architecture) -> None:
     for short, values in NEUTRAL.items():
+        if short in row.numbers.values():
+            continue
         key = row.key(short)
         value = metadata.values.get(key, values[0])
         if not isinstance(value, int | float) or value not in values:
@@ -167,11 +202,13 @@ def _rotary(
 
 
 def _bias_flags(family: Family, blocks: int, tensors: Collection[str]) -> dict[str, bool]:
-    """Which of the family's flags hold: those with a bias in the file."""
+    """Which of the family's flags hold: those with a bias or a tensor in the file."""
     flags: dict[str, bool] = {}
-    for role, flag in family.biases.items():
+    asked = [(role, flag, "bias") for role, flag in family.biases.items()]
+    asked += [(role, flag, "weight") for role, flag in family.optional.items()]
+    for role, flag, kind in asked:
         if isinstance(flag, str):
-            names = (f"{TENSORS[role].format(block=block)}.bias" for block in range(blocks))
+            names = (f"{TENSORS[role].format(block=block)}.{kind}" for block in range(blocks))
             flags[flag] = flags.get(flag, False) or any(name in tensors for name in names)
     return flags
 
@@ -210,10 +247,9 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
             found=shown(model_type),
         )
     family = families()[str(model_type)]
-    reader = Reader(family, configuration)
+    reader = reader_of(family, configuration)
     sizes, kinds = reader.sizes, family.kinds(reader)
-    rope = kinds[0].rope
-    assert rope is not None, "every architecture here rotates"
+    rope = _rope(kinds)
     _check_expressible(row, reader, sizes)
     keys: dict[str, Value] = {short: getattr(sizes, word) for word, short in KEYS.items()}
     keys |= {
@@ -229,10 +265,31 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
     if window is not None:
         keys[WINDOW] = window
     keys |= {short: reader.flag(short) for short in row.flags}
+    for word, short in row.numbers.items():
+        number = reader.optional_number(word)
+        if number is not None:
+            keys[short] = number
+    for setting, short in row.settings.items():
+        if reader.configuration.get(setting) is not None:
+            keys[short] = reader.configuration[setting]
     keys |= scaling_keys(rope, row.name)
     metadata: dict[str, Value] = {"general.architecture": row.name}
     metadata |= {row.key(short): value for short, value in keys.items()}
-    return GgufModel(row, family, sizes, rope, metadata)
+    model = GgufModel(row, family, sizes, rope, metadata)
+    plan = without_idle_windows(plan_of(configuration))
+    theirs = {each.ours: each.theirs for each in names_of(family, sizes.blocks)}
+    tensors = {theirs[spec.name] for spec in plan.tensors()}
+    again = read_configuration(Metadata(Path("-"), metadata), tensors, frequency_factors(rope))
+    check_as_read(row.name, plan, without_idle_windows(plan_of(again)))
+    return model
+
+
+def _rope(kinds: tuple[BlockKind, ...]) -> Rope:
+    """That of the blocks that see everything, where they have another than the rest."""
+    ropes = [kind.rope for kind in kinds if kind.rope is not None]
+    full = [kind.rope for kind in kinds if kind.rope is not None and kind.window is None]
+    assert ropes, "every architecture here rotates"
+    return (full or ropes)[0]
 
 
 def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
@@ -243,6 +300,11 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
     elif row.whole_heads and sizes.heads * sizes.head_dim != sizes.hidden:
         found = f"{sizes.heads} heads of {sizes.head_dim}"
         expected = f"heads that make up the hidden size of {sizes.hidden}"
+    elif row.tied and not read_flag(reader.configuration, TIED, reader.family.tied):
+        expected, found = "a head that is the embedding", f"{TIED} false"
+    for role, blocks in row.from_blocks.items():
+        if reader.flag(reader.family.optional.get(role, False)) and sizes.blocks < blocks:
+            expected, found = f"no {role} in so few blocks", f"one in {sizes.blocks} blocks"
     for role in row.biases:
         if not reader.flag(reader.family.biases.get(role, False)):
             expected, found = f"a bias of {role}", "none"
@@ -258,6 +320,8 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
 def _window(row: Architecture, kinds: tuple[BlockKind, ...], sizes: Sizes) -> int | None:
     """The sliding window of every block; None where it never cuts anything off."""
     windows = {kind.window for kind in kinds}
+    if row.windows:
+        return next((window for window in windows if window is not None), None)
     cutting = {window for window in windows if window is not None and window < sizes.positions}
     if not cutting:
         return None

@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.architectures.builder import reader_of
 from crumb.architectures.plan import Plan
-from crumb.architectures.reader import Reader
 from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.gguf.architecture import (
@@ -28,6 +28,7 @@ from crumb.checkpoints.gguf.architecture import (
     Order,
     architecture_of,
     names_of,
+    weight_offset,
 )
 from crumb.checkpoints.gguf.configuration import read_configuration
 from crumb.checkpoints.gguf.container import GgufFile, StoredTensor, read_gguf
@@ -141,7 +142,7 @@ def _entries(
 ) -> dict[str, Entry]:
     """Entries by our names. Raises: CheckpointError for a tensor that the plan has no use for."""
     family = families()[configuration["model_type"]]
-    sizes = Reader(family, configuration).sizes
+    sizes = reader_of(family, configuration).sizes
     used = {spec.name: spec.shape for spec in plan.tensors()}
     entries: dict[str, Entry] = {}
     left = dict(tensors)
@@ -151,7 +152,7 @@ def _entries(
             places = None
             if tensor.shape == used[name.ours]:  # another shape is refused with all others
                 places = _places(row.row_order(name.role, tensor.shape[0], sizes))
-            entries[name.ours] = _Rows(tensor, places).entry()
+            entries[name.ours] = _Rows(tensor, places, weight_offset(family, name)).entry()
     unknown = [name for name in left if not is_harmless(name)]
     if unknown:
         raise CheckpointError(
@@ -178,17 +179,19 @@ class _Rows:
 
     tensor: StoredTensor
     places: NDArray[np.intp] | None  # where each of our rows lies; None as ours do
+    offset: float = 0.0  # what the file has added to each weight
 
     def entry(self) -> Entry:
         """Where it lies, as the rest of Crumb reads it. Raises: CheckpointError."""
         tensor = self.tensor
         type, shape, raw = tensor.type, tensor.shape, tensor.raw
         if type.float_dtype is not None:
-            if self.places is None:
+            if self.places is None and not self.offset:
                 return StoredArray(
                     raw.path, type.float_dtype, shape, raw.offset_bytes, raw.size_bytes
                 )
-            return StoredFloats(type.float_dtype, shape, raw.size_bytes, type.name, self._floats)
+            dtype = np.dtype(np.float32) if self.offset else type.float_dtype
+            return StoredFloats(dtype, shape, raw.size_bytes, type.name, self._floats)
         if len(shape) == 2 and type.format is not None and self._fits():
             matrix = shape[0], shape[1]
             return StoredCodes(type.format, matrix, raw.size_bytes, type.name, self._codes)
@@ -230,8 +233,10 @@ class _Rows:
         dtype, shape = self.tensor.type.float_dtype, self.tensor.shape
         assert dtype is not None
         if len(shape) == 1:
-            return self._ordered(self.tensor.raw.read().view(dtype)[0], rows)
-        return self._raw(rows).view(dtype)
+            weights = self._ordered(self.tensor.raw.read().view(dtype)[0], rows)
+        else:
+            weights = self._raw(rows).view(dtype)
+        return weights.astype(np.float32) - np.float32(self.offset) if self.offset else weights
 
     def _not_finite(self, found: NDArray[Any]) -> CheckpointError:
         return CheckpointError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
 from crumb.checkpoints.export_report import TensorReport, Told
-from crumb.checkpoints.gguf.architecture import Order, names_of
+from crumb.checkpoints.gguf.architecture import Order, names_of, weight_offset
 from crumb.checkpoints.gguf.configuration import GgufModel, gguf_model_of
 from crumb.checkpoints.gguf.container import TensorToWrite, write_container
 from crumb.checkpoints.gguf.header import Value
@@ -123,6 +123,16 @@ def encode_plain(checkpoint: Checkpoint) -> Encode:
     return encode
 
 
+def _shifted(checkpoint: Checkpoint, offset: float) -> Encode:
+    """Who gives numbers that the file has something added to."""
+
+    def encode(name: str, type_name: str, rows: slice) -> Bytes:
+        weights = checkpoint.tensors.read_float(name, rows) + np.float32(offset)
+        return encode_floats(type_name, weights.reshape(len(weights), -1))
+
+    return encode
+
+
 def _tensors(
     checkpoint: Checkpoint, model: GgufModel, types: Mapping[str, str], encode: Encode
 ) -> list[TensorToWrite]:
@@ -135,6 +145,9 @@ def _tensors(
         order = model.architecture.row_order(name.role, spec.shape[0], model.sizes)
         type_name = types[spec.name] if spec.matrix else VECTORS
         source = _TensorSource(spec, type_name, order, encode if spec.matrix else plain)
+        offset = weight_offset(model.family, name)
+        if offset:
+            source = replace(source, encode=_shifted(checkpoint, offset))
         tensors.append(TensorToWrite(name.theirs, type_name, spec.shape, source.parts))
     factors = frequency_factors(model.rope)
     if factors is not None:
