@@ -16,6 +16,7 @@
 #include "kernels.hpp"
 #include "limits_bindings.hpp"
 #include "numbers_bindings.hpp"
+#include "product_bindings.hpp"
 #include "tile.hpp"
 
 namespace nb = nanobind;
@@ -179,6 +180,7 @@ NB_MODULE(_native, m) {
   bind_engine(m);
   bind_limits(m);
   bind_numbers(m);
+  bind_products(m);
   m.def("pack", &pack, array("codes"), array("packed"), nb::arg("bits"));
   m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));
   m.def("sweep", &sweep, nb::arg("isa"), array("start"), array("weights"), array("factor"),

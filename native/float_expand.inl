@@ -142,10 +142,28 @@ void expand_rows(const FloatMatrix& m, int64_t tile, int64_t first, int64_t inpu
   }
 }
 
+template <int kind>
+void expand_turned(const FloatMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
+  constexpr int64_t kBytes = kind == kFloat32 ? 4 : 2;
+  const int64_t row = tile * kTileRows;
+  for (int64_t k = 0; k < inputs; ++k) {
+    const uint8_t* at = m.weights + ((first + k) * m.rows + row) * kBytes;
+    EACH_PART(const FloatPart part =
+                  load_weights<kind>(at + i * kPartLanes * kBytes, m.rows - row - i * kPartLanes);
+              __builtin_memcpy(to + k * kTileRows + i * kPartLanes, &part, kVectorBytes));
+  }
+}
+
+template <int kind>
+void expand_kind(const FloatMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
+  if (m.turned) expand_turned<kind>(m, tile, first, inputs, to);
+  else expand_rows<kind>(m, tile, first, inputs, to);
+}
+
 void expand_floats(const FloatMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
   switch (m.kind) {
-    case kFloat16: return expand_rows<kFloat16>(m, tile, first, inputs, to);
-    case kBfloat16: return expand_rows<kBfloat16>(m, tile, first, inputs, to);
-    default: return expand_rows<kFloat32>(m, tile, first, inputs, to);
+    case kFloat16: return expand_kind<kFloat16>(m, tile, first, inputs, to);
+    case kBfloat16: return expand_kind<kBfloat16>(m, tile, first, inputs, to);
+    default: return expand_kind<kFloat32>(m, tile, first, inputs, to);
   }
 }

@@ -93,15 +93,17 @@ void add_bias(const FloatMatmulJob& job, int64_t rows, int64_t tile, int64_t til
   }
 }
 
-// The weights of some tiles and inputs where floats lie row by row; codes lie in one stream, which
+// The weights of some tiles and inputs where they are floats; codes lie in one stream, which
 // processors fetch ahead themselves.
 Ahead weights_ahead(const FloatMatmulJob& job, int64_t tile, int64_t tiles, int64_t first,
                     int64_t inputs) {
   if (!job.floats) return {};
   const FloatMatrix& m = *job.floats;
   const int64_t element = m.kind == kFloat32 ? 4 : 2, row = tile * kTileRows;
-  const int64_t left = m.rows - row, rows = tiles * kTileRows;
-  return {m.weights + (row * m.columns + first) * element, left < rows ? left : rows,
+  const int64_t left = m.rows - row, most = tiles * kTileRows, rows = left < most ? left : most;
+  if (m.turned)
+    return {m.weights + (first * m.rows + row) * element, inputs, m.rows * element, rows * element};
+  return {m.weights + (row * m.columns + first) * element, rows,
           m.columns * element, inputs * element};
 }
 

@@ -29,11 +29,12 @@ struct TileMatrix {
 
 enum FloatKind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kInt8 = 3 };
 
-// An unquantized matrix, row-major.
+// An unquantized matrix, row by row.
 struct FloatMatrix {
   const uint8_t* weights;
   int64_t rows, columns;
   int kind;  // FloatKind, not kInt8
+  bool turned = false;  // column by column, as the transpose of a row-major matrix lies
 };
 
 // Int8 activations, one scale for 128 inputs of each token, one sum for min(group width, 128).

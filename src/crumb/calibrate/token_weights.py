@@ -20,6 +20,7 @@ from crumb.calibrate.walk import cut_batches
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import atomic_file
+from crumb.kernels.products import multiply
 from crumb.kernels.threads import parallel_map
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Array, Context, Gradients, Operation
@@ -126,7 +127,8 @@ class GradientPass:
 
     def _context(self, stage: Stage) -> Context:
         read = self.checkpoint.tensors.read_float
-        return Context({spec.name: read(spec.name) for spec in stage.tensors()})
+        weights = {spec.name: read(spec.name) for spec in stage.tensors()}
+        return Context(weights, multiply=multiply)
 
     def _inputs(self, index: int, batch: slice) -> dict[str, Array]:
         """What flows into a stage, and the tokens."""

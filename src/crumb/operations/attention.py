@@ -89,8 +89,8 @@ def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tup
     for begin in range(0, tokens, QUERY_BLOCK):
         block = query[:, :, :, begin : min(begin + QUERY_BLOCK, tokens), :]
         low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
-        weight, total, _ = _weights(op, block, key[:, :, low:high, :], first + begin - low)
-        mixed = xp.matmul(_flat(weight), value[:, :, low:high, :])
+        weight, total, _ = _weights(op, block, key[:, :, low:high, :], first + begin - low, context)
+        mixed = context.multiply(_flat(weight), value[:, :, low:high, :])
         blocks.append(xp.reshape(mixed, block.shape) / total)
     return (_joined(op, xp.concat(blocks, axis=3)),)
 
@@ -107,7 +107,9 @@ def _flat(weight: Array) -> Array:
     return array_namespace(weight).reshape(weight, (batch, heads, group * tokens, keys))
 
 
-def _weights(op: Attention, query: Array, key: Array, place: int) -> tuple[Array, Array, Array]:
+def _weights(
+    op: Attention, query: Array, key: Array, place: int, context: Context
+) -> tuple[Array, Array, Array]:
     """Softmax of a block of queries: its numerators, their sums, and the capped scores' slope.
 
     Shapes: query (batch, heads, group, tokens, dim), key (batch, heads, keys, dim) ->
@@ -116,7 +118,7 @@ def _weights(op: Attention, query: Array, key: Array, place: int) -> tuple[Array
     xp = array_namespace(query)
     batch, kept, group, tokens, dim = query.shape
     flat = xp.reshape(query, (batch, kept, group * tokens, dim))
-    scores = xp.matmul(flat, xp.matrix_transpose(key))
+    scores = context.multiply(flat, xp.matrix_transpose(key))
     scores = xp.reshape(scores, (batch, kept, group, tokens, key.shape[2]))
     slope: Array = 1.0
     if op.soft_cap is not None:
@@ -136,7 +138,7 @@ def _weights(op: Attention, query: Array, key: Array, place: int) -> tuple[Array
 
 
 def _gradient(
-    op: Attention, reads: tuple[Array, ...], output: Gradients, _: Context
+    op: Attention, reads: tuple[Array, ...], output: Gradients, context: Context
 ) -> tuple[Gradients, dict[str, Array]]:
     """Of whole texts: with P the softmax, dS = P (dP - sum(P dP)), dP = dO v^T."""
     xp = array_namespace(reads[0])
@@ -151,15 +153,19 @@ def _gradient(
         block = query[:, :, :, begin:end, :]
         low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
         keys, values = key[:, :, low:high, :], value[:, :, low:high, :]
-        weight, total, slope = _weights(op, block, keys, first + begin - low)
+        weight, total, slope = _weights(op, block, keys, first + begin - low, context)
         weight = weight / total
         flat_out = _flat(gradient[:, :, :, begin:end, :])
-        to_weight = xp.reshape(xp.matmul(flat_out, xp.matrix_transpose(values)), weight.shape)
-        to_value[:, :, low:high, :] += xp.matmul(xp.matrix_transpose(_flat(weight)), flat_out)
+        to_weight = xp.reshape(
+            context.multiply(flat_out, xp.matrix_transpose(values)), weight.shape
+        )
+        to_value[:, :, low:high, :] += context.multiply(
+            xp.matrix_transpose(_flat(weight)), flat_out
+        )
         to_weight -= xp.sum(weight * to_weight, axis=-1, keepdims=True)
         scores = _flat(weight * to_weight * slope)
-        to_key[:, :, low:high, :] += xp.matmul(xp.matrix_transpose(scores), _flat(block))
-        blocks.append(xp.reshape(xp.matmul(scores, keys), block.shape) * op.scale)
+        to_key[:, :, low:high, :] += context.multiply(xp.matrix_transpose(scores), _flat(block))
+        blocks.append(xp.reshape(context.multiply(scores, keys), block.shape) * op.scale)
     to_query = _joined(op, xp.concat(blocks, axis=3))
     both = (xp.permute_dims(each, (0, 2, 1, 3)) for each in (to_key, to_value))
     return (to_query, *(xp.reshape(each, reads[1].shape) for each in both)), {}

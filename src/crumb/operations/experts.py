@@ -127,7 +127,7 @@ def _gated_slopes(op: Experts, gate: Array, up: Array, gradient: Array) -> tuple
 
 def _product(op: Experts, role: str, expert: int, x: Array, context: Context) -> Array:
     xp = array_namespace(x)
-    y = xp.matmul(x, xp.matrix_transpose(context.weights[op.of(role, expert)]))
+    y = context.multiply(x, xp.matrix_transpose(context.weights[op.of(role, expert)]))
     if getattr(op, f"{role}_bias") is not None:
         y += context.weights[op.of(f"{role}_bias", expert)]
     return y
@@ -181,10 +181,10 @@ def _gradient(
         if not op.shares_first:
             dshares[each.token, each.slot] = xp.sum(dy * each.y, axis=-1)
             dy = dy * each.share
-        dinner = xp.matmul(dy, context.weights[op.of("down", each.expert)])
+        dinner = context.multiply(dy, context.weights[op.of("down", each.expert)])
         dgate, dup = _gated_slopes(op, each.gate, each.up, dinner)
-        read = xp.matmul(dgate, context.weights[op.of("gate", each.expert)])
-        read += xp.matmul(dup, context.weights[op.of("up", each.expert)])
+        read = context.multiply(dgate, context.weights[op.of("gate", each.expert)])
+        read += context.multiply(dup, context.weights[op.of("up", each.expert)])
         if op.shares_first:
             dshares[each.token, each.slot] = xp.sum(read * x[each.token, :], axis=-1)
             read = read * each.share
@@ -196,7 +196,7 @@ def _gradient(
         ):
             name, bias = op.of(role, each.expert), f"{role}_bias"
             if name in trained:
-                trained[name] = xp.matmul(xp.matrix_transpose(error), inputs)
+                trained[name] = context.multiply(xp.matrix_transpose(error), inputs)
             if getattr(op, bias) is not None and op.of(bias, each.expert) in trained:
                 trained[op.of(bias, each.expert)] = xp.sum(error, axis=0)
     gradients = (dx, dshares, None)

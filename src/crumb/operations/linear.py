@@ -42,7 +42,7 @@ class Linear(Operation):
 def _reference(op: Linear, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     (x,), xp = reads, array_namespace(reads[0])
     flat = xp.reshape(x, (-1, op.in_features))
-    y = xp.matmul(flat, xp.matrix_transpose(context.weights[op.weight]))
+    y = context.multiply(flat, xp.matrix_transpose(context.weights[op.weight]))
     if op.bias is not None:
         y += context.weights[op.bias]
     return (xp.reshape(y, (*x.shape[:-1], op.out_features)),)
@@ -56,10 +56,10 @@ def _gradient(
     trained = {}
     if op.weight in context.trained:
         inputs = xp.reshape(x, (-1, op.in_features))
-        trained[op.weight] = xp.matmul(xp.matrix_transpose(flat), inputs)
+        trained[op.weight] = context.multiply(xp.matrix_transpose(flat), inputs)
     if op.bias is not None and op.bias in context.trained:
         trained[op.bias] = xp.sum(flat, axis=0)
-    return (xp.reshape(xp.matmul(flat, context.weights[op.weight]), x.shape),), trained
+    return (xp.reshape(context.multiply(flat, context.weights[op.weight]), x.shape),), trained
 
 
 def _cost(op: Linear, _: float) -> OperationCost:

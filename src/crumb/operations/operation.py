@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from array_api_compat import is_torch_array
+from array_api_compat import array_namespace, is_torch_array
 from numpy.typing import NDArray
 
 Array = Any
@@ -71,6 +71,11 @@ class Operation:
         return f"{self.word:<10} {flow:<28} {' '.join(settings)}".rstrip()
 
 
+def matmul(left: Array, right: Array) -> Array:
+    """The product of matrices, or of stacks of them, by their own library."""
+    return array_namespace(left, right).matmul(left, right)
+
+
 @dataclass
 class Context:
     """What the operations of a run share."""
@@ -79,6 +84,7 @@ class Context:
     states: dict[str, tuple[Array, ...]] | None = None  # slot -> arrays; None: nothing is kept
     rotations: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
     trained: Collection[str] = ()  # tensors whose gradients a backward pass gives
+    multiply: Callable[[Array, Array], Array] = matmul  # of matrices or stacks
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The backward pass: gradients of a scalar loss, a stage at a time.
 
 In: a Model, tokens, the gradient of a loss at the logits. Out: gradients of tensors and of any
-buffer a caller looks at. Holds what flows between stages and one stage's buffers: a stage is run
-again before its rows are walked in reverse. Refuses stages that run once (encoders) for now.
+buffer a caller looks at. Holds what flows between stages and one stage's buffers: but for the last,
+a stage is run again before its rows are walked in reverse. Products of NumPy's f32 arrays run in
+the native kernels. Refuses stages that run once (encoders) for now.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from array_api_compat import array_namespace
 
 from crumb.architectures.plan import Stage
 from crumb.errors import UsageError
+from crumb.kernels.products import multiply
 from crumb.operations.operation import Array, Context, Gradients, Operation
 from crumb.operations.table import row_of
-from crumb.run.array_executor import run_operation, run_stage
+from crumb.run.array_executor import run_operation
 from crumb.run.model import Memory, Model, check_tokens, start_buffers
+
+Reads = list[tuple[Array, ...]]
+"""The arrays that each operation of a stage read."""
 
 Visit = Callable[[Operation, tuple[Array, ...], Gradients], None]
 """(operation, arrays it read, gradients of what it wrote), once for each operation, in reverse."""
@@ -33,6 +38,7 @@ class Backward:
     trained: Collection[str] = ()  # tensors whose gradients are returned
     visit: Visit = lambda operation, reads, gradients: None
     _borders: list[dict[str, Array]] = field(default_factory=list)  # what flows into each stage
+    _last: Reads = field(default_factory=list)  # of the last stage, until the way back begins
     _rotations: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
 
     def logits(self) -> Array:
@@ -45,7 +51,9 @@ class Backward:
         self._borders = []
         for stage in plan.stages:
             self._borders.append({name: flowing[name] for name in stage.inputs})
-            flowing |= run_stage(stage, dict(flowing), self._context(stage))
+            buffers = dict(flowing)
+            self._last = run_reading(stage, buffers, self._context(stage))
+            flowing |= {name: buffers[name] for name in stage.outputs}
         return flowing["logits"]
 
     def gradients(self, logits: Array) -> dict[str, Array]:
@@ -59,14 +67,15 @@ class Backward:
         stages = list(zip(self.model.plan.stages, self._borders, strict=True))
         for stage, inputs in reversed(stages):
             context = self._context(stage)
-            trained = stage_gradients(stage, dict(inputs), flowing, context, self.visit)
+            reads, self._last = self._last or run_reading(stage, dict(inputs), context), []
+            trained = walk_back(stage, reads, flowing, context, self.visit)
             for name, gradient in trained.items():
                 _add(totals, name, gradient)
         return totals
 
     def _context(self, stage: Stage) -> Context:
         weights = self.model.stage_weights(stage)
-        return Context(weights, None, self._rotations, self.trained)
+        return Context(weights, None, self._rotations, self.trained, multiply)
 
 
 def stage_gradients(
@@ -76,16 +85,28 @@ def stage_gradients(
     context: Context,
     visit: Visit = lambda operation, reads, gradients: None,
 ) -> dict[str, Array]:
-    """Run a stage again on its inputs, then walk it in reverse.
+    """Run a stage again on its inputs, then walk it in reverse, as `walk_back` does."""
+    return walk_back(stage, run_reading(stage, buffers, context), flowing, context, visit)
+
+
+def run_reading(stage: Stage, buffers: dict[str, Array], context: Context) -> Reads:
+    """Run a stage; its buffers are added to those it began with."""
+    reads = []
+    for operation in stage.operations:
+        reads.append(tuple(buffers[name] for name in operation.reads))
+        run_operation(operation, buffers, context)
+    return reads
+
+
+def walk_back(
+    stage: Stage, reads: Reads, flowing: dict[str, Array], context: Context, visit: Visit
+) -> dict[str, Array]:
+    """Walk a stage in reverse, using up `reads`.
 
     `flowing` has the gradients of what the stage writes, then of what it reads.
     Out: the gradients of the tensors in `context.trained`.
     """
     totals: dict[str, Array] = {}
-    reads = []
-    for operation in stage.operations:
-        reads.append(tuple(buffers[name] for name in operation.reads))
-        run_operation(operation, buffers, context)
     for operation in reversed(stage.operations):
         arrays = reads.pop()
         outputs = tuple(flowing.pop(name, None) for name in operation.writes)

@@ -1,0 +1,8 @@
+// Products of float matrices, bound to Python.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace crumb {
+void bind_products(nanobind::module_& m);
+}
