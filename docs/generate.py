@@ -28,7 +28,7 @@ def formats_page() -> str:
     shown = "\n".join(lines).strip("\n")
     return (
         NOTE.format(source="`crumb formats`")
-        + "# Formats\nOne row of `src/crumb/formats/catalog.py` is one format. "
+        + "# Formats\nOne row of `src/crumb/formats/catalog.py` is one format.\n"
         + "`docs/names.md` explains the words, `docs/adding.md` how to add one.\n\n"
         + f"```text\n{shown}\n```\n"
     )
