@@ -168,7 +168,7 @@ def test_settings_go_into_the_request_and_those_not_set_do_not(opened: Any, scri
 
 
 def test_thinking_is_folded_away_and_opens(opened: Any, script: Script) -> None:
-    script.thinking = "Rivers carry *salt*."
+    script.thinking, script.pause_seconds = "Rivers carry *salt*.", 0.1
     opened.ask("Why?")
     summary = opened.answer.locator(".thinking summary")
     assert summary.inner_text().startswith("Thought for")

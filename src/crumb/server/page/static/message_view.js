@@ -65,7 +65,7 @@ export class MessageView {
   #thinkingWords(own) {
     if (own?.phase === 'thinking') return 'Thinking';
     const seconds = this.message.figures?.thinkingSeconds;
-    return seconds ? `Thought for ${figures.seconds(seconds)}` : 'Thinking';
+    return seconds > 0.1 ? `Thought for ${figures.seconds(seconds)}` : 'Thinking';
   }
 
   #updateWaiting(own) {
@@ -93,8 +93,8 @@ export class MessageView {
     if (own || this.editing) return;
     if (all.length > 1) this.footer.append(this.#versionButtons(all, anyWork));
     const add = (act, label, icon, onclick) => this.footer.append(button(label, { class: 'quiet icon', 'data-icon': icon, 'data-act': act, onclick }));
-    add('copy', 'Copy', 'copy', (event) => this.#copy(event.currentTarget));
-    if (!anyWork && message.role !== 'tool') add('edit', 'Edit', 'edit', () => this.edit());
+    if (message.content) add('copy', 'Copy', 'copy', (event) => this.#copy(event.currentTarget));
+    if (!anyWork && message.role !== 'tool' && message.content) add('edit', 'Edit', 'edit', () => this.edit());
     if (!anyWork && message.role === 'assistant') {
       add('again', 'Answer again', 'redo', () => actions.again(message));
       if (this.isLast && ['stopped', 'length', 'error'].includes(message.ending) && message.content) add('continue', 'Continue this answer', 'forward', () => actions.continue(message));
