@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Unpack
 
+import msgspec
 from cyclopts import Parameter
 
 from crumb.checkpoints.checkpoint import Checkpoint
@@ -95,6 +96,9 @@ class TextOptions:
         stop: a text that ends the generation and is not shown; repeatable.
         logit_bias: added to a token's score, as TOKEN=VALUE with the token's number; repeatable.
         ignore_end: go on after the model's own end of text.
+        json_schema: a file with a JSON schema that the text is held to.
+        grammar: a file with a grammar of Lark, as llguidance reads it, that the text is held to.
+        regex: a regular expression that the whole text is held to.
     """
 
     max_tokens: OptionalWhole = None
@@ -109,6 +113,9 @@ class TextOptions:
     stop: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     logit_bias: Annotated[tuple[str, ...], Parameter(negative=())] = ()
     ignore_end: Annotated[bool, Parameter(negative=())] = False
+    json_schema: Path | None = None
+    grammar: Path | None = None
+    regex: str | None = None
 
     def request(
         self,
@@ -121,6 +128,10 @@ class TextOptions:
         Raises: UsageError.
         """
         values: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.json_schema is not None:
+            values["json_schema"] = read_schema(self.json_schema)
+        if self.grammar is not None:
+            values["grammar"] = self.grammar.read_text(encoding="utf-8")
         values["logit_bias"] = dict(map(parse_bias, self.logit_bias))
         options = {name: value for name, value in values.items() if value not in (None, (), {})}
         merged: dict[str, Any] = {**more, **options}
@@ -141,6 +152,14 @@ def parse_bias(word: str) -> tuple[int, float]:
     raise UsageError(
         "a bias that cannot be read", where="--logit-bias", expected="TOKEN=VALUE", found=word[:80]
     )
+
+
+def read_schema(path: Path) -> Any:
+    """A file's JSON. Raises: UsageError where it is none."""
+    try:
+        return msgspec.json.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise UsageError(f"no JSON: {error}", where=path) from error
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

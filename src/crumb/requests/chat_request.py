@@ -14,6 +14,7 @@ from typing import Any
 
 from crumb.errors import UsageError
 from crumb.requests.generate_request import GenerateOptions
+from crumb.requests.reply_format import ReplyFormat
 
 MOST_CHOICES = 128
 """Answers to one request."""
@@ -25,24 +26,6 @@ class ToolChoice(StrEnum):
     AUTO = "auto"
     NONE = "none"
     REQUIRED = "required"
-
-
-class ReplyKind(StrEnum):
-    """What the text of an answer has to be."""
-
-    JSON_OBJECT = "json_object"
-    JSON_SCHEMA = "json_schema"
-    GRAMMAR = "grammar"  # of Lark, as llguidance reads it
-    REGEX = "regex"
-
-
-@dataclass(frozen=True)
-class ReplyFormat:
-    """A form that the answer is held to."""
-
-    kind: ReplyKind
-    schema: Mapping[str, Any] | bool | None = None  # of JSON_SCHEMA
-    text: str | None = None  # of GRAMMAR and REGEX
 
 
 @dataclass(frozen=True)

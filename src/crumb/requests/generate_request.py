@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from crumb.errors import UsageError
 from crumb.requests.keywords import check_known
 from crumb.requests.number import as_float, as_integer
+from crumb.requests.reply_format import (
+    ReplyFormat,
+    ReplyKind,
+    ThinkingRules,
+    read_reply_format,
+)
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 Prompt = str | Tokens
@@ -103,6 +109,9 @@ class GenerateRequest:
     prompt_logprobs: bool = False  # the prompt's tokens measured too
     ignore_end: bool = False  # end tokens are tokens like others
     logits_hook: LogitsHook | None = None  # forbids tokens or moves their logits before each choice
+    format: ReplyFormat | None = None  # what the text is held to, once the model has thought
+    thinking: ThinkingRules | None = None  # how long the model may think; None: it does not
+    marks: tuple[str, ...] = ()  # special tokens that the text shows
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", plain_prompt(self.prompt))
@@ -147,6 +156,23 @@ class GenerateOptions(SamplingOptions, total=False):
     prompt_logprobs: bool
     ignore_end: bool
     logits_hook: LogitsHook | None
+    format: ReplyFormat | None
+    thinking: ThinkingRules | None
+    marks: tuple[str, ...]
+    response_format: Mapping[str, Any] | ReplyFormat | None  # as clients send it: becomes format
+    json_schema: Mapping[str, Any] | None  # the same for a schema alone
+    grammar: str | None  # of Lark, as llguidance reads it
+    regex: str | None
+
+
+FORMATS: dict[str, Callable[[Any], ReplyFormat | None]] = {
+    "format": read_reply_format,
+    "response_format": read_reply_format,
+    "json_schema": lambda schema: ReplyFormat(ReplyKind.JSON_SCHEMA, schema=schema),
+    "grammar": lambda text: ReplyFormat(ReplyKind.GRAMMAR, text=text),
+    "regex": lambda text: ReplyFormat(ReplyKind.REGEX, text=text),
+}
+"""Keyword -> the format that it means."""
 
 
 def make_request(
@@ -156,9 +182,20 @@ def make_request(
     of_sampling = {each.name for each in fields(Sampling)}
     chosen: dict[str, Any] = {name: each for name, each in options.items() if name in of_sampling}
     others: dict[str, Any] = {name: each for name, each in options.items() if name not in chosen}
+    form = take_form(others)
     check_known(others, "a generation", GenerateRequest)
     sampling = others.pop("sampling", defaults or Sampling())
-    return GenerateRequest(prompt, sampling=replace(sampling, **chosen), **others)
+    return GenerateRequest(prompt, sampling=replace(sampling, **chosen), format=form, **others)
+
+
+def take_form(options: dict[str, Any]) -> ReplyFormat | None:
+    """The form that keywords ask for, which are taken away. Raises: UsageError for two."""
+    asked = {name: options.pop(name) for name in FORMATS if name in options}
+    forms = [FORMATS[name](value) for name, value in asked.items() if value is not None]
+    forms = [form for form in forms if form is not None]
+    if len(forms) > 1:
+        raise UsageError("two forms for one answer", found=", ".join(asked))
+    return forms[0] if forms else None
 
 
 def plain_prompt(prompt: object) -> str | tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -26,6 +27,8 @@ from crumb.run.generation import (
     Timings,
     TokenLogprob,
 )
+from crumb.structure.guide import Guide, make_guide
+from crumb.structure.matcher import GrammarVocabulary, read_vocabulary
 from crumb.tokenizer.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
@@ -57,6 +60,18 @@ class ModelFacts:
     tokenizer: Tokenizer
     vocabulary: int
     context_tokens: int
+
+    @cached_property
+    def grammar_vocabulary(self) -> GrammarVocabulary:
+        """Made when a text is first held to a form. Raises: CheckpointError."""
+        return read_vocabulary(self.tokenizer, self.vocabulary)
+
+    def guide(self, request: GenerateRequest) -> Guide | None:
+        """What a request's text is held to. Raises: UsageError, CheckpointError."""
+        vocabulary = None if request.format is None else self.grammar_vocabulary
+        return make_guide(
+            self.tokenizer, vocabulary, self.vocabulary, request.format, request.thinking
+        )
 
 
 class Consumer(Generic[Value]):
@@ -111,7 +126,8 @@ class TextConsumer(Consumer[Generation]):
         super().__init__(prompt)
         room = max(facts.context_tokens - len(prompt) + 1, 0)  # the last token need not be fed
         self._tokenizer = facts.tokenizer
-        self._state = TextState(request, prompt, facts.tokenizer, facts.vocabulary, room)
+        guide = facts.guide(request)
+        self._state = TextState(request, prompt, facts.tokenizer, facts.vocabulary, room, guide)
         self._meter = PromptMeter(prompt, request.logprobs or 0)
         self.every_row = request.prompt_logprobs
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crumb.requests.generate_request import GenerateRequest
 from crumb.run.sampling import Measured, Sampler, measure
 from crumb.run.stop_strings import StopStrings
+from crumb.structure.guide import Guide
 from crumb.tokenizer.detokenizer import Detokenizer
 from crumb.tokenizer.tokenizer import Tokenizer
 
@@ -118,14 +119,22 @@ class TextState:
         tokenizer: Tokenizer,
         vocabulary: int,
         room_tokens: int | None = None,
+        guide: Guide | None = None,
     ) -> None:
-        """`room_tokens`: how many the context has left, if that is a limit. Raises: UsageError."""
+        """`room_tokens`: how many the context has left, if that is a limit. `guide`: of its form.
+
+        Raises: UsageError.
+        """
+        self._guide = guide
         self._request, self._tokenizer = request, tokenizer
         self._prompt_tokens = len(prompt_tokens)
-        self._sampler = Sampler(request.sampling, vocabulary, prompt_tokens, request.logits_hook)
-        self._detokenizer = Detokenizer(tokenizer, prompt_tokens)
+        self._sampler = Sampler(
+            request.sampling, vocabulary, prompt_tokens, request.logits_hook, guide
+        )
+        self._detokenizer = Detokenizer(tokenizer, prompt_tokens, tokenizer.numbers(request.marks))
         self._stops = StopStrings(request.stop)
-        self._ends = frozenset() if request.ignore_end else tokenizer.end_tokens
+        goes_on = request.ignore_end and request.format is None  # a form may have no other end
+        self._ends = frozenset() if goes_on else tokenizer.end_tokens
         limits = [limit for limit in (request.max_tokens, room_tokens) if limit is not None]
         self._limit_tokens = min(limits, default=None)
         self._tokens: list[int] = []
@@ -162,6 +171,7 @@ class TextState:
         Raises: CheckpointError for logits that are not numbers, and what the request's hook raises.
         """
         assert self.finish_reason is None, "nothing follows"
+        was_thinking = self._guide is not None and self._guide.is_thinking
         token = self._sampler.choose(logits, self._tokens)
         if token in self._ends:
             return self._finish(FinishReason.STOP, (), ())
@@ -172,10 +182,12 @@ class TextState:
             measured = (token_logprob(self._tokenizer, of_token),)
             self._logprobs += measured
         text = self._detokenizer.push(token)
-        if self._request.stop:
+        if self._request.stop and not was_thinking:
             text = self._watch(text)
         if self._stop_string is not None:
             self.finish_reason = FinishReason.STOP
+        elif self._guide is not None and self._guide.is_done:
+            return self._finish(FinishReason.STOP, (token,), measured, text)
         elif len(self._tokens) == self._limit_tokens:
             return self._finish(FinishReason.LENGTH, (token,), measured, text)
         self._texts.append(text)

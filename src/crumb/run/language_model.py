@@ -20,6 +20,7 @@ from typing import Any, TypeVar, Unpack, overload
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.machine.memory import give_back_memory
+from crumb.requests.chat_request import ChatRequest
 from crumb.requests.generate_request import (
     GenerateOptions,
     GenerateRequest,
@@ -49,6 +50,7 @@ from crumb.run.memory_plan import (
     MemoryPlan,
 )
 from crumb.run.scheduler import MOST_WAITING, Scheduler
+from crumb.structure.chat_format import ChatFormat, ReplyPlan
 from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -260,6 +262,20 @@ class LanguageModel:
         prompt = self.chat_prompt(messages, tools)
         options.setdefault("max_tokens", None)
         return make_request(prompt, self.chat_sampling, **options)
+
+    def plan_chat(self, asked: ChatRequest) -> tuple[GenerateRequest, ReplyPlan]:
+        """A chat with tools, thoughts or a form: its request, and how the answer is read.
+
+        Raises: UsageError, CheckpointError.
+        """
+        form = ChatFormat(self.chat_template.source(bool(asked.shown_tools)))
+        text = self.chat_template.render(
+            form.messages(asked), tools=form.shown_tools(asked), variables=form.variables(asked)
+        )
+        tokens = tuple(self.tokenizer.encode(text, special=False))
+        plan = form.plan(asked, text, self.tokenizer)
+        options: dict[str, Any] = {"max_tokens": None, **asked.options, **plan.options}
+        return make_request(tokens, self.chat_sampling, **options), plan
 
     def chat(
         self,

@@ -1,7 +1,8 @@
 """Choose the next token from logits: greedy, or drawn from what the settings leave of them.
 
 In: logits (vocabulary,) f32, a Sampling, the tokens so far. Out: a token; `measure` gives logprobs.
-The order: logit_bias, repetition_penalty, frequency and presence penalty; then, unless greedy,
+The order: logit_bias, repetition_penalty, frequency and presence penalty, what the answer's form
+allows (`structure/guide.py`); then, unless greedy,
 temperature, top_k, top_p of what top_k left, min_p, one draw. Equal logits: the lowest token first.
 Refuses tokens outside the vocabulary, and logits that are not numbers.
 Source: the order of the filters is that of transformers' logits warpers (llama.cpp applies
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from crumb.errors import CheckpointError, UsageError
 from crumb.requests.generate_request import LogitsHook, Sampling
+from crumb.structure.guide import Guide
 
 Logits = NDArray[np.float32] | NDArray[np.float64]
 Tokens = NDArray[np.intp]
@@ -55,8 +57,13 @@ class Sampler:
         vocabulary: int,
         prompt_tokens: Sequence[int] = (),
         hook: LogitsHook | None = None,
+        guide: Guide | None = None,
     ) -> None:
-        """Raises: UsageError when logit_bias or the prompt name a token outside the vocabulary."""
+        """`guide`: says which tokens may be chosen, and is told which was.
+
+        Raises: UsageError when logit_bias or the prompt name a token outside the vocabulary.
+        """
+        self._guide = guide
         self._sampling, self._vocabulary, self._hook = sampling, vocabulary, hook
         biases = dict(sampling.logit_bias)
         _check_tokens("logit_bias", biases, vocabulary)
@@ -79,6 +86,9 @@ class Sampler:
         assert len(logits) == self._vocabulary, logits.shape
         own = logits if self._hook is None else self._hooked(logits, self._hook, tuple(tokens))
         scores = self._adjusted(own) if self._adjusts else own
+        allowed = None if self._guide is None else self._guide.allowed()
+        if allowed is not None:
+            scores = np.where(allowed, scores, np.float32(-np.inf))
         token = int(scores.argmax())  # the first NaN, if there is one
         if not math.isfinite(scores[token]):
             raise self._not_numbers(logits)
@@ -86,6 +96,8 @@ class Sampler:
             token = self._draw(scores, float(scores[token]), self._random)
         if self._seen is not None:
             self._seen.add(token)
+        if self._guide is not None:
+            self._guide.accept(token)
         return token
 
     def _hooked(
@@ -139,6 +151,7 @@ class Sampler:
     def _not_numbers(self, logits: NDArray[np.float32]) -> Exception:
         if math.isfinite(logits.max()):
             where = "logit_bias" if self._hook is None else "logits_hook"
+            where = where if self._guide is None else f"response_format, {where}"
             return UsageError("no token may be chosen", where=where, found="-inf for all")
         return CheckpointError(
             "the model's logits are not numbers",

@@ -18,6 +18,12 @@ from crumb.structure.tool import Tool
 WHITE_SPACE = r"(\x20|\x0A\x20{0,8})?"
 """Between the parts of JSON: a grammar that allows any would let a model write it for ever."""
 
+MOST_CALLS = 8
+"""In one answer that must call: a small model may never come to an end by itself."""
+
+MORE = f"0,{MOST_CALLS - 1}"
+"""How often a call may follow the first."""
+
 Mark = Callable[[str], str]
 """A text as a grammar writes it: a special token of the model where there is one."""
 
@@ -38,6 +44,7 @@ class ToolFormat:
     read: Callable[[TextReader, ReplyPieces, Sequence[Tool]], Reading[None]]  # content and calls
     grammar: Callable[[Sequence[Tool], bool, Mark], str]  # tools, several calls, marks
     call_id: Callable[[], str] = call_id
+    is_id: Callable[[str], bool] | None = None  # whether templates take such an id; None: any
     in_words: bool = False  # the template knows no tools: a message tells of them
 
 

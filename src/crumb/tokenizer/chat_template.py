@@ -49,9 +49,14 @@ class ChatTemplate:
         """Named templates, and variables such as bos_token. Raises: CheckpointError."""
         self._where, self._tokens = where, dict(tokens)
         self._environment = BoundedEnvironment()
+        self._sources = dict(templates)
         self._templates = {name: self._compile(source) for name, source in templates.items()}
         self._turn = threading.Lock()
         self._shapes: dict[str, ContentShape] = {}
+
+    def source(self, has_tools: bool = False) -> str:
+        """The program that writes a chat. Raises: UsageError."""
+        return self._sources[self._name(has_tools)]
 
     def render(
         self,

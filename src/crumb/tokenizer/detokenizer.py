@@ -8,7 +8,7 @@ Each step decodes a few last tokens: what comes before them only decides whether
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 
 from crumb.tokenizer.tokenizer import Tokenizer, TokenKind
@@ -23,7 +23,14 @@ REPLACEMENT = "\ufffd"
 class Detokenizer:
     """One sequence's text as it grows. A token costs one decoding of at most 9 tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_tokens: Sequence[int] = (),
+        shown: Collection[int] = (),
+    ) -> None:
+        """`shown`: special tokens that are written out."""
+        self._shown_tokens = shown
         self._tokenizer, self._kinds = tokenizer, tokenizer.kinds
         self._window = self._last_visible(prompt_tokens)
         self._shown = tokenizer.decode(self._window)  # of the window; the prompt's, to begin with
@@ -32,7 +39,9 @@ class Detokenizer:
         """The text that is certain now and was not before; often empty."""
         kind = self._kinds[token]
         if kind is TokenKind.HIDDEN:
-            return ""
+            if token not in self._shown_tokens:
+                return ""
+            return self.finish() + (self._tokenizer.piece(token) or "")
         self._window.append(token)
         if kind is TokenKind.BYTE:
             return ""

@@ -9,7 +9,7 @@ files contradict each other.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -102,6 +102,11 @@ class Tokenizer:
         """A token as the vocabulary writes it; None for a number that is no token."""
         written: str | None = self.backend.id_to_token(token)
         return written
+
+    def numbers(self, texts: Iterable[str]) -> frozenset[int]:
+        """The tokens among some texts."""
+        tokens = (self.backend.token_to_id(text) for text in texts)
+        return frozenset(token for token in tokens if token is not None)
 
     def token_text(self, token: int) -> str:
         """One token as text, to be read by people: a special token as it is written out."""

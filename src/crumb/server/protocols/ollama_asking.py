@@ -13,8 +13,9 @@ from typing import Any, cast
 import msgspec
 
 from crumb.errors import UsageError
-from crumb.requests.chat_request import ChatRequest, ReplyFormat, ReplyKind
+from crumb.requests.chat_request import ChatRequest
 from crumb.requests.generate_request import GenerateOptions
+from crumb.requests.reply_format import ReplyFormat, ReplyKind
 from crumb.server.bodies import Fields
 from crumb.server.protocols.openai import arguments_object, function_tools, stop_strings
 

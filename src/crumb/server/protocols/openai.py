@@ -22,8 +22,8 @@ from crumb.errors import (
     UsageError,
 )
 from crumb.pieces import Piece, ToolCallArguments, ToolCallStart
-from crumb.requests.chat_request import ReplyFormat, ReplyKind
 from crumb.requests.generate_request import GenerateOptions
+from crumb.requests.reply_format import ReplyFormat, ReplyKind
 from crumb.run.generation import Generation, TokenLogprob
 from crumb.server.bodies import Fields
 from crumb.server.protocol import Call, HttpAnswer

@@ -16,7 +16,14 @@ from crumb.structure.json_calls import read_value
 from crumb.structure.reader import END, Reading, ReplyPieces, TextReader
 from crumb.structure.tagged_calls import until_mark
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import Mark, ToolFormat, literal, read_between, schema_rule
+from crumb.structure.tool_format import (
+    MOST_CALLS,
+    Mark,
+    ToolFormat,
+    literal,
+    read_between,
+    schema_rule,
+)
 from crumb.structure.typed_values import kinds_of
 
 DEEPEST = 64
@@ -137,7 +144,10 @@ def writing(marks: Marks) -> Callable[[Sequence[Tool], bool, Mark], str]:
             calls.append(
                 f"({mark(marks.open)} {literal(f'call:{tool.name}')} {body} {mark(marks.close)})"
             )
-        lines = [f"start: call{'+' if several else ''}", f"call: {' | '.join(calls)}"]
+        lines = [
+            f"start: call{f'{{1,{MOST_CALLS}}}' if several else ''}",
+            f"call: {' | '.join(calls)}",
+        ]
         return "\n".join([*lines, *rules.lines])
 
     return grammar

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from crumb.structure.json_calls import read_call
 from crumb.structure.reader import Reading, ReplyPieces, TextReader
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import Mark, ToolFormat, call_rules, json_call, read_between
+from crumb.structure.tool_format import MORE, Mark, ToolFormat, call_rules, json_call, read_between
 
 OPEN = "[TOOL_CALLS]"
 
@@ -54,7 +54,7 @@ def read(reader: TextReader, writer: ReplyPieces, tools: Sequence[Tool]) -> Read
 
 def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     """A list of one call, or of one and more."""
-    more = '(", " call)*' if several else ""
+    more = f'(", " call){{{MORE}}}' if several else ""
     rules = call_rules(tools, json_call)
     return f'start: {mark(OPEN)} "[" call {more} "]"\n{rules}'
 
@@ -67,4 +67,5 @@ FORMAT = ToolFormat(
     read=read,
     grammar=grammar,
     call_id=nine_letters,
+    is_id=lambda id: len(id) == 9 and id.isalnum(),
 )

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from crumb.structure.json_calls import read_value
 from crumb.structure.reader import END, Reading, ReplyPieces, TextReader
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import Mark, ToolFormat, call_rules, literal, read_between
+from crumb.structure.tool_format import (
+    MOST_CALLS,
+    Mark,
+    ToolFormat,
+    call_rules,
+    literal,
+    read_between,
+)
 from crumb.structure.tool_formats.mistral import OPEN, nine_letters
 
 ARGUMENTS, ID = "[ARGS]", "[CALL_ID]"
@@ -49,7 +56,8 @@ def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     def write(tool: Tool, rule: str) -> str:
         return f"{mark(OPEN)} {literal(tool.name)} {mark(ARGUMENTS)} {rule}"
 
-    return f"start: call{'+' if several else ''}\n{call_rules(tools, write)}"
+    most = MOST_CALLS if several else 1
+    return f"start: call{{1,{most}}}\n{call_rules(tools, write)}"
 
 
 FORMAT = ToolFormat(
@@ -60,4 +68,5 @@ FORMAT = ToolFormat(
     read=read,
     grammar=grammar,
     call_id=nine_letters,
+    is_id=lambda id: len(id) == 9 and id.isalnum(),
 )
