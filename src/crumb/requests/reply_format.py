@@ -58,9 +58,9 @@ def read_reply_format(value: object, where: str = "response_format") -> ReplyFor
         if kind == "text":
             return None
         raise UsageError("not a form of an answer", where=where, found=str(value)[:80])
-    if kind == "json_object":
+    if kind == "json_object" and value.get("schema") is None:
         return ReplyFormat(ReplyKind.JSON_OBJECT)
-    if kind == "json_schema":
+    if kind in ("json_schema", "json_object"):  # llama.cpp's clients give an object a schema
         nested = value.get("json_schema")
         schema = (nested if isinstance(nested, Mapping) else value).get("schema")
         if not isinstance(schema, Mapping | bool):

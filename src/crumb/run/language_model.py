@@ -269,9 +269,13 @@ class LanguageModel:
         Raises: UsageError, CheckpointError.
         """
         form = ChatFormat(self.chat_template.source(bool(asked.shown_tools)))
+        messages, beginning = form.messages(asked), ""
+        if asked.continues:
+            beginning = str(messages.pop().get("content") or "")
         text = self.chat_template.render(
-            form.messages(asked), tools=form.shown_tools(asked), variables=form.variables(asked)
+            messages, tools=form.shown_tools(asked), variables=form.variables(asked)
         )
+        text += beginning
         tokens = tuple(self.tokenizer.encode(text, special=False))
         plan = form.plan(asked, text, self.tokenizer)
         options: dict[str, Any] = {"max_tokens": None, **asked.options, **plan.options}

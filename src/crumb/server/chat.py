@@ -8,7 +8,7 @@ not take and prompts that leave no room in the context, naming both numbers.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,58 +20,59 @@ from crumb.server.protocol import Call
 from crumb.server.replies import Replies
 from crumb.server.served_model import ServedModel
 
-EFFORTS_OFF = ("none",)
+Asked = tuple[GenerateRequest, ReplyParser]
 
 
 async def begin_chat(call: Call, served: ServedModel, asked: ChatRequest) -> Replies:
     """Submit all choices of a chat. Raises: UsageError, QueueFull, what the template raises."""
-    prompt = await asyncio.to_thread(chat_prompt, served, asked)
-    check_room(served, len(prompt))
-    request = generate_request(call, served, prompt, asked.options)
-    return begin(call, served, [(each, PlainReply()) for each in seeded(request, asked.choices)])
+
+    def make() -> Replies:
+        request, parser_of = plan_chat(served, asked)
+        check_room(served, len(request.prompt))
+        choices = seeded(capped(call, request), asked.choices)
+        most_calls = None if asked.parallel_tool_calls else 1
+        return begin(call, served, [(each, parser_of()) for each in choices], most_calls)
+
+    return await begun(make)
+
+
+async def begun(make: Callable[[], Replies]) -> Replies:
+    """Make replies in a thread: templates, tokenizers and grammars may take a while.
+
+    Who leaves meanwhile has them cancelled once they are there.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(make))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_cancel)
+        raise
+
+
+def _cancel(work: asyncio.Future[Replies]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().cancel()
+
+
+def plan_chat(
+    served: ServedModel, asked: ChatRequest
+) -> tuple[GenerateRequest, Callable[[], ReplyParser]]:
+    """The request of a chat, and what makes a parser of an answer. Raises: UsageError."""
+    if not served.plain_template:
+        request, plan = served.loaded.plan_chat(asked)
+        return request, plan.parser
+    if asked.shown_tools:
+        raise UsageError("this model has no chat template that knows tools", where="tools")
+    text = "\n\n".join(str(each.get("content") or "") for each in asked.messages)
+    options: dict[str, Any] = {"max_tokens": None, **asked.options, "format": asked.format}
+    tokens = served.loaded.tokens_of(text)
+    return make_request(tokens, served.loaded.chat_sampling, **options), PlainReply
 
 
 def chat_prompt(served: ServedModel, asked: ChatRequest) -> tuple[int, ...]:
     """The tokens of a conversation. Raises: UsageError, CheckpointError."""
-    refuse_unbuilt(asked)
-    text = chat_text(served, asked)
-    return tuple(served.loaded.tokenizer.encode(text, special=served.plain_template))
-
-
-def chat_text(served: ServedModel, asked: ChatRequest) -> str:
-    """The text of a conversation, as the model reads it."""
-    messages, beginning = list(asked.messages), ""
-    if asked.continues:
-        beginning = str(messages.pop().get("content") or "")
-    if served.plain_template:
-        texts = [str(each.get("content") or "") for each in messages]
-        return "\n\n".join([*texts, beginning] if asked.continues else texts)
-    tools = [dict(tool) for tool in asked.shown_tools] or None
-    text = served.loaded.chat_template.render(
-        messages, tools=tools, variables=template_variables(asked)
-    )
-    return text + beginning
-
-
-def template_variables(asked: ChatRequest) -> Mapping[str, Any]:
-    """Switches that templates know, from the one setting that all protocols have."""
-    thinking = asked.thinking
-    if asked.thinking_effort is not None and thinking is None:
-        thinking = asked.thinking_effort not in EFFORTS_OFF
-    variables: dict[str, Any] = {}
-    if thinking is not None:
-        variables |= {"enable_thinking": thinking, "thinking": thinking}
-    if asked.thinking_effort is not None:
-        variables["reasoning_effort"] = asked.thinking_effort
-    return variables | dict(asked.variables)
-
-
-def refuse_unbuilt(asked: ChatRequest) -> None:
-    """Never accept what is not held to. Raises: UsageError."""
-    if asked.format is not None:
-        raise UsageError("a form of the answer cannot be held to yet", where="response_format")
-    if asked.shown_tools:
-        raise UsageError("calls of tools cannot be read yet", where="tools")
+    request, _ = plan_chat(served, asked)
+    return tuple(token for token in request.prompt if isinstance(token, int))
 
 
 def check_room(served: ServedModel, tokens: int) -> None:
@@ -87,11 +88,16 @@ def generate_request(
     call: Call, served: ServedModel, prompt: str | Sequence[int], options: GenerateOptions
 ) -> GenerateRequest:
     """One request; what nobody says is as the model's own files say. Raises: UsageError."""
-    request = make_request(prompt, served.loaded.chat_sampling, **options)
+    return capped(call, make_request(prompt, served.loaded.chat_sampling, **options))
+
+
+def capped(call: Call, request: GenerateRequest) -> GenerateRequest:
+    """A request of at most as many tokens as a reply may have."""
     most = call.service.settings.most_tokens
-    if most is not None:
-        request = replace(request, max_tokens=min(request.max_tokens or most, most))
-    return request
+    if most is None:
+        return request
+    asked = most if request.max_tokens is None else request.max_tokens
+    return replace(request, max_tokens=min(asked, most))
 
 
 def seeded(request: GenerateRequest, choices: int) -> list[GenerateRequest]:
@@ -106,9 +112,9 @@ def seeded(request: GenerateRequest, choices: int) -> list[GenerateRequest]:
 
 
 def begin(
-    call: Call, served: ServedModel, asked: Sequence[tuple[GenerateRequest, ReplyParser]]
+    call: Call, served: ServedModel, asked: Sequence[Asked], most_calls: int | None = None
 ) -> Replies:
-    """Submit requests. Raises: QueueFull, UsageError."""
+    """Submit requests; each may call so many tools. Raises: QueueFull, UsageError."""
     settings = call.service.settings
     return Replies(
         served.loaded,
@@ -118,4 +124,5 @@ def begin(
         id=call.id,
         silence_seconds=settings.silence_seconds,
         limit_seconds=settings.request_seconds,
+        most_calls=most_calls,
     )

@@ -77,7 +77,9 @@ class _Sequence:
     request: GenerateRequest
     parser: ReplyParser
     submitted: float
+    most_calls: int | None = None
     calls: int = 0
+    is_cut: bool = False  # the call after the last that may be has begun
     tokens: int = 0
     reasoning_tokens: int = 0
     is_reasoning: bool = False
@@ -94,6 +96,11 @@ class _Sequence:
             new += self.parser.finish()
             self.is_finished = True
         for each in new:
+            if isinstance(each, ToolCallStart) and self.calls == self.most_calls:
+                self.is_cut = True
+            if self.is_cut:
+                continue
+            self.pieces.append(each)
             if isinstance(each, Content | Reasoning):
                 self.is_reasoning = isinstance(each, Reasoning)
             elif isinstance(each, ToolCallStart):
@@ -101,7 +108,6 @@ class _Sequence:
                 self.calls += 1
         self.tokens += len(piece.tokens)
         self.reasoning_tokens += len(piece.tokens) if self.is_reasoning else 0
-        self.pieces += new
         self.logprobs += piece.logprobs
 
     def beat(self, index: int, ending: Ending | None = None) -> Beat:
@@ -139,15 +145,16 @@ class Replies:
         id: str,
         silence_seconds: float | None,
         limit_seconds: float | None,
+        most_calls: int | None = None,
     ) -> None:
-        """Raises: QueueFull, UsageError; then nothing goes on."""
+        """`most_calls`: of tools in one reply. Raises: QueueFull, UsageError; then nothing runs."""
         self._inbox, self._metrics = Inbox(arrivals), metrics
         self._silence_seconds = silence_seconds
         self.progress_seconds: float | None = None  # longest silence until the first token
         begin = time.perf_counter()
         self._limit_seconds = limit_seconds
         self._deadline = None if limit_seconds is None else begin + limit_seconds
-        self._sequences = [_Sequence(*each, submitted=begin) for each in asked]
+        self._sequences = [_Sequence(*each, begin, most_calls) for each in asked]
 
         def submit(index: int) -> Handle[Generation]:
             return model.submit(asked[index][0], id=id, sink=self._inbox.sink(index))
@@ -194,7 +201,7 @@ class Replies:
                         touched.pop(index, None)
                         yield self._end(index)
                     else:
-                        self._sequences[index].take(piece)
+                        self._take(index, piece)
                         touched[index] = None
                 for index in touched:
                     yield self._observed(index)
@@ -203,6 +210,12 @@ class Replies:
                     yield Beat()
         finally:
             self.cancel()
+
+    def _take(self, index: int, piece: TextPiece) -> None:
+        sequence = self._sequences[index]
+        sequence.take(piece)
+        if sequence.is_cut:
+            self._wave.active[index].cancel()
 
     def _patience(self) -> float | None:
         """Seconds to wait for something."""
@@ -238,7 +251,7 @@ class Replies:
             raise handle.error
         generation = handle.outcome(0)
         assert generation is not None, "it has ended"
-        if generation.finish_reason is FinishReason.CANCELLED:
+        if generation.finish_reason is FinishReason.CANCELLED and not each.is_cut:
             raise asyncio.CancelledError("the request was cancelled")
         ending = each.ending(generation)
         self._metrics.finished(ending.finish.value, generation)

@@ -20,6 +20,7 @@ from crumb.errors import CrumbError
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import EngineSettings, MemoryPlan
 from crumb.run.program import plan_engine
+from crumb.structure.chat_format import ChatFormat
 from crumb.tokenizer.chat_template import load_chat_template
 
 SettingsOf = Callable[[Checkpoint], EngineSettings]
@@ -92,21 +93,26 @@ class ServedModel:
     def family(self) -> str:
         return str(self.checkpoint.configuration.get("model_type", "unknown"))
 
+    @cached_property
+    def chat_format(self) -> ChatFormat | None:
+        """How its chat template has tools and thoughts; None where there is no template."""
+        try:
+            return ChatFormat(load_chat_template(self.checkpoint.files).source(True))
+        except CrumbError:
+            return None
+
     @property
     def capabilities(self) -> list[str]:
         """What Ollama's clients want to know."""
-        return ["completion", "embedding"]
+        form = self.chat_format
+        more = [] if form is None else ["tools"]
+        thinks = form is not None and form.reasoning is not None
+        return ["completion", "embedding", *more, *(["thinking"] if thinks else [])]
 
     @cached_property
     def answers_chats(self) -> bool:
         """Whether there is a chat template."""
-        if self.plain_template:
-            return True
-        try:
-            load_chat_template(self.checkpoint.files)
-        except CrumbError:
-            return False
-        return True
+        return self.plain_template or self.chat_format is not None
 
     @cached_property
     def writes_system_in_place(self) -> bool:

@@ -8,48 +8,19 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from live_server import Live, chat_model, data_of, live, served, until
+from live_server import chat_model, data_of, live, served, until
+from puppet_engine import Puppet
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 TEXT = "The old man looked at the sea."
 ASK: dict[str, Any] = {"model": "novella", "prompt": TEXT, "temperature": 0}
-
-
-class Puppet:
-    """The engine of a server, and what it is made to do."""
-
-    def __init__(self, running: Live, model: Any) -> None:
-        self.live, self.model = running, model
-        self.reset()
-        self._run = model.engine.run
-        model.engine.run = self._step
-
-    def reset(self) -> None:
-        self.steps, self.seconds = 0, 0.0
-        self.forced: list[int] = []
-        self.fails_at: int | None = None
-
-    def _step(self, parts: Any) -> Any:
-        self.steps += 1
-        if self.steps == self.fails_at:
-            raise RuntimeError("torn")
-        time.sleep(self.seconds)
-        logits = self._run(parts)
-        if self.forced and any(part.rows for part in parts):
-            logits[:] = -50.0
-            logits[:, self.forced.pop(0)] = 50.0
-        return logits
-
-    def idle(self) -> bool:
-        return self.model.scheduler.running == 0
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,12 @@ from crumb.errors import ContextExceeded, CrumbError, ModelNotFound, QueueFull, 
 from crumb.pieces import Content, Piece, Reasoning, ToolCallStart
 from crumb.requests.chat_request import ChatRequest, ToolChoice
 from crumb.requests.generate_request import GenerateOptions
+from crumb.requests.reply_format import read_reply_format
 from crumb.server.bodies import Fields
 from crumb.server.chat import begin_chat, chat_prompt
 from crumb.server.protocol import Call, HttpAnswer, HttpStream, Route
 from crumb.server.protocols.anthropic_messages import conversation
-from crumb.server.protocols.openai import arguments_object, note_usage, reply_format, stop_strings
+from crumb.server.protocols.openai import arguments_object, note_usage, stop_strings
 from crumb.server.replies import Beat, Ending, Finish, Replies, WholeReply, read_whole, reading
 
 ERROR_TYPES = {
@@ -116,7 +117,9 @@ def chat_request(body: MessagesBody, in_place: bool) -> ChatRequest:
         tool_choice=choice,
         tool_name=name,
         parallel_tool_calls=not (body.tool_choice or {}).get("disable_parallel_tool_use", False),
-        format=reply_format(body.output_format or config.get("format"), "output_config.format"),
+        format=read_reply_format(
+            body.output_format or config.get("format"), "output_config.format"
+        ),
         thinking={"enabled": True, "disabled": False}.get(str(kind)),
         thinking_effort=effort if isinstance(effort, str) and kind != "disabled" else None,
         thinking_budget_tokens=budget if type(budget) is int else None,

@@ -49,6 +49,7 @@ async def chat(call: Call, body: OllamaChatBody) -> None:
     call.facts |= {"model": body.model, "messages": len(body.messages)}
     async with call.service.pool.lease(body.model) as served:
         _keep(served, body)
+        check_thinking(served, body)
         replies = await begin_chat(call, served, asked)
         await _write(call, body, ChatLines(call, body), replies)
 
@@ -71,11 +72,11 @@ async def generate(call: Call, body: OllamaGenerateBody) -> None:
             )
             replies = await begin_chat(call, served, asked)
         else:
-            if reply_format(body.format) is not None:
-                raise UsageError("this model has no chat template", where="format")
             tokens = served.loaded.tokens_of(body.prompt)
             check_room(served, len(tokens))
-            request = generate_request(call, served, tokens, generate_options(body))
+            options = generate_options(body)
+            options["format"] = reply_format(body.format)
+            request = generate_request(call, served, tokens, options)
             replies = begin(call, served, [(request, PlainReply())])
         await _write(call, body, GenerateLines(call, body), replies)
 
@@ -86,6 +87,12 @@ async def _write(call: Call, body: OllamaBody, lines: Lines, replies: Replies) -
     else:
         ((whole, ending),) = await read_whole(replies, 1)
         await call.answer(HttpAnswer(lines.whole(whole, ending)))
+
+
+def check_thinking(served: ServedModel, body: OllamaBody) -> None:
+    """Raises: UsageError where a model is to think that cannot."""
+    if body.think and "thinking" not in served.capabilities:
+        raise UsageError(f"{body.model[:100]!r} does not support thinking", where="think")
 
 
 def _keep(served: ServedModel, body: OllamaBody | OllamaEmbedBody) -> None:

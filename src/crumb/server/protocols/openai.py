@@ -23,7 +23,6 @@ from crumb.errors import (
 )
 from crumb.pieces import Piece, ToolCallArguments, ToolCallStart
 from crumb.requests.generate_request import GenerateOptions
-from crumb.requests.reply_format import ReplyFormat, ReplyKind
 from crumb.run.generation import Generation, TokenLogprob
 from crumb.server.bodies import Fields
 from crumb.server.protocol import Call, HttpAnswer
@@ -276,38 +275,6 @@ def arguments_object(arguments: object) -> Any:
     except ValueError:
         read = None
     return read if isinstance(read, dict) else {"_raw": str(arguments)}
-
-
-def reply_format(content: Mapping[str, Any] | None, where: str) -> ReplyFormat | None:
-    """response_format in either shape, or text.format. Raises: UsageError."""
-    kind = (content or {}).get("type", "text")
-    if content is None or kind == "text":
-        return None
-    if kind == "json_object":
-        schema = content.get("schema")  # llama.cpp's shape
-        if schema is not None:
-            return ReplyFormat(ReplyKind.JSON_SCHEMA, _schema(schema, where))
-        return ReplyFormat(ReplyKind.JSON_OBJECT)
-    if kind == "json_schema":
-        nested = content.get("json_schema")
-        named = nested if isinstance(nested, Mapping) else content
-        return ReplyFormat(ReplyKind.JSON_SCHEMA, _schema(named.get("schema"), where))
-    if kind in ("grammar", "regex"):
-        text = content.get(kind) or content.get("pattern")
-        if isinstance(text, str):
-            return ReplyFormat(ReplyKind(kind), text=text)
-    raise UsageError(
-        "not a form of an answer",
-        where=where,
-        expected="text, json_object, json_schema with a schema, grammar or regex",
-        found=str(kind)[:40],
-    )
-
-
-def _schema(schema: object, where: str) -> Mapping[str, Any] | bool:
-    if isinstance(schema, bool | Mapping):
-        return schema
-    raise UsageError("a JSON schema is an object", where=where, found=type(schema).__name__)
 
 
 def plain_fields(refused: Mapping[str, tuple[Any, ...]]) -> Fields:

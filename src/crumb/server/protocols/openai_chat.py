@@ -15,6 +15,7 @@ import msgspec
 from crumb.errors import UsageError
 from crumb.pieces import Content, Piece, Reasoning, ToolCallStart
 from crumb.requests.chat_request import ChatRequest, ToolChoice
+from crumb.requests.reply_format import read_reply_format
 from crumb.server.chat import begin_chat
 from crumb.server.protocol import Call, HttpAnswer, HttpStream, Route
 from crumb.server.protocols.openai import (
@@ -29,7 +30,6 @@ from crumb.server.protocols.openai import (
     note_usage,
     now,
     plain_fields,
-    reply_format,
     sampling_options,
     text_content,
     timings,
@@ -127,7 +127,7 @@ def chat_request(body: ChatBody) -> ChatRequest:
         tool_choice=choice,
         tool_name=name,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        format=reply_format(body.response_format, "response_format"),
+        format=read_reply_format(body.response_format, "response_format"),
         thinking=thinking,
         thinking_effort=body.reasoning_effort,
         thinking_budget_tokens=budget,

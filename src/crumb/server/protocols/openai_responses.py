@@ -16,10 +16,11 @@ import msgspec
 from crumb.errors import UsageError
 from crumb.requests.chat_request import ChatRequest, ToolChoice
 from crumb.requests.generate_request import GenerateOptions
+from crumb.requests.reply_format import read_reply_format
 from crumb.server.bodies import Fields
 from crumb.server.chat import begin_chat, chat_prompt
 from crumb.server.protocol import Call, HttpAnswer, HttpStream, Route
-from crumb.server.protocols.openai import HARMLESS, reply_format
+from crumb.server.protocols.openai import HARMLESS
 from crumb.server.protocols.openai_chat import tool_choice
 from crumb.server.protocols.response_store import ResponseStore, store_of
 from crumb.server.protocols.response_writer import ResponseWriter
@@ -84,7 +85,7 @@ def chat_request(
         tool_choice=choice,
         tool_name=tool_name,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        format=reply_format((body.text or {}).get("format"), "text.format"),
+        format=read_reply_format((body.text or {}).get("format"), "text.format"),
         thinking_effort=effort if isinstance(effort, str) else None,
         options=cast(GenerateOptions, options),
     )
