@@ -20,6 +20,15 @@ from crumb.run.generation import Generation
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 BETWEEN_TOKENS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5)
+REASONS = {
+    "end": "stop",
+    "stop_string": "stop",
+    "tool_calls": "stop",
+    "max_tokens": "length",
+    "context": "length",
+}
+"""Why a reply ended -> vLLM's word for it."""
+
 TOKENS = tuple(float(1 << power) for power in range(0, 18, 2))
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -97,7 +106,7 @@ class Metrics:
     def finished(self, reason: str, generation: Generation) -> None:
         """A reply has ended."""
         timings = generation.timings
-        self._finished.labels(reason).inc()
+        self._finished.labels(REASONS[reason]).inc()
         self._queue.observe(timings.queue_seconds)
         self._prefill.observe(timings.prompt_seconds)
         self._decode.observe(timings.decode_seconds)
@@ -105,6 +114,11 @@ class Metrics:
         self.read(generation.prompt_tokens, generation.cached_tokens)
         self._generated.observe(generation.completion_tokens)
         self._generated_tokens.inc(generation.completion_tokens)
+
+    def left(self, requests: int) -> None:
+        """Replies were ended because nobody reads them."""
+        if requests:
+            self._finished.labels("abort").inc(requests)
 
     def read(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
         """A prompt was read."""

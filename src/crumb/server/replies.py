@@ -183,6 +183,7 @@ class Replies:
 
     def cancel(self) -> None:
         """End all that is left; nobody reads it."""
+        self._metrics.left(len(self._wave.active))
         self._wave.cancel()
 
     def __aiter__(self) -> AsyncGenerator[Beat]:

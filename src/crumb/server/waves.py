@@ -49,3 +49,4 @@ class Wave(Generic[Value]):
         for handle in self.active.values():
             if not handle.done:
                 handle.cancel()
+        self.active.clear()
