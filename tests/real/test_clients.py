@@ -7,9 +7,10 @@ own answers. A client that is not installed is skipped, and says so.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -147,6 +148,72 @@ def test_openai_raises_its_own_errors_and_does_not_try_again(server: Live) -> No
     with pytest.raises(openai.BadRequestError) as wrong:
         client.chat.completions.create(**(ASK | {"temperature": 9999}))
     assert wrong.value.param == "temperature"
+
+
+FORM = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["sea", "land"]}, "warm": {"type": "boolean"}},
+    "required": ["kind", "warm"],
+    "additionalProperties": False,
+}
+WEATHER = {"name": "weather", "description": "The weather there.", "parameters": FORM}
+
+
+def test_openai_reads_an_answer_of_a_form_into_a_model(server: Live) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    fields: Any = {"kind": (Literal["sea", "land"], ...), "warm": (bool, ...)}
+    form = pydantic.create_model("Form", **fields)
+    answer = openai_client(server).chat.completions.parse(
+        model="novella", messages=MESSAGES, response_format=form, max_tokens=300, temperature=0
+    )
+    choice = answer.choices[0]
+    assert choice.message.parsed is not None
+    assert isinstance(choice.message.parsed.warm, bool)
+
+
+def test_openai_reads_a_required_call_whole_and_streamed(server: Live) -> None:
+    client = openai_client(server)
+    asked: Any = {
+        "model": "novella",
+        "messages": MESSAGES,
+        "tools": [{"type": "function", "function": WEATHER}],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "temperature": 0,
+    }
+    choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments)["kind"] in ("sea", "land")
+    arguments = ""
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for each in chunk.choices[0].delta.tool_calls or ():
+            arguments += each.function.arguments or ""
+    assert arguments == call.function.arguments
+
+
+def test_anthropic_reads_a_required_call_streamed(server: Live) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    client = anthropic.Anthropic(base_url=server.url, api_key="none")
+    tool: Any = {"name": "weather", "input_schema": FORM}
+    with client.messages.stream(
+        model="claude-local",
+        max_tokens=200,
+        messages=MESSAGES,
+        tools=[tool],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+    ) as stream:
+        final = stream.get_final_message()
+    assert final.stop_reason == "tool_use"
+    (block,) = [each for each in final.content if each.type == "tool_use"]
+    assert block.input["kind"] in ("sea", "land")
+
+
+def test_ollama_reads_a_form_and_calls(server: Live) -> None:
+    ollama = pytest.importorskip("ollama")
+    client = ollama.Client(host=server.url)
+    answer = client.chat("novella", messages=MESSAGES, format=FORM, options={"temperature": 0})
+    assert json.loads(answer.message.content)["kind"] in ("sea", "land")
 
 
 def test_openai_reads_responses_whole_streamed_and_continued(server: Live, expected: str) -> None:
