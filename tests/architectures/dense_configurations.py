@@ -58,6 +58,11 @@ STABLELM = of(LAYERED, "stablelm", layer_norm_eps=0.02, partial_rotary_factor=0.
 GLM4 = of(BASE, "glm4", **ODD, head_dim=10, partial_rotary_factor=0.6, attention_bias=True)
 STARCODER2 = of(LAYERED, "starcoder2", norm_epsilon=0.02, hidden_act="gelu_pytorch_tanh")
 
+PHI3 = of(BASE, "phi3", partial_rotary_factor=0.65)
+LONG = {"type": "longrope", "short_factor": [1.1, 1.3, 1.7], "long_factor": [1.2, 2.5, 3.5]}
+OPT = of(BASE, "opt", "rms_norm_eps", "hidden_act", "rope_theta", "intermediate_size")
+OPT |= {"ffn_dim": 71, "word_embed_proj_dim": None, "num_attention_heads": 5}
+
 DENSE: dict[str, Configuration] = {
     "qwen3": QWEN3,
     "qwen3-biases": QWEN3 | TIED | {"attention_bias": True, "use_sliding_window": False},
@@ -92,6 +97,15 @@ DENSE: dict[str, Configuration] = {
     "glm": of(GLM4, "glm"),
     "starcoder2": STARCODER2 | {"sliding_window": 11},
     "starcoder2-plain": STARCODER2 | UNTIED | {"use_bias": False, "sliding_window": None},
+    "phi3": PHI3,
+    "phi3-short": PHI3 | {"original_max_position_embeddings": 200, "rope_scaling": LONG},
+    "phi3-long": PHI3
+    | TIED
+    | {"original_max_position_embeddings": 50, "rope_scaling": LONG}
+    | {"sliding_window": 23},
+    "opt": OPT,
+    "opt-after": OPT | UNTIED | {"do_layer_norm_before": False, "enable_bias": False},
+    "opt-last": OPT | {"_remove_final_layer_norm": True, "activation_function": "gelu"},
     "ministral": of(BASE, "ministral", head_dim=14, sliding_window=11, layer_types=WINDOWS),
 }
 

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from crumb.architectures.registry import plan_of
 
 def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as the installed transformers writes it."""
-    settings = {key: value for key, value in configuration.items() if key != "model_type"}
+    # A copy: transformers writes into what it is given.
+    settings = deepcopy(dict(configuration))
+    del settings["model_type"]
     config = transformers.AutoConfig.for_model(configuration["model_type"], **settings)
     stated: dict[str, Any] = json.loads(config.to_json_string())
     stated.pop("transformers_version")

@@ -54,6 +54,7 @@ def windows(plan: Plan) -> list[int | None]:
     ]
 
 
+PHI3_LONG = VARIANTS["phi3-long"]
 YARN5 = YARN | {"rope_theta": 300.0}
 SPELLINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "theta": (
@@ -92,6 +93,10 @@ SPELLINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             rotary_emb_base=GONE,
             rope_parameters={"partial_rotary_factor": 0.6, "rope_theta": 77},
         ),
+    ),
+    "longrope as it was first called": (
+        changed(PHI3_LONG, rope_scaling=PHI3_LONG["rope_scaling"] | {"type": "su"}),
+        PHI3_LONG,
     ),
     "windows by kind": (
         changed(QWEN2, max_window_layers=2),

@@ -11,6 +11,7 @@ import importlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +54,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
     @cache
     def write(variant: str) -> tuple[Path, Any]:
-        settings = {key: value for key, value in VARIANTS[variant].items() if key != "model_type"}
+        settings = deepcopy(VARIANTS[variant])
+        del settings["model_type"]
         config = transformers.AutoConfig.for_model(VARIANTS[variant]["model_type"], **settings)
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         torch.manual_seed(len(variant))

@@ -103,6 +103,7 @@ class Family:
     block: Block | Callable[[Reader, int], Block] = SEQUENTIAL  # of all blocks, or of each
     fused: Fused = Fused()
     rotary: str = "half"
+    partial: bool = False  # a part of each head may rotate, though the whole is usual
     head_norm: HeadNorm = HeadNorm("rms")
     kinds: Callable[[Reader], tuple[BlockKind, ...]] = alike
     multipliers: Callable[[Reader], Multipliers] = lambda reader: Multipliers()

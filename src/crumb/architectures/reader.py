@@ -156,7 +156,8 @@ class Reader:
             if scaling.get("partial_rotary_factor") is not None:
                 share = scaling["partial_rotary_factor"]
             dimensions = int(head_dim * as_number(share, key, highest=1.0))
-            if dimensions != head_dim and self.family.defaults["rotary_share"] == 1.0:
+            usual = self.family.defaults["rotary_share"]
+            if dimensions != head_dim and usual == 1.0 and not self.family.partial:
                 raise refuse(key, "1, as this family rotates whole heads", share)
         if dimensions % 2 or not dimensions:
             raise refuse(key, f"an even number of the {head_dim} features to rotate", dimensions)

@@ -1,8 +1,8 @@
 """Which rotary position embedding a configuration asks for.
 
 In: the scaling of a configuration (rope_scaling or rope_parameters) and the theta beside it.
-Out: a Rope. Refuses scalings whose frequencies change with the length of the text (dynamic,
-longrope): cached keys would no longer fit.
+Out: a Rope. Refuses scalings whose frequencies change with every token of a text (dynamic): cached
+keys would no longer fit. Those of longrope are chosen by the longest text that is to be run.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from typing import Any
 
 from crumb.architectures.configuration import MISSING, as_number, read_flag, refuse
-from crumb.operations.rope import SCALINGS, Rope
-
-ORIGINAL = "original_max_position_embeddings"
+from crumb.operations.rope import LONGROPE, ORIGINAL, SCALINGS, Rope
 
 NEEDED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL),
     "yarn": ("factor", ORIGINAL),
+    LONGROPE: ("factor", ORIGINAL),
 }
 """The settings that a kind cannot do without."""
 
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
+    LONGROPE: ("attention_factor",),
 }
 """The settings that a kind has its own values for: null means those, and so does a zero beta."""
 
@@ -46,7 +46,7 @@ def read_rope(
     if original is not None:
         stated[ORIGINAL] = original
     stated.setdefault(ORIGINAL, positions)
-    if kind == "yarn":
+    if kind in ("yarn", LONGROPE):
         stated.setdefault("factor", positions / as_number(stated[ORIGINAL], ORIGINAL))
     settings = {key: as_number(stated.get(key, MISSING), key) for key in NEEDED[kind]}
     for key in OPTIONAL.get(kind, ()):
@@ -56,4 +56,16 @@ def read_rope(
         settings["truncate"] = 0.0
     if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
         raise refuse("high_freq_factor", "more than low_freq_factor", settings["high_freq_factor"])
-    return Rope(dimensions, theta, tuple(sorted(settings.items())), kind)
+    factors = [_factors(stated, key, dimensions) for key in FACTORS] if kind == LONGROPE else []
+    return Rope(dimensions, theta, tuple(sorted(settings.items())), kind, *factors)
+
+
+FACTORS = ("short_factor", "long_factor")
+
+
+def _factors(stated: Mapping[str, Any], key: str, dimensions: int) -> tuple[float, ...]:
+    """A number for each pair of features. Raises: CheckpointError."""
+    factors = stated.get(key, MISSING)
+    if not isinstance(factors, list | tuple) or len(factors) != dimensions // 2:
+        raise refuse(key, f"a list of {dimensions // 2} numbers", factors)
+    return tuple(as_number(factor, key) for factor in factors)

@@ -85,6 +85,7 @@ class Context:
     rotations: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
     trained: Collection[str] = ()  # tensors whose gradients a backward pass gives
     multiply: Callable[[Array, Array], Array] = matmul  # of matrices or stacks
+    longest_tokens: int | None = None  # that a text may come to have; None: this is all of it
 
 
 @dataclass(frozen=True)

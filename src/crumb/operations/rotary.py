@@ -46,11 +46,12 @@ def rotation(rope: Rope, positions: Array, context: Context) -> tuple[Array, Arr
     """Cosine and sine for each position and pair, (tokens, 1, dimensions / 2)."""
     xp = array_namespace(positions)
     first, count = int(positions[0, 0]), positions.shape[1]
+    longest = context.longest_tokens or first + count
     key = (rope, first, count)
     if key not in context.rotations:
         device = positions.device
         places = xp.astype(positions[0, :], xp.float64)
-        frequencies = xp.asarray(rope.frequencies(), device=device)
+        frequencies = xp.asarray(rope.frequencies(longest), device=device)
         angle = places[:, None, None] * frequencies[None, None, :]
         magnitude = rope.magnitude()
         context.rotations[key] = (
@@ -63,7 +64,7 @@ def rotation(rope: Rope, positions: Array, context: Context) -> tuple[Array, Arr
 def rotation_table(rope: Rope, positions: int) -> NDArray[np.float32]:
     """Cosines, then sines, of each position and pair, (positions, dimensions)."""
     places = np.arange(positions, dtype=np.float64)
-    angle = places[:, None] * rope.frequencies()[None, :]
+    angle = places[:, None] * rope.frequencies(positions)[None, :]
     both = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
     table: NDArray[np.float32] = (both * rope.magnitude()).astype(np.float32)
     return table

@@ -80,6 +80,8 @@ class Model:
             if stage.once and memory.length_tokens:
                 continue
             context = Context(self.stage_weights(stage), memory.states, rotations)
+            if memory.states is not None:
+                context.longest_tokens = self.plan.max_positions
             outputs = run_stage(stage, memory.kept | flowing, context)
             if stage.once:
                 memory.kept |= outputs

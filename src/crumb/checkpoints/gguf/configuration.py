@@ -185,7 +185,8 @@ def _rotary(
 ) -> dict[str, Any]:
     """The words of the rotary embedding."""
     rotated = metadata.integer(row.key(ROTATED), head_dim, highest=head_dim)
-    if family.defaults["rotary_share"] == 1.0 and rotated != head_dim:
+    whole = family.defaults["rotary_share"] == 1.0 and not family.partial
+    if whole and rotated != head_dim:
         raise metadata.refuse(row.key(ROTATED), f"{head_dim}, a whole head")
     if rotated % 2:
         said = (row.key(short) for short in (ROTATED, KEY_WIDTH, KEYS["heads"]))

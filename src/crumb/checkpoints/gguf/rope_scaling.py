@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.configuration import shown
-from crumb.architectures.rope import ORIGINAL
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.errors import CheckpointError, UsageError
-from crumb.operations.rope import Rope
+from crumb.operations.rope import ORIGINAL, Rope
 
 Factors = NDArray[np.float32]
 
