@@ -198,7 +198,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an activation that is no name": (changed(LLAMA, hidden_act=["silu"]), "hidden_act.*'silu'"),
     "dynamic rope": (
         scaled(LLAMA, type="dynamic", factor=2.0),
-        "rope_type.*one of default, linear, llama3, yarn, found 'dynamic'",
+        "rope_type.*one of default, linear, llama3, yarn, longrope, found 'dynamic'",
     ),
     "longrope": (changed(LLAMA, rope_parameters=LONGROPE), "rope_type.*found 'longrope'"),
     "a rope type that is no name": (scaled(LLAMA, rope_type=[1]), r"rope_type.*found \[1\]"),
