@@ -99,6 +99,7 @@ class TextOptions:
         json_schema: a file with a JSON schema that the text is held to.
         grammar: a file with a grammar of Lark, as llguidance reads it, that the text is held to.
         regex: a regular expression that the whole text is held to.
+        speculate: guess tokens from the text so far where that pays; the text is the same.
     """
 
     max_tokens: OptionalWhole = None
@@ -116,6 +117,7 @@ class TextOptions:
     json_schema: Path | None = None
     grammar: Path | None = None
     regex: str | None = None
+    speculate: bool = True
 
     def request(
         self,

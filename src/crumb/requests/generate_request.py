@@ -112,6 +112,7 @@ class GenerateRequest:
     format: ReplyFormat | None = None  # what the text is held to, once the model has thought
     thinking: ThinkingRules | None = None  # how long the model may think; None: it does not
     marks: tuple[str, ...] = ()  # special tokens that the text shows
+    speculate: bool = True  # guess tokens from the text so far, where that pays; none changes
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", plain_prompt(self.prompt))
@@ -159,6 +160,7 @@ class GenerateOptions(SamplingOptions, total=False):
     format: ReplyFormat | None
     thinking: ThinkingRules | None
     marks: tuple[str, ...]
+    speculate: bool
     response_format: Mapping[str, Any] | ReplyFormat | None  # as clients send it: becomes format
     json_schema: Mapping[str, Any] | None  # the same for a schema alone
     grammar: str | None  # of Lark, as llguidance reads it

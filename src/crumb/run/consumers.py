@@ -27,6 +27,7 @@ from crumb.run.generation import (
     Timings,
     TokenLogprob,
 )
+from crumb.run.speculation import Speculator
 from crumb.structure.guide import Guide, make_guide
 from crumb.structure.matcher import GrammarVocabulary, read_vocabulary
 from crumb.tokenizer.tokenizer import Tokenizer
@@ -45,6 +46,8 @@ class Times:
     ended: float = 0.0
     cached_tokens: int = 0  # of the prompt, taken from the cache
     read_tokens: int = 0  # of the prompt so far, the cached ones included
+    drafted_tokens: int = 0  # guessed and run
+    accepted_tokens: int = 0  # of those, the ones that were chosen
 
     def end(self, now: float) -> None:
         """What has not happened by now never will."""
@@ -79,6 +82,7 @@ class Consumer(Generic[Value]):
 
     every_row = False  # all rows of the prompt leave the step, not the last alone
     reads_features = False  # rows are what the head would read, not logits
+    speculator: Speculator | None = None  # guesses the tokens that follow
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
@@ -130,6 +134,7 @@ class TextConsumer(Consumer[Generation]):
         self._state = TextState(request, prompt, facts.tokenizer, facts.vocabulary, room, guide)
         self._meter = PromptMeter(prompt, request.logprobs or 0)
         self.every_row = request.prompt_logprobs
+        self.speculator = Speculator(prompt) if request.speculate else None
 
     @property
     def most_tokens(self) -> int:
@@ -150,7 +155,10 @@ class TextConsumer(Consumer[Generation]):
             self._meter.read(rows)
 
     def advance(self, logits: Floats) -> TextPiece:
-        return self._state.advance(logits)
+        piece = self._state.advance(logits)
+        if self.speculator is not None and piece.finish_reason is None:
+            self.speculator.extend(self._state.next_token)
+        return piece
 
     def cancel(self) -> TextPiece:
         self.every_row = False
@@ -174,6 +182,7 @@ class TextConsumer(Consumer[Generation]):
                 decoded / decode_seconds if decode_seconds > 0 else 0.0,
             ),
             cached_tokens=times.cached_tokens,
+            guesses=(times.drafted_tokens, times.accepted_tokens),
             peak_memory_bytes=peak_memory_bytes(),
             prompt_logprobs=self._meter.logprobs(self._tokenizer) if self.every_row else None,
         )

@@ -95,6 +95,12 @@ class Engine:
         cached = len(pages) * PAGE_TOKENS
         return EngineSequence(list(tokens[:cached]), pages, cached)
 
+    def cut(self, sequence: EngineSequence, count: int) -> None:
+        """Take a sequence's last tokens back, which this step added. Its pages stay its own."""
+        if count:
+            del sequence.tokens[-count:]
+            self._pages.forget(sequence.pages[sequence.length_tokens // PAGE_TOKENS :])
+
     def end(self, sequence: EngineSequence) -> None:
         """Let a sequence's pages go; what they hold may serve later prompts."""
         self._pages.release(sequence.pages)

@@ -80,6 +80,8 @@ class Generation:
     peak_memory_bytes: int
     seed: int | None = None  # of the draws; None: nothing was drawn
     error: Exception | None = None  # what ended it, where the finish reason is error
+    drafted_tokens: int = 0  # guessed from the text so far and run together
+    accepted_tokens: int = 0  # of those, the ones that were chosen
 
 
 def token_logprob(tokenizer: Tokenizer, measured: Measured) -> TokenLogprob:
@@ -208,6 +210,7 @@ class TextState:
         *,
         timings: Timings,
         cached_tokens: int = 0,
+        guesses: tuple[int, int] = (0, 0),
         peak_memory_bytes: int = 0,
         prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
     ) -> Generation:
@@ -227,6 +230,8 @@ class TextState:
             peak_memory_bytes=peak_memory_bytes,
             seed=self._sampler.seed,
             error=self.error,
+            drafted_tokens=guesses[0],
+            accepted_tokens=guesses[1],
         )
 
     def _finish(

@@ -95,6 +95,13 @@ class PagePool:
         self._by_key[key] = pages[index]
         self._known[pages[index]] = _Known(key, self._names)
 
+    def forget(self, pages: Sequence[int]) -> None:
+        """Of pages of one holder: what they were known to hold, they do not hold."""
+        for page in pages:
+            if self._known[page] is not None:
+                assert self._holders[page] == 1, "others have read it"
+                self._forget(page)
+
     def release(self, pages: Sequence[int]) -> None:
         """A holder lets go. Later pages become free before earlier ones."""
         for page in reversed(pages):

@@ -12,36 +12,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from crumb.errors import CrumbError, QueueFull, RequestCancelled, UsageError
-from crumb.run.consumers import Consumer
-from crumb.run.engine import Engine, EngineSequence, Floats, Rows, StepPart
+from crumb.run.engine import Engine, Floats, StepPart
 from crumb.run.forks import guard_forks
 from crumb.run.generation import TextPiece
 from crumb.run.handle import Handle
+from crumb.run.speculation import Speculation
+from crumb.run.step_composer import Active, StepComposer
 
 MOST_WAITING = 1024
 """Requests that may wait for their turn, where a caller does not say."""
-
-PROMPT_SHARE = 4
-"""One row in so many is kept for prompts while any are read."""
-
-
-@dataclass(eq=False, slots=True)
-class Active:
-    """A request at work."""
-
-    handle: Handle[Any]
-    consumer: Consumer[Any]
-    sequence: EngineSequence
-    most_pages: int  # that it may come to hold
-    read_tokens: int  # of its prompt
-
-    @property
-    def unread_tokens(self) -> int:
-        return len(self.consumer.prompt) - self.read_tokens
 
 
 class Scheduler:
@@ -50,13 +32,14 @@ class Scheduler:
     def __init__(self, engine: Engine, most_waiting: int = MOST_WAITING) -> None:
         self._engine = engine
         self._most_waiting = most_waiting
+        self.speculation = Speculation()
+        self._composer = StepComposer(engine, self.speculation)
         self._waiting: deque[Handle[Any]] = deque()
         self._reading: list[Active] = []  # prompts, the oldest first
         self._decoding: deque[Active] = deque()  # the one that waits longest first
         self._watched: set[Handle[Any]] = set()  # nobody tells us when they are cancelled
         self._look_for_cancelled = False
         self._is_blocked = False  # the first that waits has no room until another ends
-        self._prompts_next = False  # whose turn it is where a step has a single row
         self._closing = False
         self._thread: threading.Thread | None = None
         self._make_locks()
@@ -179,7 +162,7 @@ class Scheduler:
             self._admit()
         if not self._reading and not self._decoding:
             return False
-        chosen, parts = self._compose()
+        chosen, parts = self._composer.compose(self._reading, self._decoding)
         try:
             logits, features = self._run(chosen, parts)
         except Exception as error:
@@ -241,67 +224,6 @@ class Scheduler:
         handle.times.cached_tokens = handle.times.read_tokens = sequence.cached_tokens
         return Active(handle, consumer, sequence, most_pages, sequence.cached_tokens)
 
-    def _compose(self) -> tuple[list[Active], list[StepPart]]:
-        """What the next step runs: tokens of decoding sequences, then chunks of prompts."""
-        rows, rows_out = self._engine.settings.step_tokens, self._engine.logits_rows
-        decoding, reading = self._decoding, self._reading
-        most = min(rows, rows_out)
-        if reading and decoding:
-            most = self._decoding_rows(rows, rows_out)
-        chosen: list[Active] = []
-        if most >= len(decoding):
-            chosen += decoding
-        else:
-            for _ in range(most):
-                chosen.append(decoding[0])
-                decoding.rotate(-1)
-        parts = [StepPart(each.sequence, (each.consumer.next_token,)) for each in chosen]
-        if reading:
-            self._add_chunks(chosen, parts, rows - len(parts), rows_out - len(parts))
-        return chosen, parts
-
-    def _decoding_rows(self, rows: int, rows_out: int) -> int:
-        """How many sequences may decode beside the prompts that are read."""
-        if min(rows, rows_out) == 1:
-            self._prompts_next = not self._prompts_next
-            return 0 if self._prompts_next else 1
-        unread = sum(each.unread_tokens for each in self._reading)
-        for_prompts = min(unread, max(1, rows // PROMPT_SHARE))
-        unread_out = sum(e.unread_tokens if e.consumer.every_row else 1 for e in self._reading)
-        out_for_prompts = min(unread_out, max(1, rows_out // PROMPT_SHARE))
-        return min(rows - for_prompts, rows_out - out_for_prompts)
-
-    def _add_chunks(
-        self, chosen: list[Active], parts: list[StepPart], rows: int, rows_out: int
-    ) -> None:
-        """Fill a step with prompts: half of its rows are the oldest's, the shortest have the rest.
-
-        So a short prompt need not wait for a long one, and a long one for ever shorter ones.
-        """
-        oldest = self._reading[0]
-        counts = dict.fromkeys(self._reading, 0)
-        counts[oldest] = min(oldest.unread_tokens, -(-rows // 2))
-        rows -= counts[oldest]
-        by_length = sorted(self._reading, key=lambda each: each.unread_tokens - counts[each])
-        for each in by_length:
-            more = min(each.unread_tokens - counts[each], rows)
-            counts[each] += more
-            rows -= more
-        for each, count in counts.items():
-            prompt, begin = each.consumer.prompt, each.read_tokens
-            out = Rows.NONE
-            if each.consumer.every_row:
-                count, out = min(count, rows_out), Rows.ALL
-            elif count == each.unread_tokens:
-                if rows_out:
-                    out = Rows.LAST
-                else:  # no row for its end: that comes with the next step
-                    count -= 1
-            if count:
-                parts.append(StepPart(each.sequence, prompt[begin : begin + count], out))
-                chosen.append(each)
-                rows_out -= min(count, out)
-
     def _run(
         self, chosen: Sequence[Active], parts: Sequence[StepPart]
     ) -> tuple[Floats | None, Floats | None]:
@@ -310,7 +232,10 @@ class Scheduler:
         reads_features = [each.consumer.reads_features for each in chosen]
         if all(reads_features):
             return None, engine.run_to_features(parts)
+        begin = time.perf_counter()
         logits = engine.run(parts)
+        if not self._reading:
+            self.speculation.times.note(len(logits), time.perf_counter() - begin)
         return logits, engine.features(len(logits)) if any(reads_features) else None
 
     def _distribute(
@@ -331,13 +256,35 @@ class Scheduler:
                     self._read(each, len(tokens), rows[begin:row])
                     if each.read_tokens < len(each.consumer.prompt) or not each.consumer.follows:
                         continue
-                piece = each.consumer.advance(rows[row - 1])
+                    begin = row - 1
+                is_finished = self._decode(each, tokens, rows[begin:row])
             except Exception as error:
                 self._stop(each, error)
                 continue
-            each.handle.sink(piece)
-            if piece.finish_reason is not None:
+            if is_finished:
                 self._finish(each)
+
+    def _decode(self, each: Active, tokens: Sequence[int], rows: Floats) -> bool:
+        """Choose a token from each row, as long as the tokens that were run are those chosen.
+
+        Whether the request is finished.
+        """
+        consumer, drafted, right = each.consumer, len(rows) - 1, 0
+        try:
+            while True:
+                piece = consumer.advance(rows[right])
+                each.handle.sink(piece)
+                if piece.finish_reason is not None:
+                    return True
+                if right == drafted or consumer.next_token != tokens[right + 1]:
+                    return False
+                right += 1
+        finally:
+            if drafted:
+                self._engine.cut(each.sequence, drafted - right)
+                self.speculation.learn(consumer.speculator, drafted, right)
+                each.handle.times.drafted_tokens += drafted
+                each.handle.times.accepted_tokens += right
 
     def _read(self, each: Active, tokens: int, rows: Floats) -> None:
         """A chunk of a prompt was read; at its end the request decodes, or is done."""
