@@ -61,8 +61,8 @@ def counted(engine: Engine) -> Iterator[list[list[StepPart]]]:
 
 
 def ask(tokens: int, prompt: str = "ab", **settings: object) -> GenerateRequest:
-    """A request of exactly so many tokens."""
-    return make_request(prompt, max_tokens=tokens, ignore_end=True, **settings)
+    """A request of exactly so many tokens, one in a step."""
+    return make_request(prompt, max_tokens=tokens, ignore_end=True, speculate=False, **settings)
 
 
 def eventually(holds: Callable[[], bool]) -> None:
