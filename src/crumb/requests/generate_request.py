@@ -167,7 +167,7 @@ class GenerateOptions(SamplingOptions, total=False):
     regex: str | None
 
 
-FORMATS: dict[str, Callable[[Any], ReplyFormat | None]] = {
+FORMS: dict[str, Callable[[Any], ReplyFormat | None]] = {
     "format": read_reply_format,
     "response_format": read_reply_format,
     "json_schema": lambda schema: ReplyFormat(ReplyKind.JSON_SCHEMA, schema=schema),
@@ -192,8 +192,8 @@ def make_request(
 
 def take_form(options: dict[str, Any]) -> ReplyFormat | None:
     """The form that keywords ask for, which are taken away. Raises: UsageError for two."""
-    asked = {name: options.pop(name) for name in FORMATS if name in options}
-    forms = [FORMATS[name](value) for name, value in asked.items() if value is not None]
+    asked = {name: options.pop(name) for name in FORMS if name in options}
+    forms = [FORMS[name](value) for name, value in asked.items() if value is not None]
     forms = [form for form in forms if form is not None]
     if len(forms) > 1:
         raise UsageError("two forms for one answer", found=", ".join(asked))

@@ -87,13 +87,15 @@ class Sampler:
         own = logits if self._hook is None else self._hooked(logits, self._hook, tuple(tokens))
         scores = self._adjusted(own) if self._adjusts else own
         allowed = None if self._guide is None else self._guide.allowed()
-        if allowed is not None:
-            scores = np.where(allowed, scores, np.float32(-np.inf))
-        token = int(scores.argmax())  # the first NaN, if there is one
-        if not math.isfinite(scores[token]):
+        tokens_of = None if allowed is None else np.flatnonzero(allowed)
+        if tokens_of is not None:  # often few: the draw is the faster for it
+            scores = scores[tokens_of]
+        place = int(scores.argmax())  # the first NaN, if there is one
+        if not math.isfinite(scores[place]):
             raise self._not_numbers(logits)
         if self._random is not None:
-            token = self._draw(scores, float(scores[token]), self._random)
+            place = self._draw(scores, float(scores[place]), self._random)
+        token = place if tokens_of is None else int(tokens_of[place])
         if self._seen is not None:
             self._seen.add(token)
         if self._guide is not None:
@@ -129,10 +131,10 @@ class Sampler:
         return scores
 
     def _draw(self, scores: Logits, best: float, random: np.random.PCG64) -> int:
-        """One draw from what the filters leave; the tokens stay in the vocabulary's order."""
+        """One draw from what the filters leave; gives a place in the scores, whose order stays."""
         sampling = self._sampling
         kept: Tokens | None = None
-        if 0 < sampling.top_k < self._vocabulary:
+        if 0 < sampling.top_k < len(scores):
             kept = np.sort(most_likely(scores, sampling.top_k))
             scores = scores[kept]
         with np.errstate(over="ignore"):  # a tiny temperature: the others' weight is exp(-inf) = 0

@@ -15,7 +15,7 @@ import pytest
 
 from crumb.errors import UsageError
 from crumb.requests.generate_request import (
-    FORMATS,
+    FORMS,
     GenerateOptions,
     GenerateRequest,
     Sampling,
@@ -27,8 +27,8 @@ from crumb.requests.generate_request import (
 
 def test_the_keywords_are_the_fields_with_their_types() -> None:
     keywords = typing.get_type_hints(GenerateOptions)
-    for name in FORMATS.keys() - {"format"}:
-        del keywords[name]  # further ways to ask for a format
+    spellings = {name: keywords.pop(name) for name in FORMS if name != "format"}
+    assert spellings.keys() == {"response_format", "json_schema", "grammar", "regex"}
     records = typing.get_type_hints(GenerateRequest) | typing.get_type_hints(Sampling)
     assert keywords == {name: kind for name, kind in records.items() if name != "prompt"}
     names = [each.name for record in (GenerateRequest, Sampling) for each in fields(record)]
