@@ -25,6 +25,10 @@ Allowed = NDArray[np.bool_]
 
 START = re.compile(r"^\s*start\s*:", re.MULTILINE)
 
+MOST_DIGITS = 24
+"""Tokens of digits one after another, unless nothing else is allowed: no number needs more, and a
+small model may never end one."""
+
 LEADING_SPACES = r"/[\x20\x0A]{0,2}/"
 """Between a model's thoughts and its answer."""
 
@@ -36,6 +40,7 @@ class GrammarVocabulary:
     native: LLTokenizer
     size: int  # of the model's logits
     has_end: bool  # the model has a token by which it ends a text
+    digits: Allowed  # tokens that are digits and nothing else
 
 
 def read_vocabulary(tokenizer: Tokenizer, size: int) -> GrammarVocabulary:
@@ -54,7 +59,9 @@ def read_vocabulary(tokenizer: Tokenizer, size: int) -> GrammarVocabulary:
             f"this tokenizer cannot hold a text to a grammar: {str(error)[:200]}",
             where=tokenizer.path,
         ) from error
-    return GrammarVocabulary(native, size, bool(ends))
+    pieces = (tokenizer.piece(token) or "" for token in range(size))
+    digits = np.fromiter((each.isascii() and each.isdigit() for each in pieces), np.bool_, size)
+    return GrammarVocabulary(native, size, bool(ends), digits)
 
 
 class GrammarMatcher:
@@ -77,6 +84,7 @@ class GrammarMatcher:
         # reset() does not bring back a matcher that a refused token has stopped
         self._fresh = LLMatcher(vocabulary.native, grammar, log_level=0)
         self._native = self._fresh.deep_copy()
+        self._digits = 0  # tokens of digits that the text ends with
         self._bits = np.zeros(-(-(vocabulary.size + 1) // 32), np.int32)
         self._check()
 
@@ -86,16 +94,24 @@ class GrammarMatcher:
         self._native.unsafe_compute_mask_ptr(bits.ctypes.data, _mask_bytes(self._vocabulary))
         self._check()
         each = np.unpackbits(bits.view(np.uint8), bitorder="little")
-        return each[: self._vocabulary.size].view(np.bool_)
+        allowed = each[: self._vocabulary.size].view(np.bool_)
+        if self._digits < MOST_DIGITS:
+            return allowed
+        others = allowed & ~self._vocabulary.digits
+        return others if others.any() else allowed
 
     def accept(self, token: int) -> None:
         """A token that was allowed comes next."""
         self._native.consume_token(token)
         self._check()
+        self._count_digits(token)
 
     def try_accept(self, token: int) -> bool:
         """The same where it is allowed; whether it was."""
-        return bool(self._native.try_consume_tokens([token]) == 1)
+        is_accepted = bool(self._native.try_consume_tokens([token]) == 1)
+        if is_accepted:
+            self._count_digits(token)
+        return is_accepted
 
     def forced(self) -> list[int]:
         """Tokens that are the only ones that may come next, in order."""
@@ -104,6 +120,7 @@ class GrammarMatcher:
     def restart(self) -> None:
         """Be at the beginning of the text again."""
         self._native = self._fresh.deep_copy()
+        self._digits = 0
 
     @property
     def may_end(self) -> bool:
@@ -115,6 +132,10 @@ class GrammarMatcher:
         """Whether the text is whole and nothing may follow, or no token could say that it ends."""
         native = self._native
         return bool(native.is_stopped() or (not self._vocabulary.has_end and native.is_accepting()))
+
+    def _count_digits(self, token: int) -> None:
+        is_digits = token < self._vocabulary.size and bool(self._vocabulary.digits[token])
+        self._digits = self._digits + 1 if is_digits else 0
 
     def _check(self) -> None:
         if self._native.is_error():

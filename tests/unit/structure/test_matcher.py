@@ -14,7 +14,7 @@ from crumb.embedded import MODELS
 from crumb.errors import UsageError
 from crumb.files.model_files import DirectoryFiles
 from crumb.requests.reply_format import ReplyFormat, ReplyKind, read_reply_format
-from crumb.structure.matcher import GrammarMatcher, GrammarVocabulary, read_vocabulary
+from crumb.structure.matcher import MOST_DIGITS, GrammarMatcher, GrammarVocabulary, read_vocabulary
 from crumb.structure.tool_format import literal
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -102,6 +102,22 @@ def test_an_expression_and_a_schema_are_held_to(
         text = write(tokenizer, GrammarMatcher(vocabulary, form), seed)
         assert text is not None
         assert json.loads(text) in ({"a": 1}, {"a": "é"})
+
+
+def test_a_number_comes_to_an_end_and_digits_that_must_be_are_written(
+    tokenizer: Tokenizer, vocabulary: GrammarVocabulary
+) -> None:
+    (one,) = tokenizer.encode("1", special=False)
+    for schema in ({"type": "integer"}, {"type": "number"}):
+        matcher = GrammarMatcher(vocabulary, ReplyFormat(ReplyKind.JSON_SCHEMA, schema=schema))
+        count = 0
+        while matcher.allowed()[one]:
+            matcher.accept(one)
+            count += 1
+        assert count == MOST_DIGITS
+        assert matcher.allowed()[sorted(tokenizer.end_tokens)].any()
+    matcher = GrammarMatcher(vocabulary, ReplyFormat(ReplyKind.REGEX, text="1{60}"))
+    assert write(tokenizer, matcher, 0) == "1" * 60
 
 
 def test_white_space_may_stand_between_thoughts_and_an_answer_only(
