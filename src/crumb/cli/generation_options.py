@@ -55,6 +55,7 @@ class EngineOptions:
         threads: how many threads; by default one for each processor.
         cache_converted: keep what another container's matrices become in a file beside the model:
             the next start maps it.
+        cache_dir: a directory where what was read of conversations stays for the next start.
     """
 
     context: OptionalWhole = None
@@ -63,6 +64,7 @@ class EngineOptions:
     weights: WeightsKind = WeightsKind.MAPPED
     threads: OptionalWhole = None
     cache_converted: Annotated[bool, Parameter(negative=())] = False
+    cache_dir: Path | None = None
 
     def prepared(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint as the engine is to run it."""
@@ -73,7 +75,9 @@ class EngineOptions:
         settings = engine_settings(
             checkpoint.plan, self.context, sequences, self.cache, self.activations
         )
-        return replace(settings, threads=self.threads, weights=self.weights)
+        return replace(
+            settings, threads=self.threads, weights=self.weights, cache_dir=self.cache_dir
+        )
 
 
 @SAMPLING

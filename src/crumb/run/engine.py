@@ -16,11 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb import __version__
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import ContextExceeded, UsageError
+from crumb.kernels.dispatch import selected_set
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.operations.linear import Linear
 from crumb.run.memory_plan import EngineSettings, MemoryPlan, check_fits
+from crumb.run.page_store import PageStore
 from crumb.run.pages import PagePool
 from crumb.run.program import Program, plan_engine
 
@@ -48,12 +51,40 @@ class EngineSequence:
         return len(self.tokens)
 
 
+class StoredPages(NamedTuple):
+    """Pages that were read from disk, in a row."""
+
+    first: int
+    pages: Sequence[NDArray[np.uint8]]
+
+
 class StepPart(NamedTuple):
     """The next tokens of one sequence."""
 
     sequence: EngineSequence
     tokens: Sequence[int]
     rows: Rows = Rows.LAST
+
+
+def open_store(
+    checkpoint: Checkpoint, settings: EngineSettings, caches: Sequence[NDArray[np.uint8]]
+) -> PageStore | None:
+    """Where pages outlive the process, if anywhere. Raises: UsageError."""
+    if settings.cache_dir is None or not caches:
+        return None
+    files = [(path.name, path.stat()) for path in sorted(checkpoint.weight_files)]
+    identity = repr(
+        (
+            __version__,
+            [(name, status.st_size, status.st_mtime_ns) for name, status in files],
+            str(checkpoint.plan),
+            settings.cache,
+            settings.activations,
+            settings.context(checkpoint.plan),
+            selected_set(),
+        )
+    )
+    return PageStore(settings.cache_dir, identity, sum(cache.shape[1] for cache in caches))
 
 
 class Engine:
@@ -78,6 +109,7 @@ class Engine:
         self._features = program.view(operations[head].reads[0])  # (logits_rows, hidden)
         self.logits_rows = len(self._logits)
         self._pages = PagePool(self.settings.pages(self.plan))
+        self.store = open_store(checkpoint, self.settings, program.caches)
 
     @property
     def memory(self) -> MemoryPlan:
@@ -101,8 +133,45 @@ class Engine:
             del sequence.tokens[-count:]
             self._pages.forget(sequence.pages[sequence.length_tokens // PAGE_TOKENS :])
 
+    def stored_pages(self, tokens: Sequence[int]) -> StoredPages | None:
+        """Pages of a prompt's beginning that lie on disk alone; from any thread."""
+        if self.store is None:
+            return None
+        first = self._pages.count_known(tokens)
+        return StoredPages(first, self.store.read(tokens, first))
+
+    def restore(self, sequence: EngineSequence, tokens: Sequence[int], stored: StoredPages) -> None:
+        """Put pages from disk behind those that a sequence began with, instead of stepping."""
+        begin = len(sequence.pages)
+        if begin < stored.first:
+            return  # what came before them has left the cache since
+        for index in range(begin, stored.first + len(stored.pages)):
+            page, content = self._pages.take(), stored.pages[index - stored.first]
+            sequence.pages.append(page)
+            place = 0
+            for cache in self._program.caches:
+                width = cache.shape[1]
+                cache[page] = content[place : place + width]
+                place += width
+            own = tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
+            sequence.tokens += own
+            self._pages.learn(sequence.pages, index, own)
+        sequence.cached_tokens = sequence.length_tokens
+
+    def _store(self, sequence: EngineSequence) -> None:
+        """Have a sequence's full pages written, those that are not on disk."""
+        assert self.store is not None
+        tokens = sequence.tokens
+        for index in self.store.lacks(tokens, len(tokens) // PAGE_TOKENS):
+            page = sequence.pages[index]
+            content = np.concatenate([cache[page] for cache in self._program.caches])
+            if not self.store.write(tokens, index, content):
+                return
+
     def end(self, sequence: EngineSequence) -> None:
         """Let a sequence's pages go; what they hold may serve later prompts."""
+        if self.store is not None:
+            self._store(sequence)
         self._pages.release(sequence.pages)
         sequence.pages, sequence.tokens = [], []
 

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from crumb.errors import UsageError
 from crumb.run.consumers import Consumer, Times
+from crumb.run.engine import StoredPages
 from crumb.run.generation import TextPiece
 
 Value = TypeVar("Value")
@@ -43,6 +44,7 @@ class Handle(Generic[Value]):
         self.id = id
         self.consumer, self.times = consumer, Times(time.perf_counter())
         self.error: Exception | None = None
+        self.stored: StoredPages | None = None  # of the prompt's beginning, read from disk
         self._cancelled, self._event = False, cancelled
         self.on_cancel: Callable[[], None] = _nothing
         self._owner = owner

@@ -380,4 +380,7 @@ class LanguageModel:
     ) -> Handle[Value]:
         """Raises: UsageError for a prompt that no sequence can begin with."""
         self.engine.check_prompt(consumer.prompt)
-        return Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
+        handle: Handle[Value] = Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
+        if not consumer.every_row:
+            handle.stored = self.engine.stored_pages(consumer.prompt)
+        return handle

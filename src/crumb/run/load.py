@@ -37,6 +37,7 @@ def load(
     weights: WeightsKind | str = WeightsKind.MAPPED,
     threads: int | None = None,
     cache_converted: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> LanguageModel:
     """Load a model: a directory, org/name, or org/name@revision.
 
@@ -44,7 +45,8 @@ def load(
     (shorter ones share it, so more may run at once); cache: f16, int8 or f32; activations: int8,
     or f32 for exact products; weights: mapped, or copied into memory of the process; threads: all
     processors by default; cache_converted: tiles of another container's matrices are kept in a
-    file beside the model, and mapped by the next load.
+    file beside the model, and mapped by the next load; cache_dir: a directory where what was read
+    of conversations stays, so that they go on at once after the next load.
     Raises: ModelNotFound, CheckpointError, UsageError, DoesNotFit.
     """
     checkpoint = open_checkpoint(locate(str(model)), cache_converted)
@@ -56,7 +58,8 @@ def load(
         chosen_kind(ActivationKind, activations, "activations"),
         chosen_kind(WeightsKind, weights, "weights"),
     )
-    return LanguageModel(checkpoint, replace(settings, threads=threads))
+    kept = None if cache_dir is None else Path(cache_dir)
+    return LanguageModel(checkpoint, replace(settings, threads=threads, cache_dir=kept))
 
 
 def engine_settings(

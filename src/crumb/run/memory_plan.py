@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -99,6 +100,7 @@ class EngineSettings:
     activations: ActivationKind = ActivationKind.INT8
     weights: WeightsKind = WeightsKind.MAPPED
     threads: int | None = None  # None: all processors of this process
+    cache_dir: Path | None = None  # where pages of the cache outlive the process
 
     def __post_init__(self) -> None:
         for name in ("context_tokens", "sequences", "step_tokens", "logits_rows", "threads"):

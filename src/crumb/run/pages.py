@@ -83,6 +83,17 @@ class PagePool:
             name = known.name
         return pages
 
+    def count_known(self, tokens: Sequence[int]) -> int:
+        """How many pages `match` would give now; from any thread, changes nothing."""
+        name = count = 0
+        for begin in range(0, (len(tokens) - 1) // PAGE_TOKENS * PAGE_TOKENS, PAGE_TOKENS):
+            page = self._by_key.get((name, tuple(tokens[begin : begin + PAGE_TOKENS])))
+            known = None if page is None else self._known[page]
+            if known is None:
+                break
+            name, count = known.name, count + 1
+        return count
+
     def learn(self, pages: Sequence[int], index: int, tokens: Sequence[int]) -> None:
         """Page `index` of a sequence is full and holds these tokens."""
         before = self._known[pages[index - 1]] if index else None

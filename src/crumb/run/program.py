@@ -95,6 +95,7 @@ class Program:
             room = np.empty(memory.weights_bytes + 64 * (len(self.tensors.entries) + 1), np.uint8)
             self.copies = room[-room.ctypes.data % 64 :]
         self.matrices: dict[str, int] = {}
+        self.caches: list[NDArray[np.uint8]] = []  # of each attention: (pages, bytes)
         self.activations: dict[tuple[int, int, int], int] = {}
         self.dealing = np.zeros(memory.grouping_integers, np.int32)
         self.tables: dict[Rope, Floats] = {}
@@ -134,6 +135,7 @@ class Program:
         """Pages of an attention, of its own."""
         row_bytes = cache_page_bytes(operation, self.settings.cache)
         pages = aligned_bytes(self.settings.pages(self.plan), row_bytes)
+        self.caches.append(pages)
         return {"pages": pages, "cache": CACHE_CODE[self.settings.cache]}
 
     def buffer_at(self, place: Place) -> int:

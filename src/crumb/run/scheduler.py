@@ -90,6 +90,8 @@ class Scheduler:
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        if self._engine.store is not None:
+            self._engine.store.close()
 
     @property
     def running(self) -> int:
@@ -107,6 +109,8 @@ class Scheduler:
         waiting, self._waiting = self._waiting, deque()
         self._thread = None
         self._make_locks()
+        if self._engine.store is not None:
+            self._engine.store.renew_after_fork()
         error = CrumbError(
             "the process was forked while this request ran", do="Ask again in the child process"
         )
@@ -220,6 +224,9 @@ class Scheduler:
             if others:
                 return None
             engine.check_pages(most_pages)
+        if handle.stored is not None:
+            engine.restore(sequence, consumer.prompt, handle.stored)
+            handle.stored = None
         handle.times.began = time.perf_counter()
         handle.times.cached_tokens = handle.times.read_tokens = sequence.cached_tokens
         return Active(handle, consumer, sequence, most_pages, sequence.cached_tokens)
