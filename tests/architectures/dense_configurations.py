@@ -63,6 +63,9 @@ LONG = {"type": "longrope", "short_factor": [1.1, 1.3, 1.7], "long_factor": [1.2
 OPT = of(BASE, "opt", "rms_norm_eps", "hidden_act", "rope_theta", "intermediate_size")
 OPT |= {"ffn_dim": 71, "word_embed_proj_dim": None, "num_attention_heads": 5}
 
+FALCON = of(LAYERED, "falcon", "hidden_act", "intermediate_size", "num_key_value_heads")
+FALCON |= {"layer_norm_epsilon": 0.02, "ffn_hidden_size": 71}
+
 DENSE: dict[str, Configuration] = {
     "qwen3": QWEN3,
     "qwen3-biases": QWEN3 | TIED | {"attention_bias": True, "use_sliding_window": False},
@@ -106,6 +109,13 @@ DENSE: dict[str, Configuration] = {
     "opt": OPT,
     "opt-after": OPT | UNTIED | {"do_layer_norm_before": False, "enable_bias": False},
     "opt-last": OPT | {"_remove_final_layer_norm": True, "activation_function": "gelu"},
+    "falcon": FALCON,
+    "falcon-new": FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True},
+    "falcon-shared": FALCON
+    | UNTIED
+    | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    "falcon-sequential": FALCON
+    | {"parallel_attn": False, "multi_query": False, "ffn_hidden_size": None},
     "ministral": of(BASE, "ministral", head_dim=14, sliding_window=11, layer_types=WINDOWS),
 }
 

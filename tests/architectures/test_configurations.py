@@ -200,7 +200,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         scaled(LLAMA, type="dynamic", factor=2.0),
         "rope_type.*one of default, linear, llama3, yarn, longrope, found 'dynamic'",
     ),
-    "longrope": (changed(LLAMA, rope_parameters=LONGROPE), "rope_type.*found 'longrope'"),
+    "longrope": (
+        changed(LLAMA, rope_parameters=LONGROPE),
+        "short_factor.*expected a list of 5 numbers",
+    ),
     "a rope type that is no name": (scaled(LLAMA, rope_type=[1]), r"rope_type.*found \[1\]"),
     "a scaling that is no object": (changed(LLAMA, rope_scaling=7), "rope_scaling.*an object"),
     "a rope per kind of block": (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 
@@ -41,8 +42,25 @@ def _nearest(model_type: object) -> str:
     return f"; the nearest: {', '.join(near)}" if near else ""
 
 
+WRAPPED = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+"""model_type of a model that also sees -> that of its text part, where it does not say."""
+
+SHARED = ("quantization_config", "tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id")
+"""Keys that may stand outside of the text part."""
+
+
+def text_part(configuration: Configuration) -> Configuration:
+    """The configuration of the language model inside one that also sees; any other as it is."""
+    outer, text = configuration.get("model_type"), configuration.get("text_config")
+    if not isinstance(text, Mapping) or outer not in WRAPPED:
+        return configuration
+    shared = {key: configuration[key] for key in SHARED if key in configuration}
+    return {"model_type": WRAPPED[outer], **shared, **text}
+
+
 def plan_of(configuration: Configuration) -> Plan:
     """The Plan of a checkpoint's configuration. Raises: UnknownFamily, CheckpointError."""
+    configuration = text_part(configuration)
     model_type = configuration.get("model_type")
     family = families().get(model_type) if isinstance(model_type, str) else None
     if family is None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crumb.architectures.registry import plan_of
+from crumb.architectures.registry import plan_of, text_part
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.quantization import reader_of, with_settings
+from crumb.checkpoints.huggingface.text_names import with_plan_names
 from crumb.checkpoints.huggingface.tied_head import with_own_head
 from crumb.checkpoints.huggingface.weight_files import weight_files
 from crumb.checkpoints.safetensors import StoredArray, read_header
@@ -23,7 +24,7 @@ from crumb.files.model_files import CONFIGURATION, DirectoryFiles, needed_json
 def open_directory(path: Path) -> Checkpoint:
     """Open a local model directory. Raises: ModelNotFound, CheckpointError, UnknownFamily."""
     files = DirectoryFiles(path)
-    configuration = with_settings(needed_json(files, CONFIGURATION))
+    configuration = text_part(with_settings(needed_json(files, CONFIGURATION)))
     plan = plan_of(configuration)
     read = reader_of(configuration, path / CONFIGURATION)
     weights = weight_files(path)
@@ -38,6 +39,7 @@ def open_directory(path: Path) -> Checkpoint:
             )
         arrays |= stored
         metadata |= said
+    arrays = with_plan_names(arrays, plan)
     entries = read(QuantizedDirectory(path, configuration, arrays, metadata))
     untied, plan, tensors = with_own_head(configuration, plan, TensorMap(path, entries))
     tensors.check(plan)

@@ -1,0 +1,42 @@
+"""The text part of a model that also sees, as transformers writes and runs it.
+
+In: a tiny Gemma 3 with eyes. Out: the logits of texts. Needs PyTorch.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import VARIANTS, make_tokens, tolerance
+
+from crumb.errors import CrumbWarning
+from crumb.run.model import open_model
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.oracle
+
+EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+EYES |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+
+
+def test_logits_of_texts_are_those_of_transformers(tmp_path: Path) -> None:
+    text = deepcopy(VARIANTS["gemma3_text"])
+    config = transformers.Gemma3Config(text_config=text, vision_config=EYES)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "language_model" in name:
+                tensor.normal_(0, 0.3 if tensor.ndim < 2 else 0.2)
+        tokens = make_tokens(text)
+        expected = model(input_ids=torch.from_numpy(tokens)).logits.numpy()
+    model.save_pretrained(tmp_path)
+    with pytest.warns(CrumbWarning, match="left aside"):
+        ours = open_model(str(tmp_path))
+    allowed = tolerance(ours.plan, expected)
+    np.testing.assert_allclose(ours.logits(tokens), expected, rtol=0, atol=allowed)

@@ -1,0 +1,54 @@
+"""Directories whose tensors have other words before their names: text parts, and no prefix at all.
+
+In: tiny models, their tensors renamed as published files have them. Out: the same logits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_models import VARIANTS, make_tokens, write_model
+
+from crumb.errors import CrumbWarning
+from crumb.run.model import open_model
+
+EYE = {"vision_tower.layers.0.norm.weight": np.ones(3, np.float32)}
+
+RENAMED: dict[str, tuple[str, Callable[[str], str], str | None]] = {
+    "files of the hub": ("gemma3_text", lambda name: f"language_model.{name}", "gemma3"),
+    "files of version 5": (
+        "gemma3_text",
+        lambda name: name.replace("model.", "model.language_model."),
+        "gemma3",
+    ),
+    "a head beside the model": ("mistral", lambda name: f"language_model.{name}", "mistral3"),
+    "no prefix": ("opt-after", lambda name: name.removeprefix("model."), None),
+}
+
+
+@pytest.mark.parametrize("case", RENAMED)
+def test_a_model_with_other_prefixes_gives_the_same_logits(case: str, tmp_path: Path) -> None:
+    variant, renamed, outer = RENAMED[case]
+    configuration: dict[str, Any] = VARIANTS[variant]
+    folder = write_model(tmp_path, configuration)
+    tokens = make_tokens(configuration)
+    expected = open_model(str(folder)).logits(tokens)
+    path = folder / "model.safetensors"
+    arrays = {renamed(name): array for name, array in load_file(path).items()}
+    if outer is None:
+        save_file(arrays, path)
+        again = open_model(str(folder))
+    else:
+        save_file(arrays | EYE, path)
+        wrapped = {"model_type": outer, "text_config": configuration, "vision_config": {}}
+        (folder / "config.json").write_text(json.dumps(wrapped))
+        with pytest.warns(CrumbWarning, match="left aside.*vision_tower"):
+            again = open_model(str(folder))
+        assert again.plan.family == configuration["model_type"]
+    np.testing.assert_array_equal(again.logits(tokens), expected)
