@@ -37,7 +37,7 @@ struct Step {
   int64_t segment_count;
   const int32_t* selected;  // rows that "select" passes on
   int64_t selected_count;
-  int64_t first, last;  // operations that are run: first to last - 1
+  int64_t operations;  // how many are run
 };
 
 // What a step may hold; operations narrow it as they are added.

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <map>
 #include <stdexcept>
 
 #include "bindings_checks.hpp"
@@ -110,6 +111,17 @@ class NativeEngine {
     return int(engine_.buffers.size()) - 1;
   }
 
+  // From the next step on a buffer lies elsewhere: a caller's that holds the rows of many steps.
+  void move_buffer(int index, Array<float, 2> data) {
+    require(index >= 0 && index < int(engine_.buffers.size()), "no such buffer");
+    Buffer& buffer = engine_.buffers[index];
+    require(int64_t(data.shape(0)) >= buffer.rows && int64_t(data.shape(1)) == buffer.stride,
+            "buffer: other rows than before");
+    require_rest();
+    buffer.data = data.data();
+    moved_[index] = nb::cast(data);
+  }
+
   int add_activations(Array<int8_t, 2> codes, Array<float, 2> scale, Array<int32_t, 2> sum,
                       int64_t columns, int64_t block_inputs) {
     require(block_inputs > 0 && block_inputs <= kBlockInputs, "block_inputs out of range");
@@ -197,12 +209,9 @@ class NativeEngine {
   // all of these, and how many of the last of its rows Select keeps.
   using Part = std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>, int64_t>;
 
-  // Runs the operations first to last - 1; what those before them would have written lies in their
-  // buffers by the caller's hand.
-  void step(const std::vector<Part>& parts, int last, int first) {
-    require(first >= 0 && first <= last && last <= operation_count(), "step: operations");
+  void step(const std::vector<Part>& parts, int operations) {
+    require(operations >= 0 && operations <= operation_count(), "step: operations");
     const Limits& limits = engine_.limits;
-    require(first == 0 || limits.selected_rows == 0, "step: begins behind select");
     std::vector<int32_t> tokens, positions, selected;
     std::vector<Segment> segments;
     for (const auto& [next, past, pages, kept] : parts) {
@@ -227,7 +236,7 @@ class NativeEngine {
     } running(steps_);
     const Step step{tokens.data(), positions.data(), int64_t(tokens.size()), segments.data(),
                     int64_t(segments.size()), selected.data(), int64_t(selected.size()),
-                    first, last};
+                    operations};
     nb::gil_scoped_release release;
     engine_.run(step);
   }
@@ -254,6 +263,7 @@ class NativeEngine {
   std::deque<TileMatrix> tiles_;  // addresses stay
   std::deque<FloatMatrix> floats_;
   std::vector<nb::object> kept_;
+  std::map<int, nb::object> moved_;  // where buffers lie now
   int steps_ = 0;  // that run, or wait for another
 };
 
@@ -265,6 +275,7 @@ void bind_engine(nb::module_& m) {
       .def(nb::init<const std::string&, int, Array<uint8_t, 2>>(), nb::arg("isa"),
            nb::arg("threads"), array("scratch"))
       .def("add_buffer", &E::add_buffer, array("data"), nb::arg("width"))
+      .def("move_buffer", &E::move_buffer, nb::arg("index"), array("data"))
       .def("add_activations", &E::add_activations, array("codes"), array("scale"), array("sum"),
            nb::arg("columns"), nb::arg("block_inputs"))
       .def("add_tiles", &E::add_tiles, array("tiles"), nb::arg("rows"), nb::arg("columns"),
@@ -275,7 +286,7 @@ void bind_engine(nb::module_& m) {
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)
-      .def("step", &E::step, nb::arg("parts"), nb::arg("last"), nb::arg("first") = 0);
+      .def("step", &E::step, nb::arg("parts"), nb::arg("operations"));
 }
 
 }  // namespace crumb

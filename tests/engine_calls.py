@@ -59,7 +59,7 @@ class Built:
     def call(self, name: str, **arguments: Any) -> Any:
         """A method with the arguments of the call that works, but for these."""
         usual = CALLS[name](self) | arguments
-        if name.startswith("add_"):
+        if name.startswith(("add_", "move_")):
             return getattr(self.engine, name)(**usual)
         return self.engine.add(name, **usual)
 
@@ -96,6 +96,10 @@ def vector(*values: int) -> np.ndarray[Any, Any]:
 
 CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
     "add_buffer": lambda built: {"data": np.zeros((ROWS, WIDTH), np.float32), "width": WIDTH},
+    "move_buffer": lambda built: {
+        "index": built.hidden,
+        "data": np.zeros((ROWS, WIDTH), np.float32),
+    },
     "add_activations": lambda built: (
         dict(zip(("codes", "scale", "sum"), activations(), strict=True))
         | {"columns": WIDTH, "block_inputs": 32}

@@ -71,6 +71,7 @@ class NativeEngine:
 
     def __init__(self, isa: str, threads: int, scratch: _Bytes) -> None: ...
     def add_buffer(self, data: _Floats, width: int) -> int: ...
+    def move_buffer(self, index: int, data: _Floats) -> None: ...
     def add_activations(
         self,
         codes: NDArray[np.int8],
@@ -98,6 +99,5 @@ class NativeEngine:
     def step(
         self,
         parts: Sequence[tuple[Sequence[int], int, Sequence[int], int]],
-        last: int,
-        first: int = 0,
+        operations: int,
     ) -> None: ...

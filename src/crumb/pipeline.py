@@ -22,7 +22,7 @@ from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import LinearGroup, StageWalk, cut_batches
+from crumb.calibrate.walk import LinearGroup, StageWalk
 from crumb.checkpoints.crumb.reader import MANIFEST
 from crumb.checkpoints.crumb.workspace import Workspace, open_workspace
 from crumb.checkpoints.crumb.writer import assemble_directory
@@ -54,7 +54,7 @@ from crumb.requests.quantize_request import (
     needs_calibration,
 )
 from crumb.run.model import Model, open_model
-from crumb.run.stage_engine import Buffers, TextsPlan, plan_texts
+from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import (
@@ -245,14 +245,13 @@ class _Run:
         self.tokens, self.clock = tokens, ProgressClock(progress)
         self.tensors = model.checkpoint.tensors
         self.records: dict[str, dict[str, Any]] = {}
-        self.batches = cut_batches(tokens)
         self.token_weights: TokenWeights | None = None
         self.total = total_work(model.plan, self.formats, tokens.shape, request.settings)
         self.done = 0.0
 
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
-        flowing: list[Buffers] = [{"tokens": batch} for batch in self.batches]
+        flowing = cut_batches(self.tokens)
         if self.request.settings.weighs_tokens:
             self.weigh_tokens()
         for index, stage in enumerate(self.model.plan.stages):
@@ -288,7 +287,7 @@ class _Run:
         statistics = embedding_statistics(self.model.checkpoint, spec, self.tokens)
         return None if statistics is None else self.factored(statistics)
 
-    def calibrated_stage(self, index: int, flowing: list[Buffers]) -> list[Buffers]:
+    def calibrated_stage(self, index: int, flowing: list[Batch]) -> list[Batch]:
         """Quantize a stage's linear layers and run the tokens through the result."""
         stage = self.model.plan.stages[index]
         last = stage is self.model.plan.stages[-1]
@@ -369,11 +368,11 @@ class _Run:
         return name in self.formats and self.workspace.finished(name) is None
 
     @cached_property
-    def texts(self) -> TextsPlan:
+    def texts(self) -> WholeTexts:
         """How the model runs the batches, each matrix as its users will see it."""
         checkpoint = self.model.checkpoint
         finished = replace(checkpoint.tensors, entries=self.entries)
-        return plan_texts(replace(checkpoint, tensors=finished), *self.batches[0].shape)
+        return plan_texts(replace(checkpoint, tensors=finished), cut_batches(self.tokens))
 
     def float_record(self, spec: TensorSpec) -> dict[str, Any]:
         """What the manifest says of a matrix that its target cannot hold quantized."""

@@ -46,6 +46,10 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_buffer", {"width": 0}, "rows of 16 floats"),
     ("add_buffer", {"width": WIDTH + 1}, "rows of 16 floats"),
     ("add_buffer", {"data": np.zeros((ROWS, 24), np.float32), "width": 24}, "rows of 16 floats"),
+    ("move_buffer", {"index": -1}, "no such buffer"),
+    ("move_buffer", {"index": 99}, "no such buffer"),
+    ("move_buffer", {"data": np.zeros((ROWS - 1, WIDTH), np.float32)}, "other rows"),
+    ("move_buffer", {"data": np.zeros((ROWS, 2 * WIDTH), np.float32)}, "other rows"),
     ("add_activations", {"block_inputs": 0}, "block_inputs"),
     ("add_activations", {"block_inputs": 129}, "block_inputs"),
     ("add_activations", {"codes": np.zeros((31, 96), np.int8)}, "rows padded"),
@@ -228,7 +232,12 @@ def test_arrays_of_another_dtype_order_or_rank_are_refused(name: str) -> None:
 
 def test_arrays_that_a_step_writes_must_be_writable() -> None:
     built = Built()
-    for name, key in (("add_buffer", "data"), ("attention", "pages"), ("add_activations", "scale")):
+    for name, key in (
+        ("add_buffer", "data"),
+        ("move_buffer", "data"),
+        ("attention", "pages"),
+        ("add_activations", "scale"),
+    ):
         array = CALLS[name](built)[key]
         array.flags.writeable = False
         with pytest.raises(TypeError):

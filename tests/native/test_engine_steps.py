@@ -122,6 +122,24 @@ def test_a_step_keeps_the_last_rows_of_each_part_in_order() -> None:
     assert kept[:, 0].tolist() == [8, 9, 6, 0]
 
 
+def test_a_buffer_that_moved_is_read_and_written_where_it_is_now() -> None:
+    first, second = (np.zeros((ROWS, WIDTH), np.float32) for _ in range(2))
+    engine = NativeEngine("baseline", 1, aligned(1, SCRATCH_BYTES))
+    buffer = engine.add_buffer(first, WIDTH)
+    table = np.repeat(np.arange(VOCABULARY, dtype=np.float32)[:, None], WIDTH, axis=1)
+    matrix = engine.add_floats(table.view(np.uint8), WIDTH, F32)
+    engine.add("embed", of_positions=False, first_row=0, out=buffer, matrix=matrix)
+    engine.add("add", left=buffer, right=buffer, out=buffer)
+    for array in (first, second, first):
+        engine.move_buffer(buffer, array)
+        engine.step([([3, 4], 0, [0], 0)], 2)
+        assert array[:, 0].tolist() == [6, 8, 0, 0, 0, 0]
+        array[:] = 0
+    del second, array
+    engine.step([([5], 0, [0], 0)], 2)
+    assert first[0, 0] == 10
+
+
 def test_an_engine_without_anything_takes_no_step() -> None:
     engine = NativeEngine("baseline", 1, aligned(1, 64))
     with pytest.raises(ValueError, match="step: rows"):

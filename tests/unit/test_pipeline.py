@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
 from crumb import pipeline
-from crumb.calibrate import walk
 from crumb.calibrate.token_weights import GradientPass
 from crumb.errors import UsageError
 from crumb.operations.linear import Linear
@@ -30,6 +29,7 @@ from crumb.pipeline import (
     quantize,
 )
 from crumb.progress import Progress
+from crumb.run import whole_texts
 from crumb.run.array_executor import run_span
 from crumb.run.model import Model, open_model, start_buffers
 from crumb.solve.gptq import Factored
@@ -217,7 +217,7 @@ def test_the_size_of_a_batch_changes_no_more_than_roundings(
     request_of_tiny: QuantizeRequest, moments: list[Floats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize(request_of_tiny)
-    monkeypatch.setattr(walk, "BATCH_TOKENS", 100)
+    monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 100)
     quantize(replace(request_of_tiny, out=request_of_tiny.out.with_name("small")))
     together, apart = moments[:13], moments[13:]
     np.testing.assert_allclose(apart[0], together[0], rtol=0, atol=1e-6 * together[0].max())

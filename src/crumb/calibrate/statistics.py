@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 from crumb.errors import SolveError
 from crumb.kernels.threads import parallel_map
 
-BLOCK = 192
-"""Rows and columns of H that are accumulated at once: bounds the f32 product beside the total."""
+BLOCK, WIDE_BLOCK = 192, 384
+"""Rows and columns of H that are accumulated at once: bounds the f32 product beside the total.
+Larger ones are faster, but an input below WIDE has too few of them for all processors."""
+
+WIDE = 1536
+"""Features."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,17 @@ def accumulate(
         roots = np.split(np.sqrt(weights)[:, None], ends[:-1])
         flat = [batch * root for batch, root in zip(flat, roots, strict=True)]
     hessian = np.zeros((in_features, in_features), np.float64)
+    size = WIDE_BLOCK if in_features >= WIDE else BLOCK
 
     def block(corner: tuple[int, int]) -> None:
-        rows, columns = (slice(begin, begin + BLOCK) for begin in corner)
+        rows, columns = (slice(begin, begin + size) for begin in corner)
         total = hessian[rows, columns]
         with np.errstate(invalid="ignore", over="ignore"):  # refused below, by name
             for batch in flat:
                 total += batch[:, rows].T @ batch[:, columns]
         total /= tokens
 
-    begins = range(0, in_features, BLOCK)
+    begins = range(0, in_features, size)
     upper = [(row, column) for row in begins for column in begins if row <= column]
     # The diagonal's blocks come last: NumPy computes half of X^T X, so they even out the threads.
     parallel_map(block, sorted(upper, key=lambda corner: corner[0] == corner[1]))

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan, Stage
-from crumb.calibrate.walk import cut_batches
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import atomic_file
@@ -27,7 +26,7 @@ from crumb.operations.operation import Array, Context, Gradients, Operation
 from crumb.run.array_executor import run_stage
 from crumb.run.backward import stage_gradients
 from crumb.run.model import start_buffers
-from crumb.run.stage_engine import StageEngine, plan_texts
+from crumb.run.whole_texts import cut_batches, plan_texts, texts_together
 
 Floats = NDArray[np.float32]
 Told = Callable[[Stage, float], None]
@@ -81,7 +80,7 @@ class GradientPass:
         check_decoder(checkpoint.plan)
         self.checkpoint, self.tokens, self.folder = checkpoint, tokens, folder
         self.stages = checkpoint.plan.stages
-        per_batch = len(cut_batches(tokens)[0])
+        per_batch = texts_together(tokens.shape[1])
         begins = range(0, len(tokens), per_batch)
         self.batches = [slice(begin, begin + per_batch) for begin in begins]
 
@@ -105,12 +104,15 @@ class GradientPass:
 
     def _forward(self, told: Told) -> None:
         """Run all stages but the last; what flows into each lies in its file then."""
-        texts = plan_texts(self.checkpoint, self.batches[0].stop, self.tokens.shape[1])
+        texts = plan_texts(self.checkpoint, cut_batches(self.tokens))
         for index, stage in enumerate(self.stages[:-1]):
             if not self._border_path(index + 1).exists():
-                flowing = [self._inputs(index, batch) for batch in self.batches]
-                StageEngine(texts, index).run_to(len(stage.operations), flowing)
-                outputs = (buffers[stage.outputs[0]] for buffers in flowing)
+                flowing = cut_batches(self.tokens)
+                for batch, place in zip(flowing, self.batches, strict=True):
+                    for name in self.stages[index - 1].outputs if index else ():
+                        texts.put(batch, name, self._inputs(index, place)[name])
+                texts.run(index, 0, len(stage.operations), flowing)
+                outputs = (texts.get(index, batch, stage.outputs[0]) for batch in flowing)
                 self._write(self._border_path(index + 1), outputs)
             told(stage, FORWARD_WORK)
 

@@ -19,10 +19,8 @@ from crumb.architectures.plan import Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.operations.linear import Linear
-from crumb.run.stage_engine import Buffers, StageEngine, TextsPlan, plan_texts
-
-BATCH_TOKENS = 2048
-"""Tokens that run through a stage together."""
+from crumb.run.program import Floats
+from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
 
 
 @dataclass(frozen=True)
@@ -54,21 +52,29 @@ def linear_groups(stage: Stage) -> list[LinearGroup]:
 class StageWalk:
     """One stage on its way; `flowing` holds the live buffers of every batch."""
 
-    def __init__(self, texts: TextsPlan, index: int, flowing: Sequence[Buffers]) -> None:
-        self._engine = StageEngine(texts, index)
-        self.stage, self.flowing = self._engine.stage, [dict(each) for each in flowing]
-        self._before = flowing
+    def __init__(self, texts: WholeTexts, index: int, flowing: Sequence[Batch]) -> None:
+        self._texts, self._index, self._before = texts, index, flowing
+        self.stage = texts.checkpoint.plan.stages[index]
+        self.flowing = [Batch(each.tokens, dict(each.buffers)) for each in flowing]
 
     def groups(self) -> Iterator[LinearGroup]:
         """Each group in turn, with the operations before it already run.
 
         At the end `flowing` also has what flowed past the stage.
         """
+        place = 0
         for group in linear_groups(self.stage):
-            self._engine.run_to(group.first, self.flowing)
+            self._texts.run(self._index, place, group.first, self.flowing)
             yield group
-        self._engine.run_to(len(self.stage.operations), self.flowing)
-        self.flowing = [old | new for old, new in zip(self._before, self.flowing, strict=True)]
+            place = group.first
+        self._texts.run(self._index, place, len(self.stage.operations), self.flowing)
+        for before, batch in zip(self._before, self.flowing, strict=True):
+            batch.buffers = before.buffers | batch.buffers
+
+    def inputs(self, group: LinearGroup) -> list[Floats]:
+        """What the group reads, (rows, in_features) of each batch."""
+        linear = group.linears[0]
+        return [each.features(linear.input, linear.in_features) for each in self.flowing]
 
     def statistics(
         self, group: LinearGroup, weights: NDArray[np.float32] | None = None
@@ -77,14 +83,7 @@ class StageWalk:
 
         Shapes: weights (tokens,). Raises: SolveError.
         """
-        name, layer = group.linears[0].input, group.linears[0].weight
-        return accumulate([buffers[name] for buffers in self.flowing], layer, weights)
-
-
-def cut_batches(tokens: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Texts, (count, length), some at a time."""
-    per_batch = max(1, BATCH_TOKENS // tokens.shape[1])
-    return [tokens[begin : begin + per_batch] for begin in range(0, len(tokens), per_batch)]
+        return accumulate(self.inputs(group), group.linears[0].weight, weights)
 
 
 def walk_model(
@@ -94,9 +93,8 @@ def walk_model(
 
     Ends with the head's input: nothing needs the logits.
     """
-    batches = cut_batches(tokens)
-    texts = plan_texts(checkpoint, *batches[0].shape)
-    flowing: Sequence[Buffers] = [{"tokens": batch} for batch in batches]
+    flowing = cut_batches(tokens)
+    texts = plan_texts(checkpoint, flowing)
     for index in range(len(checkpoint.plan.stages)):
         walk = StageWalk(texts, index, flowing)
         for group in walk.groups():

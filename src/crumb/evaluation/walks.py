@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Stage
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.kernels.threads import parallel_map
-from crumb.machine.processors import processors
 from crumb.operations.operation import Array, Context, as_numpy
 from crumb.run.array_executor import run_stage
 from crumb.run.engine import Engine, Rows, StepPart
+from crumb.run.lanes import Lanes
 from crumb.run.memory_plan import EngineSettings
 from crumb.run.model import Model, start_buffers
 from crumb.run.program import plan_engine
@@ -40,9 +39,6 @@ Visit = Callable[[int, Sequence[Blocks]], Result]
 
 CHUNK_TOKENS = 16_384
 """Tokens whose hidden states the array walk holds at once."""
-
-LANES_BYTES = 1 << 30
-"""Most bytes that engines' buffers, beyond those of one lane, may take together."""
 
 
 def walk(
@@ -81,11 +77,6 @@ def lane_bytes(model: Model, settings: EngineSettings) -> int:
     return memory.total_bytes - memory.weights_bytes
 
 
-def lane_count(bytes_of_lane: int, windows: int) -> int:
-    """How many windows are at work at once: one a processor, if memory allows."""
-    return max(1, min(processors(), windows, LANES_BYTES // bytes_of_lane))
-
-
 def _walk_native(
     models: Sequence[Model],
     executions: Sequence[Execution],
@@ -99,29 +90,21 @@ def _walk_native(
         engine_settings(execution, model.plan.vocabulary, length)
         for model, execution in zip(models, executions, strict=True)
     ]
-    lanes = lane_count(sum(map(lane_bytes, models, settings)), count)
-    # Engines of one thread never wait for each other; few lanes of a large machine share its rest.
-    threads = processors() // lanes
-    free: SimpleQueue[list[Engine]] = SimpleQueue()
-    for _ in range(lanes):
-        free.put(
-            [
-                Engine(model.checkpoint, replace(each, threads=threads))
-                for model, each in zip(models, settings, strict=True)
-            ]
-        )
 
-    def one(index: int) -> Result:
-        engines = free.get()
+    def make(threads: int) -> list[Engine]:
+        each = zip(models, settings, strict=True)
+        return [Engine(model.checkpoint, replace(own, threads=threads)) for model, own in each]
+
+    def one(engines: list[Engine], index: int) -> Result:
         blocks = [_blocks(each, windows[index], first_scored) for each in engines]
         try:
             return visit(index, blocks)
         finally:
             for each in blocks:  # one that an error left holds pages of its engine
                 each.close()
-            free.put(engines)
 
-    return parallel_map(one, range(count), lambda done: progress(done, count))
+    lanes = Lanes(make, sum(map(lane_bytes, models, settings)), count)
+    return lanes.map(one, range(count), lambda done: progress(done, count))
 
 
 def _blocks(engine: Engine, window: Tokens, first_scored: int) -> Blocks:

@@ -12,11 +12,12 @@ from math import prod
 
 from crumb.architectures.plan import Plan
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
-from crumb.evaluation.walks import CHUNK_TOKENS, engine_settings, lane_bytes, lane_count
+from crumb.evaluation.walks import CHUNK_TOKENS, engine_settings, lane_bytes
 from crumb.fitting.quantize_cost import FIXED_BYTES, measured_rate
 from crumb.fitting.stage_cost import stage_work
 from crumb.machine.processors import processors
 from crumb.progress import Cost, CostListener
+from crumb.run.lanes import lane_count
 from crumb.run.model import KEPT_BYTES, Model
 from crumb.texts.windows import Windows
 

@@ -9,11 +9,11 @@ from math import prod
 
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.token_weights import BACKWARD_WORK, FORWARD_WORK, HEAD_TOKENS
-from crumb.calibrate.walk import BATCH_TOKENS
 from crumb.fitting.stage_cost import stage_work
 from crumb.machine.processors import processors
 from crumb.operations.attention import Attention
 from crumb.operations.table import output_widths
+from crumb.run.whole_texts import texts_together
 
 FLOAT_BYTES = 4
 
@@ -56,7 +56,7 @@ def gradient_disk_bytes(plan: Plan, shape: tuple[int, int]) -> int:
 
 def gradient_memory_bytes(plan: Plan, shape: tuple[int, int]) -> int:
     """Most memory: one stage's weights, a batch of its buffers a thread, one border."""
-    texts = max(1, BATCH_TOKENS // shape[1])
+    texts = texts_together(shape[1])
     tokens = texts * shape[1]
     widths: dict[str, int] = {}
     peak = 0

@@ -32,6 +32,8 @@ from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
 from crumb.operations.operation import TensorSpec
 from crumb.progress import Cost
+from crumb.run.lanes import lane_count
+from crumb.run.whole_texts import lane_bytes, plan_batch, texts_together
 from crumb.solve.problem import Method, Scales, SolveSettings
 
 SEARCH_WORK = {ZeroKind.FIXED: 1100.0, ZeroKind.VARIABLE: 1700.0, ZeroKind.MINIMUM: 650.0}
@@ -140,7 +142,7 @@ def peak_bytes(
     """
     tokens = shape[0] * shape[1]
     peak = gradient_memory_bytes(plan, shape) if settings.weighs_tokens else 0
-    for stage in plan.stages:
+    for index, stage in enumerate(plan.stages):
         widths = [1]
         for operation in stage.operations:
             solved = formats.get(operation.weight) if isinstance(operation, Embed) else None
@@ -155,8 +157,16 @@ def peak_bytes(
                 widths += [operation.in_features, operation.out_features]
         if stage.name != "head" and settings.method is Method.GPTQ:
             linears = 4 * sum(prod(spec.shape) for spec in stage.tensors() if spec.matrix)
-            peak = max(peak, linears + 4 * tokens * (max(widths) + widths[-1]))
+            flowing = 4 * tokens * (max(widths) + widths[-1])
+            peak = max(peak, linears + flowing + lanes_bytes(plan, index, shape))
     return peak + FIXED_BYTES
+
+
+def lanes_bytes(plan: Plan, index: int, shape: tuple[int, int]) -> int:
+    """Memory of the engines that run the calibration through a stage."""
+    texts = texts_together(shape[1])
+    lane = lane_bytes(plan, index, *plan_batch(plan, texts, shape[1]))
+    return lane_count(lane, -(-shape[0] // texts)) * lane
 
 
 def packed_bytes(plan: Plan, formats: Mapping[str, Format]) -> int:

@@ -198,7 +198,7 @@ struct Machine {
       tokens[row] = row * 5 % kVocabulary, positions[row] = row < 18 ? row : row - 18;
     const int32_t first[] = {3, 0}, second[] = {6}, selected[kSelected] = {20, 17, 0, 3, 18};
     const Segment segments[] = {{0, 18, 0, first}, {18, 3, 0, second}};
-    engine.run({tokens, positions, kRows, segments, 2, selected, kSelected, 0,
+    engine.run({tokens, positions, kRows, segments, 2, selected, kSelected,
                 int64_t(engine.operations.size())});
     const Buffer& logits = engine.buffers.back();
     return {logits.data, logits.data + kSelected * logits.stride};

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from crumb.calibrate import statistics
-from crumb.calibrate.statistics import BLOCK, accumulate
+from crumb.calibrate.statistics import BLOCK, WIDE, accumulate
 from crumb.errors import SolveError
 from crumb.kernels import threads as parallel
 
@@ -21,7 +21,7 @@ def batches(in_features, lengths, seed=0):
     ]
 
 
-@pytest.mark.parametrize("in_features", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 1100])
+@pytest.mark.parametrize("in_features", [1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 1100, WIDE + 1])
 def test_h_is_the_second_moment(in_features):
     parts = batches(in_features, (9, 1, 16))
     found = accumulate(parts, "layer")

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
 
-from crumb.calibrate import token_weights, walk
+from crumb.calibrate import token_weights
 from crumb.calibrate.statistics import accumulate, effective_tokens
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
 from crumb.operations.linear import Linear
 from crumb.requests.quantize_options import make_quantize_request
+from crumb.run import whole_texts
 from crumb.run.backward import Backward, next_token_loss
 from crumb.run.model import open_model
 
@@ -47,7 +48,7 @@ def test_the_pass_gives_the_squares_of_a_pass_at_once(
     folder = write_model(tmp_path, configuration)
     tokens = np.concatenate([make_tokens(configuration)] * 2)[:3, :20]
     tokens[1] = tokens[1][::-1]
-    monkeypatch.setattr(walk, "BATCH_TOKENS", 40)  # two texts, then one
+    monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 40)  # two texts, then one
     monkeypatch.setattr(token_weights, "HEAD_TOKENS", 7)
     checkpoint = open_model(str(folder)).checkpoint
     found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0).squares

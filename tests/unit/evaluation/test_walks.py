@@ -15,10 +15,10 @@ from tiny_checkpoint import NORM, make_tensors, write_checkpoint
 
 from crumb.errors import CheckpointError
 from crumb.evaluation import execution as execution_module
-from crumb.evaluation import walks
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.evaluation.scores import TokenScores, score
 from crumb.kernels import threads
+from crumb.run import lanes
 from crumb.run.model import Model, open_model
 
 FIELDS = ("loss", "divergence", "agrees", "probability_change")
@@ -71,11 +71,11 @@ def test_blocks_lanes_and_threads_change_no_bit(
     for rows in (16, 31, 64):
         monkeypatch.setattr(execution_module, "MOST_BLOCK_TOKENS", rows)
         assert_same_bits(score(models, windows, first_scored, True), expected)
-    for module, count in ((threads, 1), (threads, 3), (walks, 1), (walks, 4)):
+    for module, count in ((threads, 1), (threads, 3), (lanes, 1), (lanes, 4)):
         with monkeypatch.context() as patch:
             patch.setattr(module, "processors", lambda count=count: count)
             assert_same_bits(score(models, windows, first_scored, True), expected)
-    monkeypatch.setattr(walks, "LANES_BYTES", 1)  # one lane, its engines with all threads
+    monkeypatch.setattr(lanes, "LANES_BYTES", 1)  # one lane, its engines with all threads
     assert_same_bits(score(models, windows, first_scored, True), expected)
 
 

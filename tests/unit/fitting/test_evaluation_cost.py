@@ -7,6 +7,7 @@ from crumb.evaluation import walks
 from crumb.evaluation.execution import Execution, ExecutorKind
 from crumb.fitting import evaluation_cost
 from crumb.fitting.evaluation_cost import estimate_evaluation
+from crumb.run import lanes as lanes_module
 from crumb.run import model as model_module
 from crumb.run.model import open_model
 from crumb.run.program import plan_engine
@@ -41,10 +42,10 @@ def test_native_memory_is_weights_and_lanes_by_the_engines_own_plan(model, monke
     logits = 2 * 4 * 256 * 4096
     fixed = evaluation_cost.FIXED_BYTES
     for processors, windows, lanes in ((1, 9, 1), (3, 9, 3), (3, 2, 2)):
-        monkeypatch.setattr(walks, "processors", lambda count=processors: count)
+        monkeypatch.setattr(lanes_module, "processors", lambda count=processors: count)
         found = estimate_evaluation([model], (windows, 512)).memory_bytes
         assert found == fixed + plan.weights_bytes + lanes * (lane + logits)
-    monkeypatch.setattr(walks, "LANES_BYTES", lane)  # room for no second lane
+    monkeypatch.setattr(lanes_module, "LANES_BYTES", lane)  # room for no second lane
     found = estimate_evaluation([model], (9, 512)).memory_bytes
     assert found == fixed + plan.weights_bytes + lane + logits
 
