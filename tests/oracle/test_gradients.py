@@ -47,6 +47,6 @@ def test_gradients_are_those_of_automatic_differentiation(variant: str, tmp_path
     for name in names:
         reference = theirs._kept[name].grad.numpy()
         # f64 throughout but for the derivative of erf, whose approximation is off by 1e-6.
-        np.testing.assert_allclose(
-            gradients[name], reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=name
-        )
+        # Biases of keys that do not rotate change nothing: their gradient is roundings around 0.
+        allowed = 1e-5 * np.abs(reference).max() + 1e-14
+        np.testing.assert_allclose(gradients[name], reference, rtol=0, atol=allowed, err_msg=name)
