@@ -19,6 +19,9 @@ from crumb.run.speculation import Speculation
 PROMPT_SHARE = 4
 """One row in so many is kept for prompts while any are read."""
 
+ROWS_BESIDE = 48
+"""Rows of prompts in a step that also decodes: more would let texts wait for several steps."""
+
 
 @dataclass(eq=False, slots=True)
 class Active:
@@ -64,7 +67,8 @@ class StepComposer:
                 decoding.rotate(-1)
         parts = [StepPart(each.sequence, (each.consumer.next_token,)) for each in chosen]
         if reading:
-            self._add_chunks(reading, chosen, parts, rows - len(parts), rows_out - len(parts))
+            chunk_rows = min(rows - len(parts), ROWS_BESIDE) if parts else rows
+            self._add_chunks(reading, chosen, parts, chunk_rows, rows_out - len(parts))
         elif len(chosen) == len(decoding):
             self._add_drafts(chosen, parts, min(rows, rows_out) - len(parts))
         return chosen, parts
