@@ -20,6 +20,7 @@ import pytest
 from crumb.cli.main import main
 
 QUICK: dict[str, object] = {
+    "effort": "fast",
     "bits": 3,
     "group_size": 32,
     "calibration": "excerpt-calibration",

@@ -25,6 +25,7 @@ from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.main import main
 from crumb.fitting.quantize_cost import working_bytes
 from crumb.pipeline import QuantizeRequest, choose_formats
+from crumb.solve.problem import SolveSettings
 
 Capsys = pytest.CaptureFixture[str]
 Usage = namedtuple("Usage", "total used free")
@@ -53,7 +54,8 @@ def needed_bytes(model: Path) -> int:
     """What the quick quantization asks of the disk."""
     checkpoint = open_checkpoint(model)
     request = QuantizeRequest(str(model), Path(), bits=3, group_size=32)
-    return working_bytes(checkpoint, choose_formats(checkpoint.plan, request))
+    formats = choose_formats(checkpoint.plan, request)
+    return working_bytes(checkpoint, formats, (0, 1), SolveSettings(token_power=0.0))
 
 
 def claim_free(monkeypatch: pytest.MonkeyPatch, free: int) -> None:

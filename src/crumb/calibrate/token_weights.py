@@ -55,8 +55,10 @@ class TokenWeights:
         shares = [each.out_features / outputs for each in linears]
         squares = [self.squares[each.weight].astype(np.float64) for each in linears]
         mean_squares = np.einsum("l,lt->t", shares, np.stack(squares))
-        clipped = np.minimum(mean_squares, np.quantile(mean_squares, CLIP_QUANTILE)) ** self.power
-        mean = float(clipped.mean())
+        with np.errstate(over="ignore", invalid="ignore"):  # statistics refuse it, by name
+            most = np.quantile(mean_squares, CLIP_QUANTILE)
+            clipped = np.minimum(mean_squares, most) ** self.power
+            mean = float(clipped.mean())
         if not np.isfinite(mean) or mean <= 0.0:
             return np.ones(len(clipped), np.float32)
         return np.asarray(clipped / mean, np.float32)
@@ -146,7 +148,7 @@ class GradientPass:
         squares = {name: np.zeros(self.tokens.shape, np.float32) for name in _layers(stage)}
         if index:
             walk = self._head if index == len(self.stages) - 1 else self._block
-            gradients = parallel_map(walk(index, squares), self.batches)
+            gradients = parallel_map(_untold(walk(index, squares)), self.batches)
             self._write(self._gradient_path(index), gradients)
         with atomic_file(self._squares_path(index)) as file:
             np.save(file, np.array([each.ravel() for each in squares.values()], np.float32))
@@ -201,6 +203,16 @@ class GradientPass:
 
 def _layers(stage: Stage) -> list[str]:
     return [each.weight for each in stage.operations if isinstance(each, Linear)]
+
+
+def _untold(walk: Callable[[slice], Array]) -> Callable[[slice], Array]:
+    """Without NumPy's warnings: what overflows is refused, by name, by the statistics."""
+
+    def quiet(batch: slice) -> Array:
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            return walk(batch)
+
+    return quiet
 
 
 def _recorder(

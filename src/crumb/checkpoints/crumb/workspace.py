@@ -129,8 +129,8 @@ def open_workspace(out: Path, key: dict[str, Any], restart: bool) -> Iterator[Wo
             try:
                 _claim(beside, key, restart)
                 yield Workspace(out, beside, key)
-            except BaseException:
-                _tidy(beside)
+            except BaseException as error:
+                _tidy(beside, failed=isinstance(error, CrumbError))
                 raise
 
 
@@ -168,10 +168,11 @@ def _locked(beside: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def _tidy(beside: Path) -> None:
-    """After a failure: keep finished tensors, drop the rest."""
+def _tidy(beside: Path, failed: bool) -> None:
+    """Keep finished work, drop the rest. Weights of tokens alone are no use to what failed."""
     shutil.rmtree(beside / "model", ignore_errors=True)
-    if not _finished_files(beside):
+    work = [path for path in _finished_files(beside) if not failed or path.suffix != ".npy"]
+    if not work:
         shutil.rmtree(beside, ignore_errors=True)
 
 
