@@ -30,6 +30,9 @@ ANSWER_SECONDS = 600.0
 OTHER_NAMES = {"ignore_end": "ignore_eos"}
 """Our settings that servers know by another name."""
 
+OWN_ENGINE = {"speculate"}
+"""Settings of an engine that runs here: no request carries them."""
+
 
 class RemoteConversation(Turns):
     """A chat with a server."""
@@ -119,7 +122,7 @@ def settings_of(text: TextOptions) -> dict[str, Any]:
     """The settings that were given, as a server knows them."""
     settings: dict[str, Any] = {}
     for each in fields(TextOptions):
-        value = getattr(text, each.name)
+        value = None if each.name in OWN_ENGINE else getattr(text, each.name)
         if value is not None and value is not False and value != ():
             settings[OTHER_NAMES.get(each.name, each.name)] = value
     if "logit_bias" in settings:
