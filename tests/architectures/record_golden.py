@@ -39,7 +39,10 @@ def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
 def transformers_logits(folder: Path, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits of a model directory, each of whose tensors must be wanted, and none missing."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, attn_implementation="eager"
+        folder,
+        output_loading_info=True,
+        attn_implementation="eager",
+        experts_implementation="eager",
     )
     wrong = {key: found for key, found in info.items() if found}
     assert not wrong, wrong

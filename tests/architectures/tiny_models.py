@@ -117,6 +117,13 @@ GPT_NEO: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 22}
+QWEN2_MOE = QWEN2 | EXPERTS | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 37}
+QWEN2_MOE |= {"max_window_layers": 3, "norm_topk_prob": False}
+QWEN3_MOE = LLAMA | EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True}
+OLMOE = LLAMA | WHOLE_HEADS | {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
+del OLMOE["head_dim"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
@@ -137,6 +144,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"},
     "gpt_neox-linear": GPT_NEOX
     | {"rotary_pct": 1.0, "rope_scaling": {"type": "linear", "factor": 3.0}},
+    "mixtral": MIXTRAL,
+    "mixtral-window": MIXTRAL | {"sliding_window": 11, "num_experts_per_tok": 5},
+    "qwen2_moe": QWEN2_MOE,
+    "qwen2_moe-some": QWEN2_MOE
+    | {"decoder_sparse_step": 2, "qkv_bias": False, "use_sliding_window": False},
+    "qwen3_moe": QWEN3_MOE,
+    "qwen3_moe-some": QWEN3_MOE
+    | {"mlp_only_layers": [1], "norm_topk_prob": False, "attention_bias": True}
+    | {"use_sliding_window": True, "sliding_window": 9},
+    "olmoe": OLMOE,
+    "olmoe-clipped": OLMOE | {"clip_qkv": 0.6, "norm_topk_prob": True, "tie_word_embeddings": True},
     "gptj": GPTJ,
     "gptj-tied": GPTJ | {"n_inner": None, "tie_word_embeddings": True},
     "gpt_neo": GPT_NEO,
@@ -170,7 +188,7 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
     }
     for seed, spec in enumerate(sorted(plan.tensors(), key=lambda spec: spec.name)):
         spread, centre = 0.3, 0.0 if spec.name.endswith(".bias") else 1.0
-        if spec.matrix:
+        if len(spec.shape) == 2:
             spread = 1.0 if spec.name in looked_up else 1.5 / math.sqrt(spec.shape[1])
             centre = 0.0
         weights[spec.name] = centre + spread * uniform(seed, spec.shape)

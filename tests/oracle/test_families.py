@@ -57,15 +57,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         settings = deepcopy(VARIANTS[variant])
         del settings["model_type"]
         config = transformers.AutoConfig.for_model(VARIANTS[variant]["model_type"], **settings)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        )
         torch.manual_seed(len(variant))
         looked_up = {id(each.weight) for each in model.modules() if hasattr(each, "num_embeddings")}
         with torch.no_grad():
             for name, tensor in model.named_parameters():
                 spread, centre = 0.3, 0.0 if name.endswith(".bias") else 1.0
-                if tensor.ndim == 2:
+                if tensor.ndim >= 2:
                     centre = 0.0
-                    spread = 1.0 if id(tensor) in looked_up else 1.5 / tensor.shape[1] ** 0.5
+                    spread = 1.0 if id(tensor) in looked_up else 1.5 / tensor.shape[-1] ** 0.5
                 tensor.normal_(centre, spread)
             logits = model.eval()(torch.from_numpy(make_tokens(VARIANTS[variant]))).logits.numpy()
         folder = tmp_path_factory.mktemp(variant)

@@ -59,6 +59,18 @@ class Added:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """output = left + right, parts of what a block adds."""
+
+    left: str
+    right: str
+    output: str
+
+    def operations(self, _: Builder, __: int) -> list[Operation]:
+        return [Add(self.left, self.right, self.output)]
+
+
+@dataclass(frozen=True)
 class SelfAttention:
     """Queries, keys and values of the input; heads normalised, rotated, mixed, projected."""
 
@@ -74,6 +86,10 @@ class SelfAttention:
             for role, count in heads
             if builder.has(f"{role}_norm")
         ]
+        if numbers.clip is not None:
+            operations += [
+                Activation(role, role, "clip", numbers.clip) for role in ("query", "key", "value")
+            ]
         if kind.rope is not None:
             style = builder.family.rotary
             operations += [
@@ -134,15 +150,18 @@ class SelfAttention:
 
 @dataclass(frozen=True)
 class FeedForward:
-    """down(activation(up)), or down(activation(gate) * up)."""
+    """down(activation(up)), or down(activation(gate) * up). Roles begin with `prefix`."""
 
     input: str = "normed"
     output: str = "mlp"
+    prefix: str = ""
+    inner: int | None = None  # features; None: the model's
 
     def operations(self, builder: Builder, block: int) -> list[Operation]:
         sizes = builder.sizes
-        wide = (sizes.hidden, sizes.feed_forward)
-        down = builder.linear("down", "inner", self.output, (wide[1], wide[0]), block)
+        wide = (sizes.hidden, self.inner or sizes.feed_forward)
+        width = (wide[1], wide[0])
+        down = builder.linear(f"{self.prefix}down", "inner", self.output, width, block)
         if not builder.family.gated:
             up = builder.linear("up", self.input, "up", wide, block)
             return [up, Activation("up", "inner", sizes.activation), down]
@@ -158,7 +177,10 @@ class FeedForward:
             both = (wide[0], 2 * wide[1])
             project = builder.linear("gate_up", self.input, "gate_up", both, block)
             return [project, Split("gate_up", ("gate", "up"), 1, (wide[1], wide[1]))]
-        return [builder.linear(role, self.input, role, wide, block) for role in ("gate", "up")]
+        return [
+            builder.linear(f"{self.prefix}{role}", self.input, role, wide, block)
+            for role in ("gate", "up")
+        ]
 
 
 SEQUENTIAL: Block = (

@@ -54,6 +54,20 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """A tensor that holds one of each expert's: (experts, parts behind each other, ...).
+
+    checkpoints/stacked_experts.py takes it apart when a file has it.
+    """
+
+    name: str  # as the file has it, with {block}
+    roles: tuple[str, ...]  # of its parts
+    kind: str = "weight"  # of the roles' tensors, or "bias"
+    transposed: bool = False  # (experts, in_features, parts): columns are outputs
+    interleaved: bool = False  # each part takes turns with the others
+
+
+@dataclass(frozen=True)
 class BlockKind:
     """What may differ between the blocks of one model."""
 
@@ -71,6 +85,7 @@ class Multipliers:
     residual: float = 1.0  # of what a block adds
     logits: float = 1.0
     score_cap: float | None = None
+    clip: float | None = None  # of queries, keys and values
     logit_cap: float | None = None
 
 
@@ -109,6 +124,7 @@ class Family:
     multipliers: Callable[[Reader], Multipliers] = lambda reader: Multipliers()
     restate: Callable[[Configuration], Configuration] = as_it_is  # older spellings as today's
     first_position: int = 0  # rows of "positions" before that of the first token
+    stacked: tuple[Stacked, ...] = ()  # how files may hold experts in place of one tensor each
     tied: bool = False  # what a configuration that does not say means
 
     @property

@@ -110,9 +110,10 @@ class Plan:
         return tuple(unique.values())
 
     def linears(self) -> Iterator[Linear]:
+        """Those whose matrices quantization touches."""
         for stage in self.stages:
             for operation in stage.operations:
-                if isinstance(operation, Linear):
+                if isinstance(operation, Linear) and not operation.exact:
                     yield operation
 
     def parameters(self) -> int:

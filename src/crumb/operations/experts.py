@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 from crumb.operations.activation import FUNCTIONS
 from crumb.operations.operation import (
@@ -92,7 +93,6 @@ class Passed:
 
     expert: int
     token: Array  # (rows,) of each row
-    slot: Array  # (rows,) which of the token's experts this is
     x: Array  # (rows, in_features) as gate and up read it
     share: Array  # (rows, 1)
     gate: Array  # (rows, inner)
@@ -133,21 +133,38 @@ def _product(op: Experts, role: str, expert: int, x: Array, context: Context) ->
     return y
 
 
+def uses_of(chosen: Array, experts: int) -> list[NDArray[np.int64]]:
+    """Of each expert, the uses that are its: token * used + slot. Shapes: (tokens, used)."""
+    numbers = as_numpy(chosen).astype(np.int64).reshape(-1)
+    return [np.nonzero(numbers == expert)[0] for expert in range(experts)]
+
+
 def passes(
-    op: Experts, x: Array, shares: Array, chosen: Array, context: Context
+    op: Experts, x: Array, shares: Array, uses: list[NDArray[np.int64]], context: Context
 ) -> Iterator[Passed]:
     """Each expert that a token uses, with those tokens. Shapes: (tokens, ...)."""
     xp = array_namespace(x)
-    numbers = as_numpy(chosen).astype(np.int64)
-    for expert in np.unique(numbers):
-        tokens, slots = np.nonzero(numbers == expert)
-        token, slot = (xp.asarray(each, device=x.device) for each in (tokens, slots))
-        share = shares[token, slot][:, None]
-        read = x[token, :] * share if op.shares_first else x[token, :]
-        gate, up = (_product(op, role, int(expert), read, context) for role in ("gate", "up"))
+    for expert, own in enumerate(uses):
+        if not own.size:
+            continue
+        token = xp.asarray(own // op.used, device=x.device)
+        one_by_one = xp.reshape(shares, (-1,))
+        share = xp.take(one_by_one, xp.asarray(own, device=x.device), axis=0)[:, None]
+        read = xp.take(x, token, axis=0)
+        read = read * share if op.shares_first else read
+        gate, up = (_product(op, role, expert, read, context) for role in ("gate", "up"))
         inner = _gated(op, gate, up)
-        y = _product(op, "down", int(expert), inner, context)
-        yield Passed(int(expert), token, slot, read, share, gate, up, inner, y)
+        y = _product(op, "down", expert, inner, context)
+        yield Passed(expert, token, read, share, gate, up, inner, y)
+
+
+def _by_token(op: Experts, rows: list[Array], uses: list[NDArray[np.int64]]) -> Array:
+    """Rows of experts one after the other, as (tokens, used, ...)."""
+    xp = array_namespace(rows[0])
+    together = xp.concat(rows, axis=0)
+    places = xp.asarray(np.argsort(np.concatenate(uses)), device=together.device)
+    ordered = xp.take(together, places, axis=0)
+    return xp.reshape(ordered, (-1, op.used, *together.shape[1:]))
 
 
 def _flat(array: Array) -> Array:
@@ -156,9 +173,12 @@ def _flat(array: Array) -> Array:
 
 def _reference(op: Experts, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     (x, shares, chosen), xp = (_flat(each) for each in reads), array_namespace(reads[0])
-    slots = xp.zeros((x.shape[0], op.used, op.in_features), dtype=x.dtype, device=x.device)
-    for each in passes(op, x, shares, chosen, context):
-        slots[each.token, each.slot, :] = each.y if op.shares_first else each.y * each.share
+    uses = uses_of(chosen, op.experts)
+    rows = [
+        each.y if op.shares_first else each.y * each.share
+        for each in passes(op, x, shares, uses, context)
+    ]
+    slots = _by_token(op, rows, uses)
     total = slots[:, 0, :]
     for slot in range(1, op.used):
         total = total + slots[:, slot, :]
@@ -170,25 +190,26 @@ def _gradient(
 ) -> tuple[Gradients, dict[str, Array]]:
     xp = array_namespace(reads[0])
     x, shares, chosen = (_flat(each) for each in reads)
-    toward, dx, dshares = _flat(output[0]), xp.zeros_like(x), xp.zeros_like(shares)
+    toward, uses = _flat(output[0]), uses_of(chosen, op.experts)
+    of_inputs, of_shares = [], []
     trained = {
         spec.name: xp.zeros(spec.shape, dtype=x.dtype, device=x.device)
         for spec in op.tensors()
         if spec.name in context.trained
     }
-    for each in passes(op, x, shares, chosen, context):
-        dy = toward[each.token, :]
+    for each in passes(op, x, shares, uses, context):
+        dy = xp.take(toward, each.token, axis=0)
         if not op.shares_first:
-            dshares[each.token, each.slot] = xp.sum(dy * each.y, axis=-1)
+            of_shares.append(xp.sum(dy * each.y, axis=-1))
             dy = dy * each.share
         dinner = context.multiply(dy, context.weights[op.of("down", each.expert)])
         dgate, dup = _gated_slopes(op, each.gate, each.up, dinner)
         read = context.multiply(dgate, context.weights[op.of("gate", each.expert)])
         read += context.multiply(dup, context.weights[op.of("up", each.expert)])
         if op.shares_first:
-            dshares[each.token, each.slot] = xp.sum(read * x[each.token, :], axis=-1)
+            of_shares.append(xp.sum(read * xp.take(x, each.token, axis=0), axis=-1))
             read = read * each.share
-        dx[each.token, :] += read
+        of_inputs.append(read)
         for role, error, inputs in (
             ("gate", dgate, each.x),
             ("up", dup, each.x),
@@ -199,12 +220,12 @@ def _gradient(
                 trained[name] = context.multiply(xp.matrix_transpose(error), inputs)
             if getattr(op, bias) is not None and op.of(bias, each.expert) in trained:
                 trained[op.of(bias, each.expert)] = xp.sum(error, axis=0)
-    gradients = (dx, dshares, None)
-    shaped = (
-        None if each is None else xp.reshape(each, read.shape)
-        for each, read in zip(gradients, reads, strict=True)
+    gradients = (
+        xp.reshape(xp.sum(_by_token(op, of_inputs, uses), axis=1), reads[0].shape),
+        xp.reshape(_by_token(op, of_shares, uses), reads[1].shape),
+        None,
     )
-    return tuple(shaped), trained
+    return gradients, trained
 
 
 def _native(op: Experts, program: NativeProgram) -> None:

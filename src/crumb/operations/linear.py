@@ -31,9 +31,10 @@ class Linear(Operation):
     bias: str | None  # (out_features,)
     in_features: int
     out_features: int
+    exact: bool = False  # stays float: a router, whose small errors choose other experts
 
     def tensors(self) -> tuple[TensorSpec, ...]:
-        weight = TensorSpec(self.weight, (self.out_features, self.in_features), matrix=True)
+        weight = TensorSpec(self.weight, (self.out_features, self.in_features), not self.exact)
         if self.bias is None:
             return (weight,)
         return (weight, TensorSpec(self.bias, (self.out_features,), matrix=False))

@@ -17,6 +17,7 @@ from crumb.checkpoints.fp8 import reader as fp8
 from crumb.checkpoints.gptq import reader as gptq
 from crumb.checkpoints.grouped_codes import SETTINGS
 from crumb.checkpoints.mlx import reader as mlx
+from crumb.checkpoints.mxfp4 import reader as mxfp4
 from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory
 from crumb.errors import CheckpointError
 from crumb.files.model_files import CONFIGURATION, read_json
@@ -29,6 +30,7 @@ READERS: dict[str, EntryReader] = {
     awq.METHOD: awq.read_awq,
     compressed_tensors.METHOD: compressed_tensors.read_compressed_tensors,
     mlx.METHOD: mlx.read_mlx,
+    mxfp4.METHOD: mxfp4.read_mxfp4,
     **dict.fromkeys(fp8.METHODS, fp8.read_fp8),
 }
 """quant_method of a directory -> who reads its matrices."""

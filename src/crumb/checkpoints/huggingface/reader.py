@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crumb.architectures.registry import plan_of, text_part
+from crumb.architectures.registry import families, plan_of, text_part
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.quantization import reader_of, with_settings
 from crumb.checkpoints.huggingface.text_names import with_plan_names
 from crumb.checkpoints.huggingface.tied_head import with_own_head
 from crumb.checkpoints.huggingface.weight_files import weight_files
 from crumb.checkpoints.safetensors import StoredArray, read_header
+from crumb.checkpoints.stacked_experts import apart
 from crumb.checkpoints.tensor_map import QuantizedDirectory, TensorMap
 from crumb.errors import CheckpointError
 from crumb.files.model_files import CONFIGURATION, DirectoryFiles, needed_json
@@ -41,6 +42,7 @@ def open_directory(path: Path) -> Checkpoint:
         metadata |= said
     arrays = with_plan_names(arrays, plan)
     entries = read(QuantizedDirectory(path, configuration, arrays, metadata))
+    entries = apart(families()[plan.family], plan, entries)
     untied, plan, tensors = with_own_head(configuration, plan, TensorMap(path, entries))
     tensors.check(plan)
     return Checkpoint(path, untied, plan, tensors, weights, files)

@@ -1,0 +1,46 @@
+"""granitemoe: granite with experts, which its files hold stacked."""
+
+from dataclasses import replace
+
+from crumb.architectures.block import Block
+from crumb.architectures.family import Stacked
+from crumb.architectures.granite import FAMILY as GRANITE
+from crumb.architectures.mixture import Routing, mixture, sequential
+from crumb.architectures.reader import Reader
+
+EXPERTS = "model.layers.{block}.block_sparse_moe"
+
+
+def _block(reader: Reader, _: int) -> Block:
+    return sequential(mixture(reader, Routing("none", "softmax")))
+
+
+FAMILY = replace(
+    GRANITE,
+    model_type="granitemoe",
+    keys={
+        **GRANITE.keys,
+        "experts": ("num_local_experts", "num_experts"),
+        "used": "num_experts_per_tok",
+        "expert_inner": "intermediate_size",
+    },
+    defaults={**GRANITE.defaults, "experts": 8, "used": 2},
+    tensors={
+        **{
+            role: name for role, name in GRANITE.tensors.items() if role not in ("gate", "up", "down")
+        },
+        "router": f"{EXPERTS}.router.layer",
+        **{
+            f"expert_{role}": f"{EXPERTS}.experts.{{{{expert}}}}.{role}_proj"
+            for role in ("gate", "up", "down")
+        },
+    },
+    biases={
+        role: flag for role, flag in GRANITE.biases.items() if flag == "attention_bias"
+    },
+    block=_block,
+    stacked=(
+        Stacked(f"{EXPERTS}.input_linear.weight", ("expert_gate", "expert_up")),
+        Stacked(f"{EXPERTS}.output_linear.weight", ("expert_down",)),
+    ),
+)

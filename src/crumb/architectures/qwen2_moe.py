@@ -1,0 +1,63 @@
+"""qwen2_moe: qwen2 with experts in some blocks, and beside them one that every token uses."""
+
+from dataclasses import replace
+
+from crumb.architectures.block import Block, FeedForward, Sum
+from crumb.architectures.configuration import as_integer, check_kinds, read_flag, read_window
+from crumb.architectures.family import BlockKind
+from crumb.architectures.mixture import (
+    QWEN_DEFAULTS,
+    QWEN_KEYS,
+    QWEN_TENSORS,
+    Routing,
+    gated_expert,
+    is_sparse,
+    mixture,
+    sequential,
+)
+from crumb.architectures.qwen2 import FAMILY as QWEN2
+from crumb.architectures.qwen2 import KINDS
+from crumb.architectures.reader import Reader
+
+SHARED = "model.layers.{block}.mlp.shared_expert"
+
+
+def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
+    configuration, blocks = reader.configuration, reader.sizes.blocks
+    slides = read_flag(configuration, "use_sliding_window", False)
+    window = read_window(configuration, "sliding_window", 4096) if slides else None
+    kinds = configuration.get("layer_types")
+    if kinds is None:
+        full = as_integer(configuration.get("max_window_layers", 28), "max_window_layers", lowest=0)
+        kinds = [KINDS[slides and block % 2 == 0 and block < full] for block in range(blocks)]
+    kinds = check_kinds(kinds, "layer_types", blocks, KINDS)
+    rope = reader.rope()
+    return tuple(BlockKind(rope, window if kind == KINDS[1] else None) for kind in kinds)
+
+
+def _block(reader: Reader, block: int) -> Block:
+    if not is_sparse(reader, block):
+        return sequential(FeedForward())
+    finish = "sum" if reader.flag("norm_topk_prob") else "none"
+    shared = gated_expert(reader, reader.size("shared_inner"))
+    return sequential(
+        mixture(reader, Routing("softmax", finish)), shared, Sum("mlp", "shared", "mlp")
+    )
+
+
+FAMILY = replace(
+    QWEN2,
+    model_type="qwen2_moe",
+    keys={**QWEN2.keys, **QWEN_KEYS, "shared_inner": "shared_expert_intermediate_size"},
+    defaults={**QWEN2.defaults, **QWEN_DEFAULTS, "key_value_heads": 16, "qkv_bias": True}
+    | {"experts": 60, "used": 4, "expert_inner": 1408, "shared_inner": 5632},
+    tensors={
+        **QWEN2.tensors,
+        **QWEN_TENSORS,
+        **{f"shared_{role}": f"{SHARED}.{role}_proj" for role in ("gate", "up", "down")},
+        "shared_router": "model.layers.{block}.mlp.shared_expert_gate",
+    },
+    biases=dict.fromkeys(("query", "key", "value"), "qkv_bias"),
+    kinds=_kinds,
+    block=_block,
+)

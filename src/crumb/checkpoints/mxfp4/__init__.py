@@ -1,0 +1,1 @@
+"""Experts of 4-bit floats, as gpt-oss is released."""
