@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 from dense_configurations import DENSE
+from mixture_configurations import MIXTURES
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from crumb.architectures.plan import Plan
-from crumb.architectures.registry import plan_of
+from crumb.architectures.registry import families, plan_of
 from crumb.operations.attention import Attention
 from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
@@ -117,13 +118,6 @@ GPT_NEO: dict[str, Any] = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-MIXTRAL = LLAMA | {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2}
-EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 22}
-QWEN2_MOE = QWEN2 | EXPERTS | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 37}
-QWEN2_MOE |= {"max_window_layers": 3, "norm_topk_prob": False}
-QWEN3_MOE = LLAMA | EXPERTS | {"model_type": "qwen3_moe", "norm_topk_prob": True}
-OLMOE = LLAMA | WHOLE_HEADS | {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
-del OLMOE["head_dim"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama": LLAMA,
@@ -144,17 +138,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_fast"},
     "gpt_neox-linear": GPT_NEOX
     | {"rotary_pct": 1.0, "rope_scaling": {"type": "linear", "factor": 3.0}},
-    "mixtral": MIXTRAL,
-    "mixtral-window": MIXTRAL | {"sliding_window": 11, "num_experts_per_tok": 5},
-    "qwen2_moe": QWEN2_MOE,
-    "qwen2_moe-some": QWEN2_MOE
-    | {"decoder_sparse_step": 2, "qkv_bias": False, "use_sliding_window": False},
-    "qwen3_moe": QWEN3_MOE,
-    "qwen3_moe-some": QWEN3_MOE
-    | {"mlp_only_layers": [1], "norm_topk_prob": False, "attention_bias": True}
-    | {"use_sliding_window": True, "sliding_window": 9},
-    "olmoe": OLMOE,
-    "olmoe-clipped": OLMOE | {"clip_qkv": 0.6, "norm_topk_prob": True, "tie_word_embeddings": True},
     "gptj": GPTJ,
     "gptj-tied": GPTJ | {"n_inner": None, "tie_word_embeddings": True},
     "gpt_neo": GPT_NEO,
@@ -164,6 +147,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "codegen": GPTJ | {"model_type": "codegen", "n_embd": 40, "n_head": 4},
     "codegen-eight": GPTJ | {"model_type": "codegen", "n_embd": 64, "n_head": 8, "n_inner": None},
     **DENSE,
+    **MIXTURES,
 }
 
 
@@ -204,9 +188,31 @@ def make_tokens(configuration: Mapping[str, Any]) -> NDArray[np.int64]:
 def write_model(folder: Path, configuration: Mapping[str, Any]) -> Path:
     """A model directory with the weights of make_weights."""
     (folder / "config.json").write_text(json.dumps(configuration))
-    weights = make_weights(plan_of(configuration))
+    weights = stacked(configuration, make_weights(plan_of(configuration)))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def stacked(configuration: Mapping[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights as files of the family hold them: experts together where it stacks them."""
+    family, given = families()[configuration["model_type"]], dict(weights)
+    for form in family.stacked:
+        for block in range(configuration["num_hidden_layers"]):
+            names = [
+                f"{family.tensors[role].format(block=block)}.{form.kind}" for role in form.roles
+            ]
+            experts = sum(names[0].format(expert=expert) in given for expert in range(99))
+            parts = [
+                np.stack([given.pop(name.format(expert=expert)) for expert in range(experts)])
+                for name in names
+            ]
+            whole = np.concatenate(parts, axis=1)
+            if form.interleaved:
+                whole = np.stack(parts, axis=2).reshape(whole.shape)
+            if form.transposed:
+                whole = whole.swapaxes(1, 2)
+            given[form.name.format(block=block)] = np.ascontiguousarray(whole)
+    return given
 
 
 def tolerance(plan: Plan, logits: NDArray[np.float32]) -> float:

@@ -11,6 +11,9 @@ from crumb.architectures.reader import Reader
 EXPERTS = "model.layers.{block}.block_sparse_moe"
 
 
+PARTS = ("gate", "up", "down")
+
+
 def _block(reader: Reader, _: int) -> Block:
     return sequential(mixture(reader, Routing("none", "softmax")))
 
@@ -26,18 +29,11 @@ FAMILY = replace(
     },
     defaults={**GRANITE.defaults, "experts": 8, "used": 2},
     tensors={
-        **{
-            role: name for role, name in GRANITE.tensors.items() if role not in ("gate", "up", "down")
-        },
+        **{role: name for role, name in GRANITE.tensors.items() if role not in PARTS},
         "router": f"{EXPERTS}.router.layer",
-        **{
-            f"expert_{role}": f"{EXPERTS}.experts.{{{{expert}}}}.{role}_proj"
-            for role in ("gate", "up", "down")
-        },
+        **{f"expert_{role}": f"{EXPERTS}.experts.{{{{expert}}}}.{role}_proj" for role in PARTS},
     },
-    biases={
-        role: flag for role, flag in GRANITE.biases.items() if flag == "attention_bias"
-    },
+    biases={role: flag for role, flag in GRANITE.biases.items() if flag == "attention_bias"},
     block=_block,
     stacked=(
         Stacked(f"{EXPERTS}.input_linear.weight", ("expert_gate", "expert_up")),

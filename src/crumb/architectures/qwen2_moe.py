@@ -3,8 +3,9 @@
 from dataclasses import replace
 
 from crumb.architectures.block import Block, FeedForward, Sum
-from crumb.architectures.configuration import as_integer, check_kinds, read_flag, read_window
+from crumb.architectures.configuration import as_integer, read_flag, read_window
 from crumb.architectures.family import BlockKind
+from crumb.architectures.kinds import sliding_blocks
 from crumb.architectures.mixture import (
     QWEN_DEFAULTS,
     QWEN_KEYS,
@@ -16,23 +17,18 @@ from crumb.architectures.mixture import (
     sequential,
 )
 from crumb.architectures.qwen2 import FAMILY as QWEN2
-from crumb.architectures.qwen2 import KINDS
 from crumb.architectures.reader import Reader
 
 SHARED = "model.layers.{block}.mlp.shared_expert"
 
 
 def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
-    configuration, blocks = reader.configuration, reader.sizes.blocks
+    configuration = reader.configuration
     slides = read_flag(configuration, "use_sliding_window", False)
     window = read_window(configuration, "sliding_window", 4096) if slides else None
-    kinds = configuration.get("layer_types")
-    if kinds is None:
-        full = as_integer(configuration.get("max_window_layers", 28), "max_window_layers", lowest=0)
-        kinds = [KINDS[slides and block % 2 == 0 and block < full] for block in range(blocks)]
-    kinds = check_kinds(kinds, "layer_types", blocks, KINDS)
-    rope = reader.rope()
-    return tuple(BlockKind(rope, window if kind == KINDS[1] else None) for kind in kinds)
+    full = as_integer(configuration.get("max_window_layers", 28), "max_window_layers", lowest=0)
+    sliding = sliding_blocks(reader, lambda block: slides and block % 2 == 0 and block < full)
+    return tuple(BlockKind(reader.rope(), window if each else None) for each in sliding)
 
 
 def _block(reader: Reader, block: int) -> Block:

@@ -54,7 +54,7 @@ def family_row(name: str, family: Family) -> dict[str, Any]:
         "what it is": (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2],
         "norm": family.norm.kind,
         "positions": "learned" if "positions" in family.tensors else rotary[family.rotary],
-        "MLP": "gated" if family.gated else "plain",
+        "MLP": "experts" if "router" in family.tensors else "gated" if family.gated else "plain",
         "GGUF": "" if architecture is None else architecture.name,
         "real file": REAL_FILES.get(name, ""),
     }

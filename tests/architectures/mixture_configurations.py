@@ -1,0 +1,52 @@
+"""Tiny configurations of the families with experts, hard ones: odd heads, few and all experts used.
+
+In: nothing. Out: MIXTURES, by variant, spelled as transformers 4 writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+USUAL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 39,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 10,
+    "intermediate_size": 71,
+    "max_position_embeddings": 160,
+    "rms_norm_eps": 0.02,
+    "hidden_act": "silu",
+    "rope_theta": 300.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WHOLE = {key: value for key, value in USUAL.items() if key != "head_dim"}
+WHOLE |= {"hidden_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+FEW = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 22}
+LOCAL = {"num_local_experts": 5, "num_experts_per_tok": 2}
+
+MIXTRAL = USUAL | LOCAL | {"model_type": "mixtral"}
+QWEN2 = WHOLE | FEW | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 37}
+QWEN2 |= {"use_sliding_window": True, "sliding_window": 13, "max_window_layers": 3}
+QWEN3 = USUAL | FEW | {"model_type": "qwen3_moe", "norm_topk_prob": True}
+OLMOE = WHOLE | {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
+GRANITE = WHOLE | LOCAL | {"model_type": "granitemoe", "embedding_multiplier": 1.7}
+GRANITE |= {"logits_scaling": 2.5, "residual_multiplier": 0.6, "attention_multiplier": 0.3}
+
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": MIXTRAL,
+    "mixtral-window": MIXTRAL | {"sliding_window": 11, "num_experts_per_tok": 5},
+    "qwen2_moe": QWEN2,
+    "qwen2_moe-some": QWEN2
+    | {"decoder_sparse_step": 2, "qkv_bias": False, "use_sliding_window": False},
+    "qwen3_moe": QWEN3,
+    "qwen3_moe-some": QWEN3
+    | {"mlp_only_layers": [1], "norm_topk_prob": False, "attention_bias": True}
+    | {"use_sliding_window": True, "sliding_window": 9},
+    "olmoe": OLMOE,
+    "olmoe-clipped": OLMOE | {"clip_qkv": 0.6, "norm_topk_prob": True, "tie_word_embeddings": True},
+    "granitemoe": GRANITE,
+    "granitemoe-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
+}
