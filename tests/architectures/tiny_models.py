@@ -170,9 +170,15 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
         for operation in stage.operations
         if isinstance(operation, Embed)
     }
+    routers = {
+        operation.weight
+        for stage in plan.stages
+        for operation in stage.operations
+        if isinstance(operation, Linear)
+    }
     for seed, spec in enumerate(sorted(plan.tensors(), key=lambda spec: spec.name)):
         spread, centre = 0.3, 0.0 if spec.name.endswith(".bias") else 1.0
-        if len(spec.shape) == 2:
+        if spec.matrix or spec.name in routers:
             spread = 1.0 if spec.name in looked_up else 1.5 / math.sqrt(spec.shape[1])
             centre = 0.0
         weights[spec.name] = centre + spread * uniform(seed, spec.shape)

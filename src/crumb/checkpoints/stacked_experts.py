@@ -24,7 +24,7 @@ from crumb.operations.experts import Experts
 
 
 @dataclass(frozen=True)
-class Part:
+class ExpertPart:
     """One expert's share of a stacked tensor."""
 
     stacked: Stacked
@@ -72,12 +72,12 @@ def _of_block(
             pattern = f"{family.tensors[role].format(block=block)}.{stacked.kind}"
             for expert in range(operation.experts):
                 spec = specs[pattern.format(expert=expert)]
-                place = Part(stacked, expert, part, spec.shape, name)
+                place = ExpertPart(stacked, expert, part, spec.shape, name)
                 _check(entry, place, operation.experts)
                 yield spec.name, _taken(entry, place)
 
 
-def _check(entry: Entry, part: Part, experts: int) -> None:
+def _check(entry: Entry, part: ExpertPart, experts: int) -> None:
     rows, *columns = part.shape
     whole = (
         (*columns, part.parts * rows) if part.stacked.transposed else (part.parts * rows, *columns)
@@ -94,7 +94,7 @@ def _check(entry: Entry, part: Part, experts: int) -> None:
         )
 
 
-def _taken(entry: Entry, part: Part) -> Entry:
+def _taken(entry: Entry, part: ExpertPart) -> Entry:
     if isinstance(entry, StoredCodes):
         return _codes(entry, part)
     if isinstance(entry, StoredArray) and not (part.stacked.transposed or part.stacked.interleaved):
@@ -106,7 +106,7 @@ def _taken(entry: Entry, part: Part) -> Entry:
     return _floats(entry, part)
 
 
-def _codes(entry: StoredCodes, part: Part) -> StoredCodes:
+def _codes(entry: StoredCodes, part: ExpertPart) -> StoredCodes:
     def read(rows: slice) -> Any:
         place = part.rows(rows)
         codes, parameters = entry.read_codes(slice(place.start, place.stop))
@@ -117,7 +117,7 @@ def _codes(entry: StoredCodes, part: Part) -> StoredCodes:
     return replace(entry, shape=(rows, columns), size_bytes=size, read_codes=read)
 
 
-def _floats(entry: Entry, part: Part) -> StoredFloats:
+def _floats(entry: Entry, part: ExpertPart) -> StoredFloats:
     stacked = part.stacked
     if not isinstance(entry, StoredArray | StoredFloats):
         raise CheckpointError(
