@@ -37,10 +37,10 @@ CRUMB_INLINE void store_cached(uint8_t* at, int64_t index, int64_t apart, int64_
 // Where a head's parts lie in its share of a page.
 struct HeadPlaces {
   int64_t values, scales;
-  HeadPlaces(int64_t head_dim, int kind) {
+  HeadPlaces(int64_t head_dim, int kind, int64_t value_dim) {
     const int64_t element = kind == kFloat32 ? 4 : kind == kInt8 ? 1 : 2;
     values = head_dim * kPageTokens * element;
-    scales = cache_head_bytes(head_dim, kind) - 2 * kPageTokens * 4;  // int8 only
+    scales = cache_head_bytes(head_dim, kind, value_dim) - 2 * kPageTokens * 4;  // int8 only
   }
 };
 
@@ -67,8 +67,9 @@ CRUMB_INLINE float store_head(uint8_t* at, const float* x, int64_t first, int64_
 }
 
 void store_cache(const CacheStoreJob& job) {
-  const HeadPlaces places(job.head_dim, job.cache.kind);
-  const int64_t padded = padded_to(job.head_dim, 16);
+  const int64_t value_dim = job.value_dim < 0 ? job.head_dim : job.value_dim;
+  const HeadPlaces places(job.head_dim, job.cache.kind, value_dim);
+  const int64_t padded = padded_to(value_dim, 16);
   int64_t item = 0;
   for (int64_t s = 0; s < job.segment_count; ++s) {
     const Segment& segment = job.segments[s];
@@ -81,11 +82,11 @@ void store_cache(const CacheStoreJob& job) {
                         head * job.cache.head_bytes;
         const int64_t at = segment.first_row + row;
         const float* key = job.key + at * job.key_stride + head * job.head_dim;
-        const float* value = job.value + at * job.value_stride + head * job.head_dim;
+        const float* value = job.value + at * job.value_stride + head * value_dim;
         const int kind = job.cache.kind;
         const float a = store_head(page, key, slot, kPageTokens, job.head_dim, kind);
         const float b =
-            store_head(page + places.values, value, slot * padded, 1, job.head_dim, kind);
+            store_head(page + places.values, value, slot * padded, 1, value_dim, kind);
         if (kind != kInt8) continue;
         float* scales = reinterpret_cast<float*>(page + places.scales);
         scales[slot] = a;
@@ -101,11 +102,11 @@ struct Queries {
   const Segment& segment;
   int64_t head;   // key-value head
   int64_t first;  // query: row * group + head of the group
+  int64_t value_dim() const { return job.value_dim < 0 ? job.head_dim : job.value_dim; }
+  HeadPlaces places(int kind) const { return {job.head_dim, kind, job.latent ? 0 : value_dim()}; }
   int64_t group() const { return job.heads / job.key_value_heads; }
   int64_t row(int64_t q) const { return (first + q) / group(); }
-  int64_t offset(int64_t q) const {  // of the query's features in its row
-    return (head * group() + (first + q) % group()) * job.head_dim;
-  }
+  int64_t query_head(int64_t q) const { return head * group() + (first + q) % group(); }
   int64_t end(int64_t q) const {  // keys up to here are seen
     return job.causal ? segment.past + row(q) + 1 : segment.past + segment.rows;
   }
@@ -124,7 +125,7 @@ struct Queries {
 template <int kind, int count, int pages>
 CRUMB_INLINE void score_some(const Queries& of, const float* query, int64_t query_stride,
                              int64_t first_page, float* scores, int64_t stride) {
-  const HeadPlaces places(of.job.head_dim, kind);
+  const HeadPlaces places = of.places(kind);
   const uint8_t* page[pages];
   Floats score[pages][count];
 #pragma GCC unroll 2
@@ -169,7 +170,7 @@ template <int kind, int count>
 CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t query_stride,
                               int64_t first_page, int64_t last_page, float* scores,
                               int64_t stride) {
-  const int64_t keys = HeadPlaces(of.job.head_dim, kind).values;
+  const int64_t keys = of.places(kind).values;
   int64_t page = first_page;
   for (; page + kScoredPages <= last_page; page += kScoredPages) {
     for (int p = 0; p < kScoredPages; ++p)
@@ -181,8 +182,10 @@ CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t que
     score_some<kind, count, 1>(of, query, query_stride, page, scores, stride);
 }
 
-// Scores become weights, 0 where a position is not seen; returns one over their sum.
-float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap) {
+// Scores become weights, 0 where a position is not seen; returns one over their sum, to which the
+// score `sink` adds where it is not null.
+float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap,
+             const float* sink) {
   for (int64_t k = 0; k < begin; ++k) scores[k] = -3e38f;
   for (int64_t k = end; k < count; ++k) scores[k] = -3e38f;
   Floats most = all_floats(-3e38f);
@@ -199,7 +202,8 @@ float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap
     for (int64_t k = 0; k < begin; ++k) scores[k] = -3e38f;
     for (int64_t k = end; k < count; ++k) scores[k] = -3e38f;
   }
-  const Floats top = all_floats(largest(most));
+  const float highest = sink && *sink > largest(most) ? *sink : largest(most);
+  const Floats top = all_floats(highest);
   Floats total = all_floats(0.0f);
   for (int64_t k = 0; k < count; k += 16) {
     Floats weight = exponential(load_floats(scores + k) - top);
@@ -213,7 +217,22 @@ float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap
     total = total + weight;
     store_floats(scores + k, weight);
   }
-  return 1.0f / sum(total);
+  float lane[16];
+  if (sink) store_floats(lane, exponential(all_floats(*sink - highest)));
+  return 1.0f / (sink ? sum(total) + lane[0] : sum(total));
+}
+
+// Sixteen features of each position of a page, which the keys hold position by position.
+template <int kind>
+CRUMB_INLINE void turn_keys(const uint8_t* page, int64_t feature, int64_t features,
+                            float (&values)[16][16]) {
+  float columns[16][16];
+  for (int64_t k = 0; k < 16; ++k)
+    store_floats(columns[k], feature + k < features
+                                 ? load_cached<kind>(page, (feature + k) * kPageTokens)
+                                 : all_floats(0.0f));
+  for (int k = 0; k < 16; ++k)
+    for (int slot = 0; slot < 16; ++slot) values[slot][k] = columns[k][slot];
 }
 
 // The values of all positions mixed by the weights, `vectors` times 16 features from `feature`.
@@ -221,8 +240,8 @@ template <int kind, int count, int vectors>
 CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_page,
                             int64_t positions, const float* weights, int64_t stride,
                             const float* inverse) {
-  const HeadPlaces places(of.job.head_dim, kind);
-  const int64_t padded = padded_to(of.job.head_dim, 16);
+  const HeadPlaces places = of.places(kind);
+  const int64_t padded = padded_to(of.value_dim(), 16);
   const int64_t last_page = first_page + (positions + kPageTokens - 1) / kPageTokens;
   Floats mixed[count][vectors];
 #pragma GCC unroll 8
@@ -231,7 +250,12 @@ CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_pa
     for (int v = 0; v < vectors; ++v) mixed[q][v] = all_floats(0.0f);
   for (int64_t begin = 0; begin < positions; begin += kPageTokens) {
     const uint8_t* page = of.page(first_page + begin / kPageTokens);
-    const float* scales = reinterpret_cast<const float*>(page + places.scales) + kPageTokens;
+    const float* scales = reinterpret_cast<const float*>(page + places.scales) +
+                          (of.job.latent ? 0 : kPageTokens);
+    alignas(64) [[maybe_unused]] float turned[vectors][16][16];
+    if (of.job.latent)
+      for (int v = 0; v < vectors; ++v)
+        turn_keys<kind>(page, feature + 16 * v, of.value_dim(), turned[v]);
     prefetch_page(of, first_page + begin / kPageTokens + kPagesAhead, last_page, places.values,
                   of.job.cache.head_bytes);
     const int64_t left = positions - begin, slots = left < kPageTokens ? left : kPageTokens;
@@ -245,7 +269,8 @@ CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_pa
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
         const Floats value =
-            load_cached<kind>(page + places.values, slot * padded + feature + 16 * v);
+            of.job.latent ? load_floats(turned[v][slot])
+                          : load_cached<kind>(page + places.values, slot * padded + feature + 16 * v);
 #pragma GCC unroll 8
         for (int q = 0; q < count; ++q)
           mixed[q][v] = fma(value, kind == kInt8 ? scaled[q] : weights[q * stride + begin + slot],
@@ -255,13 +280,14 @@ CRUMB_INLINE void mix_pages(const Queries& of, int64_t feature, int64_t first_pa
   }
 #pragma GCC unroll 8
   for (int q = 0; q < count; ++q) {
-    float* out = of.job.out + (of.segment.first_row + of.row(q)) * of.job.out_stride + of.offset(q);
+    float* out = of.job.out + (of.segment.first_row + of.row(q)) * of.job.out_stride +
+                 of.query_head(q) * of.value_dim();
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) {
       const int64_t from = feature + 16 * v;
       float lane[16];
       store_floats(lane, mixed[q][v] * all_floats(inverse[q]));
-      for (int64_t k = 0; k < 16 && from + k < of.job.head_dim; ++k) out[from + k] = lane[k];
+      for (int64_t k = 0; k < 16 && from + k < of.value_dim(); ++k) out[from + k] = lane[k];
     }
   }
 }
@@ -276,7 +302,8 @@ void attend(const Queries& of) {
   float* query = scores + kScoredQueries * stride;
 #pragma GCC unroll 8
   for (int q = 0; q < count; ++q) {
-    const float* x = job.query + (of.segment.first_row + of.row(q)) * job.query_stride + of.offset(q);
+    const float* x = job.query + (of.segment.first_row + of.row(q)) * job.query_stride +
+                     of.query_head(q) * job.head_dim;
     for (int64_t d = 0; d < job.head_dim; ++d) query[q * job.head_dim + d] = x[d] * job.scale;
   }
   score_pages<kind, count>(of, query, job.head_dim, first_page,
@@ -285,8 +312,9 @@ void attend(const Queries& of) {
 #pragma GCC unroll 8
   for (int q = 0; q < count; ++q)
     inverse[q] = soften(scores + q * stride, of.begin(q) - origin, of.end(q) - origin,
-                        padded_to(positions, kPageTokens), job.soft_cap);
-  const int64_t padded = padded_to(job.head_dim, 16);
+                        padded_to(positions, kPageTokens), job.soft_cap,
+                        job.sinks ? job.sinks + of.query_head(q) : nullptr);
+  const int64_t padded = padded_to(of.value_dim(), 16);
   constexpr int kMixed = count < kMixedQueries ? count : kMixedQueries;
   constexpr int kVectors = kMixed > 4 ? 2 : 4;  // at most 16 sums
   for (int q = 0; q < count; q += kMixed) {

@@ -3,6 +3,9 @@
 // Raises ValueError for sizes above any model's, whose products would leave 64 bits.
 #include "numbers_bindings.hpp"
 
+#include <nanobind/stl/optional.h>
+
+#include <optional>
 #include <string>
 
 #include "bindings_checks.hpp"
@@ -43,11 +46,12 @@ void bind_numbers(nb::module_& m) {
         },
         nb::arg("pairs"), nb::arg("groups"));
   m.def("cache_head_bytes",
-        [](int64_t head_dim, int kind) {
+        [](int64_t head_dim, int kind, std::optional<int64_t> value_dim) {
           require(is_cache_kind(kind), "cache: unknown kind");
-          return cache_head_bytes(width("head_dim", head_dim), kind);
+          return cache_head_bytes(width("head_dim", head_dim), kind,
+                                  width("value_dim", value_dim.value_or(head_dim)));
         },
-        nb::arg("head_dim"), nb::arg("kind"));
+        nb::arg("head_dim"), nb::arg("kind"), nb::arg("value_dim").none() = nb::none());
 }
 
 }  // namespace crumb

@@ -136,8 +136,9 @@ struct Segment {
   const int32_t* pages;
 };
 
-// A page holds for each head: keys (head_dim, 16), values (16, head_dim padded to 16), and for int8
-// 16 scales of the keys and 16 of the values.
+// A page holds for each head: keys (head_dim, 16), values (16, value_dim padded to 16), and for int8
+// 16 scales of the keys and 16 of the values. Latent ones have no values: the keys' first features
+// are mixed.
 struct Cache {
   uint8_t* pool;
   int64_t page_bytes, head_bytes;
@@ -153,6 +154,7 @@ struct CacheStoreJob {
   int64_t segment_count;
   int heads, head_dim;
   int64_t thread, threads;
+  int value_dim = -1;  // as AttentionJob's; 0: values are not stored
 };
 
 struct AttentionJob {
@@ -168,15 +170,19 @@ struct AttentionJob {
   int64_t window;  // 0: none
   int64_t thread, threads;
   float* scratch;  // attention_scratch_floats
+  int value_dim = -1;    // features of a value; -1: as many as of a key
+  bool latent = false;   // values are the first features of the keys
+  const float* sinks = nullptr;  // (heads) scores of nothing: they take a share of the weights
 };
 
 static constexpr int64_t padded_to(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind) {
+// value_dim: -1 for as many features as a key has, 0 for latent ones.
+static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind, int64_t value_dim = -1) {
   const int64_t element = kind == kFloat32 ? 4 : kind == kInt8 ? 1 : 2;
-  return padded_to((head_dim + padded_to(head_dim, 16)) * kPageTokens * element, 64) +
+  return padded_to((head_dim + padded_to(value_dim < 0 ? head_dim : value_dim, 16)) * kPageTokens * element, 64) +
          (kind == kInt8 ? 2 * kPageTokens * 4 : 0);
 }
 

@@ -5,14 +5,16 @@ namespace crumb {
 namespace {
 
 struct Attention final : Operation {
-  int query, key, value, out, heads, key_value_heads, head_dim;
+  int query, key, value, out, heads, key_value_heads, head_dim;  // value -1: latent
+  int value_dim;
+  const float* sinks;
   float scale, soft_cap;
   bool causal;
   int64_t window;
   Cache cache;
 
   explicit Attention(Maker& maker)
-      : query(maker.buffer("query")), key(maker.buffer("key")), value(maker.buffer("value")),
+      : query(maker.buffer("query")), key(maker.buffer("key")), value(maker.of.integer("value") < 0 ? -1 : maker.buffer("value")),
         out(maker.buffer("out")), scale(maker.of.number("scale")),
         soft_cap(maker.of.number("soft_cap")), causal(maker.of.flag("causal")),
         window(maker.of.integer("window")) {
@@ -24,13 +26,17 @@ struct Attention final : Operation {
     const int64_t dim = width / count;
     require(limits.selected_rows == 0, "attention: behind select");
     require(window >= 0, "attention: negative window");
-    require(narrow == dim * few && maker.width(value) == narrow && maker.width(out) == width,
+    require(narrow == dim * few && maker.width(out) % count == 0, "attention: widths differ");
+    const int64_t mixed = maker.width(out) / count;
+    require(value < 0 ? mixed <= dim : maker.width(value) == mixed * few,
             "attention: widths differ");
+    value_dim = int(mixed);
+    sinks = maker.of.floats("sinks", count, "attention: a sink for each head", true);
     heads = int(count), key_value_heads = int(few), head_dim = int(dim);
     const ArrayView pages = maker.of.array("pages", Element::kUint8, 2, true);
     const int64_t kind = maker.of.integer("cache");
     require(kind == kFloat32 || kind == kFloat16 || kind == kInt8, "attention: cache kind");
-    const int64_t head_bytes = cache_head_bytes(dim, int(kind));
+    const int64_t head_bytes = cache_head_bytes(dim, int(kind), value < 0 ? 0 : mixed);
     require(pages.data && pages.shape[1] == head_bytes * few, "pages: wrong size");
     cache = {static_cast<uint8_t*>(pages.data), head_bytes * few, head_bytes, int(kind)};
     limits.pages = std::min(limits.pages, pages.shape[0]);
@@ -38,17 +44,19 @@ struct Attention final : Operation {
   }
 
   void run(Worker& worker) const override {
-    const Buffer &q = worker.buffer(query), &k = worker.buffer(key), &v = worker.buffer(value);
+    const Buffer &q = worker.buffer(query), &k = worker.buffer(key);
+    const Buffer& v = value < 0 ? k : worker.buffer(value);
     const Buffer& to = worker.buffer(out);
     const Step& step = worker.step;
     worker.kernels().cache_store({k.data, v.data, k.stride, v.stride, cache, step.segments,
                                   step.segment_count, key_value_heads, head_dim, worker.thread,
-                                  worker.threads});
+                                  worker.threads, value < 0 ? 0 : value_dim});
     worker.barrier();
     worker.kernels().attention({q.data, to.data, q.stride, to.stride, cache, step.segments,
                                 step.segment_count, heads, key_value_heads, head_dim, scale,
                                 soft_cap, causal, window, worker.thread, worker.threads,
-                                reinterpret_cast<float*>(worker.scratch)});
+                                reinterpret_cast<float*>(worker.scratch), value_dim, value < 0,
+                                sinks});
   }
 };
 

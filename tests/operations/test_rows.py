@@ -48,9 +48,12 @@ def attention(**changed: Any) -> Case:
     tokens = changed.pop("tokens", 9)
     heads, few, dim = changed.pop("shape", (4, 2, 5))
     settings = {"causal": True, "window": None, "state": None} | changed
-    op = Attention("q", "k", "v", "y", heads, few, dim, 0.4, **settings)
-    wide, narrow = (1, tokens, heads * dim), (1, tokens, few * dim)
-    return op, (drawn(*wide), drawn(*narrow, seed=1), drawn(*narrow, seed=2)), {}, 0
+    value = None if changed.pop("latent", False) else "v"
+    settings.pop("latent", None)
+    op = Attention("q", "k", value, "y", heads, few, dim, 0.4, **settings)
+    widths = (heads * dim, few * dim, few * op.mixed_dim)[: 3 if value else 2]
+    reads = tuple(drawn(1, tokens, width, seed=k) for k, width in enumerate(widths))
+    return op, reads, {"s": drawn(heads)} if op.sinks else {}, 0
 
 
 def rotary(style: str, kind: str = "default") -> Case:
@@ -128,6 +131,12 @@ CASES: dict[str, Case] = {
     "attention of an encoder": attention(causal=False),
     "attention with a window": attention(window=3),
     "attention with a soft cap": attention(soft_cap=0.7),
+    "attention with sinks": attention(sinks="s"),
+    "attention with sinks and a window": attention(sinks="s", window=3, soft_cap=2.0),
+    "attention of narrow values": attention(value_dim=3),
+    "attention of wide values": attention(value_dim=19),
+    "latent attention": attention(latent=True, shape=(4, 1, 21), value_dim=17),
+    "latent attention with sinks": attention(latent=True, shape=(3, 1, 9), value_dim=5, sinks="s"),
     "attention of many queries": attention(tokens=QUERY_BLOCK + 5, window=20, shape=(2, 1, 3)),
     "experts": experts(),
     "experts with biases": experts(biases=True, function="gelu"),

@@ -20,6 +20,7 @@ from crumb.operations.operation import (
     Operation,
     OperationCost,
     Row,
+    TensorSpec,
 )
 
 QUERY_BLOCK = 128
@@ -31,15 +32,16 @@ class Attention(Operation):
     """softmax(scale q k^T + mask) v for each head; key and value heads may be fewer.
 
     With a state slot, earlier keys and values are prepended; window counts the query itself.
-    A soft cap c turns each score s into c tanh(s / c).
+    A soft cap c turns each score s into c tanh(s / c). A sink is the score of a key whose value is
+    0. Without a value, the first value_dim features of the keys are mixed: latent attention.
     """
 
     READS = ("query", "key", "value")
 
     query: str  # (batch, tokens, heads * head_dim)
     key: str  # (batch, tokens, key_value_heads * head_dim)
-    value: str
-    output: str
+    value: str | None  # (batch, tokens, key_value_heads * value_dim)
+    output: str  # (batch, tokens, heads * value_dim)
     heads: int
     key_value_heads: int
     head_dim: int
@@ -48,20 +50,31 @@ class Attention(Operation):
     window: int | None  # tokens
     state: str | None
     soft_cap: float | None = None
+    value_dim: int | None = None  # None: head_dim
+    sinks: str | None = None  # (heads,)
+
+    @property
+    def mixed_dim(self) -> int:
+        """Features of a value."""
+        return self.head_dim if self.value_dim is None else self.value_dim
+
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        return () if self.sinks is None else (TensorSpec(self.sinks, (self.heads,), matrix=False),)
 
 
 def _heads(op: Attention, array: Array) -> Array:
-    """Keys or values as (batch, key_value_heads, tokens, head_dim)."""
+    """Keys or values as (batch, key_value_heads, tokens, features)."""
     xp = array_namespace(array)
-    apart = xp.reshape(array, (array.shape[0], -1, op.key_value_heads, op.head_dim))
+    batch, tokens = array.shape[:2]
+    apart = xp.reshape(array, (batch, tokens, op.key_value_heads, -1))
     return xp.permute_dims(apart, (0, 2, 1, 3))
 
 
 def _grouped(op: Attention, array: Array) -> Array:
-    """Queries or outputs as (batch, key_value_heads, group, tokens, head_dim)."""
+    """Queries or outputs as (batch, key_value_heads, group, tokens, features)."""
     xp = array_namespace(array)
     group = op.heads // op.key_value_heads
-    apart = (array.shape[0], array.shape[1], op.key_value_heads, group, op.head_dim)
+    apart = (array.shape[0], array.shape[1], op.key_value_heads, group, -1)
     return xp.permute_dims(xp.reshape(array, apart), (0, 2, 3, 1, 4))
 
 
@@ -70,19 +83,19 @@ def _joined(op: Attention, array: Array) -> Array:
     xp = array_namespace(array)
     batch, tokens = array.shape[0], array.shape[3]
     turned = xp.permute_dims(array, (0, 3, 1, 2, 4))
-    return xp.reshape(turned, (batch, tokens, op.heads * op.head_dim))
+    return xp.reshape(turned, (batch, tokens, op.heads * array.shape[4]))
 
 
 def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     xp = array_namespace(reads[0])
     query = _grouped(op, reads[0]) * op.scale
-    key, value = _heads(op, reads[1]), _heads(op, reads[2])
+    parts = tuple(_heads(op, each) for each in reads[1:])  # latent: keys alone
     if context.states is not None and op.state is not None:
         if op.state in context.states:
-            past_key, past_value = context.states[op.state]
-            key = xp.concat([past_key, key], axis=2)
-            value = xp.concat([past_value, value], axis=2)
-        context.states[op.state] = (key, value)
+            both = zip(context.states[op.state], parts, strict=True)
+            parts = tuple(xp.concat([past, part], axis=2) for past, part in both)
+        context.states[op.state] = parts
+    key, value = parts[0], parts[-1][..., : op.mixed_dim]
     tokens = query.shape[3]
     first = key.shape[2] - tokens if op.causal else 0
     blocks = []
@@ -91,7 +104,7 @@ def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tup
         low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
         weight, total, _ = _weights(op, block, key[:, :, low:high, :], first + begin - low, context)
         mixed = context.multiply(_flat(weight), value[:, :, low:high, :])
-        blocks.append(xp.reshape(mixed, block.shape) / total)
+        blocks.append(xp.reshape(mixed, (*block.shape[:4], op.mixed_dim)) / total)
     return (_joined(op, xp.concat(blocks, axis=3)),)
 
 
@@ -133,8 +146,14 @@ def _weights(
         if op.window is not None:
             hidden = hidden | (keys <= queries - op.window)
         scores[..., seen:] -= xp.astype(hidden, scores.dtype) * 1e30
-    weight = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-    return weight, xp.sum(weight, axis=-1, keepdims=True), slope
+    most = xp.max(scores, axis=-1, keepdims=True)
+    if op.sinks is None:
+        weight = xp.exp(scores - most)
+        return weight, xp.sum(weight, axis=-1, keepdims=True), slope
+    sink = xp.reshape(context.weights[op.sinks], (1, kept, group, 1, 1))
+    most = xp.maximum(most, sink)
+    weight = xp.exp(scores - most)
+    return weight, xp.sum(weight, axis=-1, keepdims=True) + xp.exp(sink - most), slope
 
 
 def _gradient(
@@ -143,9 +162,10 @@ def _gradient(
     """Of whole texts: with P the softmax, dS = P (dP - sum(P dP)), dP = dO v^T."""
     xp = array_namespace(reads[0])
     query = _grouped(op, reads[0]) * op.scale
-    key, value = _heads(op, reads[1]), _heads(op, reads[2])
+    parts = tuple(_heads(op, each) for each in reads[1:])
+    key, value = parts[0], parts[-1][..., : op.mixed_dim]
     gradient = _grouped(op, output[0])
-    to_key, to_value = xp.zeros_like(key), xp.zeros_like(value)
+    to_key, to_value, to_sinks = xp.zeros_like(key), xp.zeros_like(value), 0.0
     first = key.shape[2] - query.shape[3] if op.causal else 0
     blocks = []
     for begin in range(0, query.shape[3], QUERY_BLOCK):
@@ -162,13 +182,22 @@ def _gradient(
         to_value[:, :, low:high, :] += context.multiply(
             xp.matrix_transpose(_flat(weight)), flat_out
         )
-        to_weight -= xp.sum(weight * to_weight, axis=-1, keepdims=True)
-        scores = _flat(weight * to_weight * slope)
+        along = xp.sum(weight * to_weight, axis=-1, keepdims=True)
+        # The sink's weight is what the others leave; its value is 0, so that dP is too.
+        left = 1.0 - xp.sum(weight, axis=-1, keepdims=True)
+        to_sinks = to_sinks - xp.sum(left * along, axis=(0, 3, 4))
+        scores = _flat(weight * (to_weight - along) * slope)
         to_key[:, :, low:high, :] += context.multiply(xp.matrix_transpose(scores), _flat(block))
         blocks.append(xp.reshape(context.multiply(scores, keys), block.shape) * op.scale)
     to_query = _joined(op, xp.concat(blocks, axis=3))
-    both = (xp.permute_dims(each, (0, 2, 1, 3)) for each in (to_key, to_value))
-    return (to_query, *(xp.reshape(each, reads[1].shape) for each in both)), {}
+    if op.value is None:
+        to_key[..., : op.mixed_dim] += to_value
+    both = (xp.permute_dims(each, (0, 2, 1, 3)) for each in (to_key, to_value)[: len(parts)])
+    shaped = (xp.reshape(each, read.shape) for each, read in zip(both, reads[1:], strict=True))
+    trained = {}
+    if op.sinks is not None and op.sinks in context.trained:
+        trained[op.sinks] = xp.reshape(to_sinks, (-1,))
+    return (to_query, *shaped), trained
 
 
 def _native(op: Attention, program: NativeProgram) -> None:
@@ -176,7 +205,7 @@ def _native(op: Attention, program: NativeProgram) -> None:
         "attention",
         query=program.buffer(op.query),
         key=program.buffer(op.key),
-        value=program.buffer(op.value),
+        value=-1 if op.value is None else program.buffer(op.value),
         out=program.buffer(op.output),
         heads=op.heads,
         key_value_heads=op.key_value_heads,
@@ -184,22 +213,24 @@ def _native(op: Attention, program: NativeProgram) -> None:
         soft_cap=op.soft_cap or 0.0,
         causal=op.causal,
         window=op.window or 0,
+        sinks=program.vector(op.sinks),
         **program.cache(op),
     )
 
 
 def _cost(op: Attention, past_tokens: float) -> OperationCost:
     seen = past_tokens if op.window is None else min(past_tokens, op.window)
-    return OperationCost(multiply_adds=2.0 * seen * op.heads * op.head_dim)
+    return OperationCost(multiply_adds=seen * op.heads * (op.head_dim + op.mixed_dim))
 
 
 def _needs(op: Attention) -> Needs:
-    return Needs(cache_heads=op.key_value_heads, head_dim=op.head_dim)
+    value_dim = 0 if op.value is None else op.value_dim
+    return Needs(cache_heads=op.key_value_heads, head_dim=op.head_dim, value_dim=value_dim)
 
 
 ROW = Row(
     Attention,
-    lambda op, widths: (op.heads * op.head_dim,),
+    lambda op, widths: (op.heads * op.mixed_dim,),
     _reference,
     _gradient,
     _native,

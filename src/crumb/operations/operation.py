@@ -39,7 +39,7 @@ class Operation:
         names: list[str] = []
         for role in roles:
             value = getattr(self, role)
-            names.extend(value if isinstance(value, tuple) else (value,))
+            names.extend(value if isinstance(value, tuple) else () if value is None else (value,))
         return tuple(names)
 
     @property
@@ -118,6 +118,7 @@ class Needs:
 
     cache_heads: int = 0  # key-value heads, each with pages of keys and values
     head_dim: int = 0
+    value_dim: int | None = None  # None: as head_dim; 0: no values, the keys' features are mixed
     table: Any = None  # a Rope: cosines and sines of each position, shared by equal ones
     table_width: int = 0  # floats of it for each position
     grouped: Grouped | None = None

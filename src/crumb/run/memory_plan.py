@@ -195,7 +195,7 @@ def activation_rows(rows: int) -> int:
 def cache_page_bytes(operation: Operation, cache: CacheKind) -> int:
     """Bytes of one page of an operation's cache; 0 where it keeps nothing."""
     needs = row_of(operation).needs(operation)
-    return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_CODE[cache])
+    return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_CODE[cache], needs.value_dim)
 
 
 def place_gathered(

@@ -120,7 +120,7 @@ struct Machine {
     add("attention", {{"query", whole(query)}, {"key", whole(key)}, {"value", whole(value)},
                       {"out", whole(out)}, {"heads", whole(kHeads)},
                       {"key_value_heads", whole(kKept)}, {"scale", real(0.3)},
-                      {"soft_cap", real(0)}, {"causal", true}, {"window", whole(0)},
+                      {"soft_cap", real(0)}, {"causal", true}, {"window", whole(0)}, {"sinks", {}},
                       {"pages", ArrayView{pages.data(), {8, page_bytes}, Element::kUint8, true}},
                       {"cache", whole(kFloat16)}});
   }
