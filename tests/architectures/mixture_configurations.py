@@ -34,6 +34,10 @@ QWEN3 = USUAL | FEW | {"model_type": "qwen3_moe", "norm_topk_prob": True}
 OLMOE = WHOLE | {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2}
 GRANITE = WHOLE | LOCAL | {"model_type": "granitemoe", "embedding_multiplier": 1.7}
 GRANITE |= {"logits_scaling": 2.5, "residual_multiplier": 0.6, "attention_multiplier": 0.3}
+GPT_OSS = USUAL | LOCAL | {"model_type": "gpt_oss", "sliding_window": 17, "swiglu_limit": 0.8}
+GLM4 = USUAL | {"model_type": "glm4_moe", "n_routed_experts": 12, "num_experts_per_tok": 3}
+GLM4 |= {"moe_intermediate_size": 22, "n_shared_experts": 2, "routed_scaling_factor": 1.8}
+GLM4 |= {"partial_rotary_factor": 0.4, "n_group": 4, "topk_group": 2}
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL,
@@ -47,6 +51,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
     | {"use_sliding_window": True, "sliding_window": 9},
     "olmoe": OLMOE,
     "olmoe-clipped": OLMOE | {"clip_qkv": 0.6, "norm_topk_prob": True, "tie_word_embeddings": True},
+    "gpt_oss": GPT_OSS,
+    "gpt_oss-tied": GPT_OSS | {"tie_word_embeddings": True, "swiglu_alpha": 1.1},
+    "glm4_moe": GLM4 | {"attention_bias": True, "use_qk_norm": True},
+    "glm4_moe-ungrouped": GLM4
+    | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 0},
     "granitemoe": GRANITE,
     "granitemoe-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
 }

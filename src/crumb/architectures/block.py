@@ -109,6 +109,9 @@ class SelfAttention:
             window=kind.window,
             state=f"block.{block}",
             soft_cap=numbers.score_cap,
+            sinks=builder.family.tensors["sinks"].format(block=block)
+            if builder.has("sinks")
+            else None,
         )
         width = (sizes.heads * sizes.head_dim, sizes.hidden)
         return [*operations, mixed, builder.linear("output", "mixed", self.output, width, block)]

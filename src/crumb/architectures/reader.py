@@ -67,12 +67,12 @@ class Reader:
             return present[0], None
         return keys[0] if keys else word, self.family.defaults.get(word, MISSING)
 
-    def size(self, word: str, derived: int | None = None) -> int:
+    def size(self, word: str, derived: int | None = None, lowest: int = 1) -> int:
         """A size; `derived` stands for null, and for words that the family has no key for."""
         key, value = self.find(word)
         if derived is not None and (value is None or word not in self.family.keys):
             return derived
-        return as_integer(value, key, HIGHEST.get(word, LIMIT))
+        return as_integer(value, key, HIGHEST.get(word, LIMIT), lowest)
 
     def number(self, word: str, lowest: float = 1e-12, highest: float = 1e12) -> float:
         """A number. Raises: CheckpointError."""
