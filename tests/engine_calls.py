@@ -165,7 +165,7 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "soft_cap": 0.0,
         "causal": True,
         "window": 0,
-        "sinks": np.ones(2, np.float32),
+        "sinks": None,
         "pages": pages(),
         "cache": F32,
     },

@@ -146,6 +146,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"cache": F16}, "wrong size"),
     ("attention", {"pages": pages()[:, :-64].copy()}, "wrong size"),
     ("attention", {"window": -1}, "negative window"),
+    ("attention", {"sinks": np.ones(3, np.float32)}, "a sink for each head"),
+    ("attention", {"value": -1}, "wrong size"),
     ("activation", {"function": "sine"}, "unknown function"),
     ("activation", {"function": "scale"}, "a number too many or too few"),
     ("activation", {"number": 2.0}, "a number too many or too few"),

@@ -51,12 +51,12 @@ class ExpertPart:
 
 def apart(family: Family, plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """All entries, experts each for itself. Raises: CheckpointError."""
-    given = dict(entries)
+    separate = dict(entries)
     for block, stage in enumerate(plan.stages[1:-1]):
         for operation in stage.operations:
             if isinstance(operation, Experts):
-                given |= dict(_of_block(family, block, operation, given))
-    return given
+                separate |= dict(_of_block(family, block, operation, separate))
+    return separate
 
 
 def _of_block(
