@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from crumb._native import (
     NativeEngine,
     attention_scratch_floats,
+    cache_head_bytes,
     grouped_rows,
     grouping_integers,
     matmul_scratch_bytes,
@@ -25,6 +26,8 @@ from crumb.operations.rotary import rotation_table
 from crumb.operations.table import output_widths, row_of
 
 Array = NDArray[Any]
+
+PAGES = 10
 
 STEP = 1e-4
 """Of central differences in f64: their error is of the order STEP squared."""
@@ -80,7 +83,7 @@ class Alone:
     ) -> None:
         self.weights = {name: array.astype(np.float32) for name, array in weights.items()}
         self.rows = reads[0].shape[1]
-        size = max(matmul_scratch_bytes(256), 4 * attention_scratch_floats(64, 64))
+        size = max(matmul_scratch_bytes(256), 4 * attention_scratch_floats(16 * PAGES, 64))
         raw = np.zeros(2 * size + 128, np.uint8)
         begin = -raw.ctypes.data % 64
         size = -(-size // 64) * 64
@@ -136,6 +139,14 @@ class Alone:
             "groups": np.zeros(grouping_integers(pairs, needs.groups), np.int32),
             **{name: self._buffer(name, width, rows) for name, width in needs.widths},
         }
+
+    def cache(self, operation: Operation) -> dict[str, Any]:
+        """Pages of f32 keys and values."""
+        needs = row_of(operation).needs(operation)
+        row = needs.cache_heads * cache_head_bytes(needs.head_dim, 0, needs.value_dim)
+        raw = np.zeros(PAGES * row + 64, np.uint8)
+        begin = -raw.ctypes.data % 64
+        return {"pages": raw[begin : begin + PAGES * row].reshape(PAGES, row), "cache": 0}
 
     def turns(self, rope: Any) -> Array:
         return rotation_table(rope, 64)
