@@ -50,6 +50,7 @@ from crumb.requests.quantize_request import (
     Calibration,
     Choice,
     QuantizeRequest,
+    check_method,
     choose,
     needs_calibration,
 )
@@ -100,6 +101,7 @@ def quantize(
     choice = choose(model.plan, request)
     formats = choice.formats
     check_source(model, formats)
+    check_method(model.plan, request)
     drawn = draw(model, request) if needs_calibration(request) else None
     key = job_key(model, request, drawn)
     with open_workspace(request.out, key, request.restart) as workspace:
@@ -209,7 +211,11 @@ def embedded(stage: Stage) -> list[TensorSpec]:
 
 def linears(stage: Stage) -> list[Linear]:
     """The linear layers of a stage."""
-    return [operation for operation in stage.operations if isinstance(operation, Linear)]
+    return [
+        operation
+        for operation in stage.operations
+        if isinstance(operation, Linear) and not operation.exact
+    ]
 
 
 def make_record(tensor: PackedTensor, report: SolveReport, other: str | None) -> dict[str, Any]:
@@ -258,8 +264,8 @@ class _Run:
             for spec in embedded(stage):
                 self.matrix(spec, self.embedding_input(spec))
             if not needs_calibration(self.request):
-                for linear in linears(stage):
-                    self.matrix(linear.tensors()[0], None)
+                for spec in (spec for spec in stage.tensors() if spec.matrix):
+                    self.matrix(spec, None)
             else:
                 flowing = self.calibrated_stage(index, flowing)
         return self.records

@@ -133,7 +133,8 @@ def print_markdown(report: SpeedReport) -> None:
     memory = report.memory
     print(
         f"memory: {bytes_text(memory.total_bytes)} planned, {bytes_text(report.peak_memory_bytes)} "
-        f"at the peak of the process; a step reads {bytes_text(report.work.weight_bytes)} of "
+        f"at the peak of the process; a token "
+        f"reads {bytes_text(int(report.work.bytes_read(1)))} of "
         f"weights; bandwidth measured over {bytes_text(report.array_bytes)}"
     )
     print()
@@ -172,7 +173,7 @@ def print_report(report: SpeedReport) -> None:
                 "cache_bytes": memory.cache_bytes,
                 "peak_memory_bytes": report.peak_memory_bytes,
             },
-            "weight_bytes_per_step": report.work.weight_bytes,
+            "weight_bytes_per_step": report.work.bytes_read(1),
             "multiply_adds_per_token": report.work.products(1, 1),
             "array_bytes": report.array_bytes,
             "measurements": [measurement_record(each) for each in report.measurements],

@@ -20,6 +20,7 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
 from crumb.machine.memory import available_bytes, peak_memory_bytes
+from crumb.operations.operation import OperationCost
 from crumb.operations.table import row_of
 from crumb.progress import ProgressClock, ProgressListener, untold
 from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
@@ -83,9 +84,15 @@ class Sweep:
 class Work:
     """What a step of this model costs at least."""
 
-    weight_bytes: int  # of all linears: what a step reads
+    weight_bytes: int  # of all matrices that are multiplied with
+    experts: tuple[tuple[OperationCost, int], ...]  # those of which a token uses some, their bytes
     block_products: int  # multiply-adds of one token, without the head
     head_products: int  # of one row of logits
+
+    def bytes_read(self, tokens: int) -> float:
+        """Of matrices by a step of so many tokens, experts being used equally."""
+        unread = sum(size * (1.0 - cost.share_read(tokens)) for cost, size in self.experts)
+        return self.weight_bytes - unread
 
     def products(self, tokens: int, rows: int) -> int:
         """Multiply-adds of some tokens, `rows` of which go through the head."""
@@ -135,16 +142,20 @@ class SpeedReport:
 def work_of(checkpoint: Checkpoint) -> Work:
     """What one token costs, from the rows of the plan's operations."""
     products: list[float] = []
-    names: list[str] = []
+    total, some = 0, []
     for stage in checkpoint.plan.stages:
         costs = [(each, row_of(each).cost(each, 0.0)) for each in stage.operations]
         products.append(sum(cost.multiply_adds for _, cost in costs))
-        read = [each for each, cost in costs if cost.weights]
-        names += [spec.name for each in read for spec in each.tensors() if spec.matrix]
-    entry = checkpoint.tensors.entry
-    return Work(
-        sum(entry(name).size_bytes for name in names), int(sum(products[:-1])), int(products[-1])
-    )
+        for operation, cost in (pair for pair in costs if pair[1].weights):
+            size = sum(
+                checkpoint.tensors.entry(spec.name).size_bytes
+                for spec in operation.tensors()
+                if len(spec.shape) == 2
+            )
+            total += size
+            if cost.parts > cost.parts_used:
+                some.append((cost, size))
+    return Work(total, tuple(some), int(sum(products[:-1])), int(products[-1]))
 
 
 @dataclass
@@ -250,7 +261,9 @@ def _cases(engine: Engine, sweep: Sweep, work: Work) -> Iterator[_Case]:
         def prefill(tokens: int = tokens) -> float:
             return _time_prefill(engine, tokens)
 
-        yield _Case(PREFILL, 0, tokens, 0, prefill, work.weight_bytes, work.products(tokens, 1))
+        yield _Case(
+            PREFILL, 0, tokens, 0, prefill, work.bytes_read(tokens), work.products(tokens, 1)
+        )
     for count in sweep.sequences:
         for tokens in sweep.decode:
 
@@ -258,7 +271,7 @@ def _cases(engine: Engine, sweep: Sweep, work: Work) -> Iterator[_Case]:
                 return _time_decode(engine, count, tokens)
 
             total, products = count * tokens, tokens * work.products(count, count)
-            yield _Case(DECODE, count, 0, total, decode, tokens * work.weight_bytes, products)
+            yield _Case(DECODE, count, 0, total, decode, tokens * work.bytes_read(count), products)
     longest = max(sweep.prefill, default=0)
     for count in sweep.sequences if longest > 1 else ():
         steps = -(-longest // (engine.settings.step_tokens - count))
@@ -268,7 +281,13 @@ def _cases(engine: Engine, sweep: Sweep, work: Work) -> Iterator[_Case]:
 
         products = work.products(longest, 1) + work.products(count * steps, count * steps)
         yield _Case(
-            MIXED, count, longest, count * steps, mixed, steps * work.weight_bytes, products
+            MIXED,
+            count,
+            longest,
+            count * steps,
+            mixed,
+            steps * work.bytes_read(longest // steps + count),
+            products,
         )
 
 

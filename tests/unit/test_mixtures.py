@@ -1,0 +1,68 @@
+"""A mixture from its files to a quantized directory that runs: what is read, kept float, refused.
+
+In: tiny models of tests/architectures. Out: both executors agree on the quantized model; routers
+stay float, every expert is quantized; experts that were never used are not counted as read.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "architectures"))
+from tiny_models import VARIANTS, make_tokens, write_model
+
+import crumb
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.errors import UsageError
+from crumb.operations.operation import OperationCost
+from crumb.run.engine import Engine, Rows, StepPart
+from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
+from crumb.run.model import open_model
+from crumb.run.speed import work_of
+
+
+@pytest.fixture
+def mixture(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    return write_model(tmp_path / "model", VARIANTS["qwen3_moe"])
+
+
+def test_experts_are_quantized_each_and_routers_stay_float(mixture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = crumb.quantize(str(mixture), bits=4, group_size="row", method="round", out=str(out))
+    names = set(result.manifest["tensors"])
+    expert = "model.layers.{}.mlp.experts.{}.{}_proj.weight"
+    parts = ((block, each, role) for block in range(3) for each in range(7) for role in ROLES)
+    assert {expert.format(*part) for part in parts} <= names
+    assert not any("mlp.gate.weight" in name for name in names)
+
+    tokens = make_tokens(VARIANTS["qwen3_moe"])[0, :40]
+    expected = open_model(str(out)).logits(tokens[None])[0]
+    settings = EngineSettings(
+        step_tokens=64, logits_rows=64, cache=CacheKind.F32, activations=ActivationKind.F32
+    )
+    engine = Engine(open_checkpoint(out), settings)
+    sequence = engine.begin(tokens.tolist(), reuse=False)
+    logits = engine.run([StepPart(sequence, tokens.tolist(), Rows.ALL)])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+ROLES = ("gate", "up", "down")
+
+
+def test_experts_are_not_calibrated_yet(mixture: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--method round"):
+        crumb.quantize(str(mixture), bits=4, group_size="row", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_step_reads_the_experts_that_its_tokens_use(mixture: Path) -> None:
+    work = work_of(open_checkpoint(mixture))
+    experts = 3 * 7 * 3 * 39 * 22 * 4
+    assert work.weight_bytes - work.bytes_read(1) == pytest.approx(experts * 4 / 7)
+    assert work.bytes_read(200) == pytest.approx(work.weight_bytes)
+    assert OperationCost(parts=8, parts_used=2).share_read(2) == pytest.approx(1 - 0.75**2)
