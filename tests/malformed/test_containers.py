@@ -70,7 +70,8 @@ UNKNOWN_METHODS: list[Any] = [{"quant_method": "bitsandbytes"}, {}, [], 7, {"qua
 
 REFUSED = [(each, "crumb, layout tile, layout_version 1") for each in OTHERS]
 REFUSED += [
-    (each, "crumb or gptq or awq or compressed-tensors or mlx or mxfp4 or fp8") for each in UNKNOWN_METHODS
+    (each, "crumb or gptq or awq or compressed-tensors or mlx or mxfp4 or fp8")
+    for each in UNKNOWN_METHODS
 ]
 
 

@@ -6,11 +6,13 @@ stay float, every expert is quantized; experts that were never used are not coun
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[1] / "architectures"))
 from tiny_models import VARIANTS, make_tokens, write_model
@@ -66,3 +68,58 @@ def test_a_step_reads_the_experts_that_its_tokens_use(mixture: Path) -> None:
     assert work.weight_bytes - work.bytes_read(1) == pytest.approx(experts * 4 / 7)
     assert work.bytes_read(200) == pytest.approx(work.weight_bytes)
     assert OperationCost(parts=8, parts_used=2).share_read(2) == pytest.approx(1 - 0.75**2)
+
+
+MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+HIDDEN, INNER = 64, 32
+
+
+def write_mxfp4(folder: Path) -> dict[str, np.ndarray]:
+    """A tiny gpt-oss whose experts are MXFP4; the weights that the blocks hold."""
+    configuration = dict(VARIANTS["gpt_oss"]) | {"hidden_size": HIDDEN, "intermediate_size": INNER}
+    write_model(folder, configuration)
+    arrays = load_file(folder / "model.safetensors")
+    random, weights = np.random.default_rng(1), {}
+    experts = arrays["model.layers.0.mlp.experts.gate_up_proj"].shape[0]
+    for block in range(configuration["num_hidden_layers"]):
+        module = f"model.layers.{block}.mlp.experts"
+        for name, outputs, inputs in (
+            (f"{module}.gate_up_proj", 2 * INNER, HIDDEN),
+            (f"{module}.down_proj", HIDDEN, INNER),
+        ):
+            del arrays[name]
+            codes = random.integers(0, 16, (experts, outputs, inputs // 32, 32), np.uint8)
+            powers = random.integers(120, 126, (experts, outputs, inputs // 32), np.uint8)
+            arrays[f"{name}_blocks"] = codes[..., ::2] | codes[..., 1::2] << 4
+            arrays[f"{name}_scales"] = powers
+            values = MX_VALUES[codes] * 2.0 ** (powers[..., None].astype(float) - 127)
+            weights[name] = values.reshape(experts, outputs, inputs)
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    configuration["quantization_config"] = {"quant_method": "mxfp4"}
+    (folder / "config.json").write_text(json.dumps(configuration))
+    return weights
+
+
+def test_experts_in_mxfp4_are_the_weights_that_their_blocks_hold(tmp_path: Path) -> None:
+    weights = write_mxfp4(tmp_path)
+    read = open_checkpoint(tmp_path).tensors.read_float
+    whole = weights["model.layers.1.mlp.experts.gate_up_proj"]
+    down = weights["model.layers.1.mlp.experts.down_proj"]
+    for expert in range(len(whole)):
+        name = f"model.layers.1.mlp.experts.{expert}"
+        np.testing.assert_array_equal(read(f"{name}.gate_proj.weight"), whole[expert, 0::2])
+        np.testing.assert_array_equal(read(f"{name}.up_proj.weight"), whole[expert, 1::2])
+        np.testing.assert_array_equal(read(f"{name}.down_proj.weight"), down[expert])
+
+
+def test_experts_in_mxfp4_run_in_both_executors_alike(tmp_path: Path) -> None:
+    write_mxfp4(tmp_path)
+    tokens = make_tokens(VARIANTS["gpt_oss"])[0, :40]
+    expected = open_model(str(tmp_path)).logits(tokens[None])[0]
+    settings = EngineSettings(
+        step_tokens=64, logits_rows=64, cache=CacheKind.F32, activations=ActivationKind.F32
+    )
+    engine = Engine(open_checkpoint(tmp_path), settings)
+    sequence = engine.begin(tokens.tolist(), reuse=False)
+    logits = engine.run([StepPart(sequence, tokens.tolist(), Rows.ALL)])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -83,8 +83,8 @@ def _check(entry: Entry, part: ExpertPart, experts: int) -> None:
         (*columns, part.parts * rows) if part.stacked.transposed else (part.parts * rows, *columns)
     )
     expected = (experts, *whole)
-    if isinstance(entry, StoredCodes):  # of matrices behind each other
-        expected = (experts * whole[0], *whole[1:])
+    if isinstance(entry, StoredCodes):  # rows of matrices behind each other, never transposed
+        expected = (experts * part.parts * rows, *columns)
     if tuple(entry.shape) != expected:
         raise CheckpointError(
             "a tensor does not have the shape its configuration implies",
