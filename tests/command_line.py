@@ -26,6 +26,7 @@ QUICK: dict[str, object] = {
     "calibration": "excerpt-calibration",
     "sequences": 4,
     "length": 64,
+    "no_pack": True,
 }
 
 COST_LINE = "needs about "

@@ -28,6 +28,7 @@ from crumb.checkpoints.crumb.workspace import Workspace, open_workspace
 from crumb.checkpoints.crumb.writer import assemble_directory
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError, placed
+from crumb.evaluation.proof import prove
 from crumb.files.model_files import read_json
 from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
@@ -114,6 +115,8 @@ def quantize(
         run = _Run(model, request, workspace, choice, tokens, progress)
         manifest = make_manifest(key, drawn, run.all_stages())
         assemble_directory(model.checkpoint, workspace, manifest)
+        if request.pack:
+            prove(model, workspace.partial / "model")
         workspace.publish()
     return result_of(request.out)
 

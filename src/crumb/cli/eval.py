@@ -36,7 +36,8 @@ def evaluate(
 
     Args:
         model: directory, .gguf file, org/name, or org/name@revision.
-        reference: the float model to compare with, token by token.
+        reference: the float model to compare with, token by token; or pack, the reference pack
+            beside the model, or FILE.pack: the pack has a text of its own.
         text: a file, a directory, wikitext2, ptb, c4, or excerpt-evaluation.
         protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second
             half scored).
@@ -98,6 +99,12 @@ def print_evaluation(evaluation: Evaluation) -> None:
         ]
     for name, value in lines:
         print(f"  {name:<24} {value}")
+    if evaluation.pack is not None:
+        bound = evaluation.pack
+        print(
+            f"  the pack's own error of the KL is {bound.standard_error:.6f}; it is above "
+            f"{bound.lower_bound:.6f}"
+        )
     if divergence is not None:
         print(f"  against {evaluation.reference}")
     print("  ± is the standard error from the spread between windows")

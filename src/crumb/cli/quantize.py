@@ -47,6 +47,7 @@ def quantize(
     seed: Annotated[Whole, CALIBRATION] = 0,
     strict: Annotated[bool, SOLVER, ONE_WAY] = False,
     restart: Annotated[bool, OUTPUT, ONE_WAY] = False,
+    pack: Annotated[bool, OUTPUT] = True,
     json: Annotated[bool, OUTPUT, ONE_WAY] = False,
 ) -> None:
     """Quantize a checkpoint; a run that was stopped continues when the command is repeated.
@@ -72,6 +73,7 @@ def quantize(
         length: tokens of each (default 512).
         seed: of the draw of sequences.
         strict: fail where a tensor would need a fallback.
+        pack: write a reference pack beside the weights and measure on it what this cost.
         restart: replace what a different command left in the output directory.
         json: print the result as JSON.
     """
@@ -95,6 +97,7 @@ def quantize(
         "seed": seed,
         "strict": strict or None,
         "restart": restart,
+        "pack": pack,
     }
     said = {name: value for name, value in options.items() if value is not None}
     request = make_quantize_request(
@@ -156,6 +159,7 @@ def summary(result: QuantizeResult) -> dict[str, Any]:
         "bits_per_weight": result.bits_per_weight,
         "already_done": result.already_done,
         "fallbacks": result.manifest["fallbacks"],
+        "measured": result.manifest.get("measured"),
     }
 
 
@@ -166,6 +170,11 @@ def print_summary(result: QuantizeResult) -> None:
         f"{state}: {result.out}  {bytes_text(result.file_bytes)}, "
         f"{result.bits_per_weight:.3f} bits per weight of the whole file"
     )
+    measured = result.manifest.get("measured")
+    if measured:
+        text, kl, error = measured["text"], measured["kl"], measured["kl_standard_error"]
+        around = "" if error is None else f" ± {error:.5f}"
+        print(f"mean KL from the float model: {kl:.5f}{around} nats on {text}")
     by_reason: dict[str, list[str]] = {}
     for name in result.manifest["fallbacks"]:
         by_reason.setdefault(result.manifest["tensors"][name]["fallback"], []).append(name)

@@ -17,6 +17,7 @@ from crumb.checkpoints.tensor_map import (
     StoredCodes,
     StoredFloats,
 )
+from crumb.cli.card import card_of
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, print_json, print_table
 from crumb.operations.operation import TensorSpec
@@ -31,6 +32,7 @@ def show(
     *,
     tensors: Annotated[bool, ONE_WAY] = False,
     plan: Annotated[bool, ONE_WAY] = False,
+    card: Annotated[bool, ONE_WAY] = False,
     json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Show a model: family, sizes, formats, error of each tensor.
@@ -39,6 +41,7 @@ def show(
         model: directory, .gguf file, org/name, or org/name@revision.
         tensors: list every tensor, not only the worst.
         plan: print the plan of operations that executors run.
+        card: print a card in Markdown, to publish beside the weights.
         json: print everything as JSON.
     """
     checkpoint = open_checkpoint(locate(model))
@@ -46,6 +49,9 @@ def show(
         print(checkpoint.plan)
         return
     record = describe(checkpoint)
+    if card:
+        print(card_of(record, read_manifest(checkpoint.path)[1]))
+        return
     if json:
         print_json(record | ({"plan": str(checkpoint.plan).splitlines()} if plan else {}))
         return
@@ -68,6 +74,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     manifest, raw = read_manifest(checkpoint.path)
     parameters, size = checkpoint.plan.parameters(), checkpoint.weight_bytes()
     return {
+        "name": checkpoint.path.resolve().name,
         "path": str(checkpoint.path),
         "family": checkpoint.plan.family,
         "parameters": parameters,

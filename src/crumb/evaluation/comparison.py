@@ -7,8 +7,12 @@ Refuses texts shorter than a window and models whose vocabularies differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from crumb.errors import ModelNotFound
 from crumb.evaluation.execution import Execution, make_execution
+from crumb.evaluation.reference_pack import PACK, read_pack, score_on_pack
 from crumb.evaluation.report import Evaluation, divergence, perplexity
 from crumb.evaluation.scores import TokenScores, check_windows, score
 from crumb.progress import ProgressClock, ProgressListener, untold
@@ -20,6 +24,15 @@ from crumb.texts.windows import Windows, cut_windows
 
 Begin = Callable[[Sequence[Model], Windows, Execution], None]
 """Told what an evaluation is about to score."""
+
+
+BESIDE = "pack"
+"""The word for the pack beside a model's weights, where a reference is asked for."""
+
+
+def is_pack(reference: str | None) -> bool:
+    """Whether a reference is a pack and not a model."""
+    return reference is not None and (reference == BESIDE or reference.endswith(Path(PACK).suffix))
 
 
 def evaluate_models(
@@ -89,12 +102,16 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate one model by name, against a reference if given.
 
-    Activations in f32 measure the weights, int8 what running them costs, with its f16 cache; the
-    reference is run in f32. begin(models, windows, execution) is told what will be scored.
+    A reference may be a pack, which has a text of its own. Activations in f32 measure the weights,
+    int8 what running them costs, with its f16 cache; the reference is run in f32.
+    begin(models, windows, execution) is told what will be scored.
     Raises: ModelNotFound, CheckpointError, TextError, UsageError, DoesNotFit.
     """
     execution = make_execution(request.activations, request.executor)
     candidate = open_model(request.model)
+    if is_pack(request.reference):
+        path = pack_path(candidate.checkpoint.path, str(request.reference))
+        return evaluate_on_pack(candidate, path, execution, progress)
     against = None if request.reference is None else open_model(request.reference)
     windows = cut_windows(
         read_text(request.text, Use.EVALUATION),
@@ -108,3 +125,37 @@ def evaluate(
     check_windows(models, windows.tokens)
     begin(models, windows, execution)
     return evaluate_models([candidate], against, windows, progress, execution)[-1]
+
+
+def evaluate_on_pack(
+    model: Model, path: Path, execution: Execution, progress: ProgressListener = untold
+) -> Evaluation:
+    """Figures of a model against the float model of a pack. Raises: CheckpointError, UsageError."""
+    pack, clock = read_pack(path), ProgressClock(progress)
+
+    def scored(done: int, total: int) -> None:
+        clock(done / total, f"{done} of {total} windows")
+
+    scores, reference, bound = score_on_pack(model, pack, execution, scored)
+    evaluation = make_evaluation(model, scores, pack.windows, execution, None, None)
+    return replace(
+        evaluation,
+        reference=f"{path} of {pack.model}",
+        divergence=divergence(scores, reference),
+        pack=bound,
+    )
+
+
+def pack_path(model: Path, reference: str) -> Path:
+    """The pack that is meant. Raises: ModelNotFound where it is not there."""
+    if reference != BESIDE:
+        path = Path(reference)
+    else:
+        path = (model if model.is_dir() else model.parent) / PACK
+    if not path.is_file():
+        raise ModelNotFound(
+            "there is no reference pack",
+            where=path,
+            do="`crumb quantize` writes one beside the weights; else give --reference MODEL",
+        )
+    return path

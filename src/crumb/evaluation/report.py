@@ -47,6 +47,14 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class PackBound:
+    """How sure a KL is that was measured on a pack, in nats."""
+
+    standard_error: float  # of the drawn tokens, beside that of the text
+    lower_bound: float  # the whole tail taken as one token: the KL is never below
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One model on one text under one protocol."""
 
@@ -65,6 +73,7 @@ class Evaluation:
     cache: str  # how keys and values were kept: f32 or f16
     perplexity: Figure
     divergence: Divergence | None
+    pack: PackBound | None = None  # where the reference was a pack
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

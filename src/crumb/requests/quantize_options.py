@@ -55,6 +55,7 @@ class QuantizeOptions(TypedDict, total=False):
     head: int | str
     tensor: Mapping[str, str] | Iterable[tuple[str, str]]
     restart: bool
+    pack: bool
     calibration: Calibration | str
     sequences: int
     length_tokens: int

@@ -55,6 +55,7 @@ class QuantizeRequest:
     solve: SolveSettings = field(default_factory=SolveSettings)
     calibration: Calibration = field(default_factory=Calibration)
     restart: bool = False
+    pack: bool = True  # a reference pack lies beside the weights, and what it cost is measured
     target: str | None = None  # gguf:TYPE or gptq
     tensor: tuple[tuple[str, str], ...] = ()  # (pattern, format): the last that matches counts
 

@@ -34,6 +34,7 @@ class Model:
 
     checkpoint: Checkpoint
     as_array: Callable[[Any], Array] = np.asarray
+    keep: bool = True  # small models stay decoded
     _kept: dict[str, Array] = field(default_factory=dict)
 
     @property
@@ -46,7 +47,7 @@ class Model:
 
     @cached_property
     def _keeps(self) -> bool:
-        return 4 * self.plan.parameters() <= KEPT_BYTES
+        return self.keep and 4 * self.plan.parameters() <= KEPT_BYTES
 
     def stage_weights(self, stage: Stage) -> Mapping[str, Array]:
         """The stage's tensors in f32."""

@@ -91,7 +91,7 @@ def test_help_of_a_verb_names_every_option_and_says_what_it_is_for(
 def test_only_true_flags_have_a_negative_form(verb: str, capsys: Capsys) -> None:
     text = succeed(capsys, verb, "--help")
     negative = set(re.findall(r"--(?:no|empty)-[a-z-]+", text))
-    true_flags = {"quantize": {"--no-act-order"}, "generate": {"--no-speculate"}}
+    true_flags = {"quantize": {"--no-act-order", "--no-pack"}, "generate": {"--no-speculate"}}
     true_flags["chat"] = true_flags["generate"]
     assert negative == true_flags.get(verb, set())
 

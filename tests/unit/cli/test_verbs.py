@@ -176,7 +176,9 @@ def test_quantize_prints_its_result_as_json(folder: Path, tmp_path: Path, capsys
     record = json.loads(
         succeed(capsys, *quantize_line(folder / "tiny", tmp_path / "out", json=True))
     )
-    assert record.keys() == {"out", "file_bytes", "bits_per_weight", "already_done", "fallbacks"}
+    sizes = {"out", "file_bytes", "bits_per_weight", "already_done", "fallbacks"}
+    assert record.keys() == sizes | {"measured"}
+    assert record["measured"] is None  # without a pack
     assert record["out"] == str(tmp_path / "out")
     assert record["file_bytes"] == (tmp_path / "out" / "model.safetensors").stat().st_size
     assert record["already_done"] is False
