@@ -45,7 +45,11 @@ def test_gradients_are_those_of_automatic_differentiation(variant: str, tmp_path
     assert loss == pytest.approx(float(expected.detach()), rel=1e-9)
     expected.backward()
     for name in names:
-        reference = theirs._kept[name].grad.numpy()
+        theirs_gradient = theirs._kept[name].grad
+        if theirs_gradient is None:  # only compared with others, as what chooses experts is
+            assert not np.any(gradients.get(name, 0.0)), name
+            continue
+        reference = theirs_gradient.numpy()
         # f64 throughout but for the derivative of erf, whose approximation is off by 1e-6.
         # Biases of keys that do not rotate change nothing: their gradient is roundings around 0.
         allowed = 1e-5 * np.abs(reference).max() + 1e-14

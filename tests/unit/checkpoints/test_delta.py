@@ -42,7 +42,7 @@ ROUND = SolveSettings(method=Method.ROUND, scales=Scales.MINMAX)
 
 def rounded(model: Path, out: Path, **options: Any) -> Path:
     """A quick quantization by rounding."""
-    settings = {"bits": 3, "group_size": 32, "solve": ROUND} | options
+    settings = {"bits": 3, "group_size": 32, "solve": ROUND, "pack": False} | options
     quantize(QuantizeRequest(str(model), out, **settings))
     return out
 

@@ -231,10 +231,11 @@ def test_a_large_prompt_does_not_end_the_server(puppet: Puppet) -> None:
 def test_a_full_queue_is_503_with_when_to_come_again(puppet: Puppet) -> None:
     puppet.seconds = 0.4
     asked = ASK | {"max_tokens": 200, "ignore_eos": True}
-    connections = []
-    for _ in range(12):
+    connections, scheduler = [], puppet.model.scheduler
+    for running, waiting in (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2):
         connections.append(raw_request(puppet, COMPLETIONS, json.dumps(asked).encode()))
-    until(lambda: puppet.model.scheduler.waiting >= 2)
+        counts = (running, waiting)
+        until(lambda counts=counts: (scheduler.running, scheduler.waiting) == counts)
     answer = puppet.live.http.post(COMPLETIONS, json=ASK)
     other = puppet.live.http.post(
         "/v1/messages",
