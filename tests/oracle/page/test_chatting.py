@@ -196,6 +196,7 @@ def test_a_tool_call_is_shown_and_its_result_goes_back(opened: Any, script: Scri
     script.answer, script.calls = "It rains.", []
     opened.answer.locator(".call textarea").fill("wet")
     opened.answer.locator('.calls button[type="submit"]').click()
+    opened.page.locator("#messages .assistant.last > .prose", has_text="It rains.").wait_for()
     opened.wait_until_answered()
     call, result = script.asked[1]["messages"][-2:]
     assert call["tool_calls"][0]["function"] == {
