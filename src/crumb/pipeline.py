@@ -29,10 +29,10 @@ from crumb.checkpoints.crumb.writer import assemble_directory
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError, placed
 from crumb.evaluation.proof import prove
+from crumb.files.free_space import check_free_space
 from crumb.files.model_files import read_json
 from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
-    check_disk,
     embedding_work,
     estimate,
     input_work,
@@ -78,6 +78,9 @@ __all__ = [
 ]
 
 
+ROOM = "Free some space, or choose --out on another disk"
+
+
 @dataclass(frozen=True)
 class QuantizeResult:
     """What a run made."""
@@ -110,7 +113,8 @@ def quantize(
             return result_of(request.out, already_done=True)
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
         costs = estimate(model.checkpoint, formats, tokens.shape, request.settings)
-        check_disk(request.out, costs.working_bytes - workspace.stored_bytes())
+        missing_bytes = costs.working_bytes - workspace.stored_bytes()
+        check_free_space(request.out, missing_bytes, "the output and the work on it", ROOM)
         cost(costs)
         run = _Run(model, request, workspace, choice, tokens, progress)
         manifest = make_manifest(key, drawn, run.all_stages())
@@ -277,6 +281,7 @@ class _Run:
         """How much each token counts for each layer, unless no layer is left to solve."""
         if not any(self.unfinished(linear.weight) for linear in self.model.plan.linears()):
             return
+        self.check_weights()
         gradients = GradientPass(self.model.checkpoint, self.tokens, self.workspace.gradients)
 
         def told(stage: Stage, passes: float) -> None:
@@ -284,6 +289,13 @@ class _Run:
             self.advance(passes * work, f"{stage.name}, gradients")
 
         self.token_weights = gradients.run(self.request.settings.token_power, told)
+
+    def check_weights(self) -> None:
+        """Refuse NaN before the longest part of the work, not in its midst. Raises: SolveError."""
+        for spec in self.model.plan.tensors():
+            for begin in range(0, spec.shape[0], ROWS_AT_ONCE):
+                rows = slice(begin, min(begin + ROWS_AT_ONCE, spec.shape[0]))
+                check_finite(self.tensors.read_float(spec.name, rows), spec.name, begin)
 
     def embedding_input(self, spec: TensorSpec) -> LayerInput | None:
         """The H that an embedding is solved by, factored; None where it is rounded."""

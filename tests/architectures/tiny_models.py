@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from dense_configurations import DENSE
-from mixture_configurations import MIXTURES
+from mixture_configurations import MIXTURES, USUAL
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -37,22 +37,7 @@ PLACES = (0, 1, 12, 63, 127, 128, 129, LENGTH_TOKENS - 1)
 
 # Epsilons are large so that a wrong one shows; sizes are multiples of as little as each family
 # allows; rope bases are small so that every pair turns within 150 tokens.
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 39,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 1,
-    "head_dim": 10,
-    "intermediate_size": 71,
-    "max_position_embeddings": 160,
-    "rms_norm_eps": 0.02,
-    "hidden_act": "silu",
-    "rope_theta": 300.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+LLAMA: dict[str, Any] = USUAL | {"model_type": "llama"}
 WHOLE_HEADS = {
     "hidden_size": 40,
     "num_attention_heads": 4,

@@ -18,7 +18,7 @@ from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_ch
 
 from crumb import pipeline
 from crumb.calibrate.token_weights import GradientPass
-from crumb.errors import UsageError
+from crumb.errors import SolveError, UsageError
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Context
 from crumb.pipeline import (
@@ -153,6 +153,21 @@ def test_a_run_that_is_stopped_while_it_weighs_tokens_continues_to_the_same_byte
     quantize(request)
     for path in sorted((tmp_path / "whole").iterdir()):
         assert path.read_bytes() == (request.out / path.name).read_bytes(), path.name
+
+
+def test_weights_that_are_not_finite_are_refused_before_tokens_are_weighed(
+    tmp_path: Path,
+) -> None:
+    tensors = make_tensors(tied=False)
+    name = "model.layers.2.mlp.down_proj.weight"
+    tensors[name][1, 2] = np.nan
+    model = write_checkpoint(tmp_path / "tiny", tensors)
+    steps: list[str] = []
+    request = replace(REQUEST, model=str(model), out=tmp_path / "out", solve=SolveSettings())
+    with pytest.raises(SolveError, match=r"down_proj\.weight\[1, 2\].*not finite"):
+        quantize(request, progress=lambda step: steps.append(step.doing))
+    assert not any("gradients" in step for step in steps)
+    assert not request.out.with_name("out.partial").exists()
 
 
 def test_the_float_models_inputs_would_be_other_ones(

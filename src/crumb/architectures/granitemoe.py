@@ -5,7 +5,7 @@ from dataclasses import replace
 from crumb.architectures.block import Block
 from crumb.architectures.family import Stacked
 from crumb.architectures.granite import FAMILY as GRANITE
-from crumb.architectures.mixture import Routing, mixture, sequential
+from crumb.architectures.mixture import LOCAL_KEYS, Routing, mixture, sequential
 from crumb.architectures.reader import Reader
 
 EXPERTS = "model.layers.{block}.block_sparse_moe"
@@ -21,12 +21,7 @@ def _block(reader: Reader, _: int) -> Block:
 FAMILY = replace(
     GRANITE,
     model_type="granitemoe",
-    keys={
-        **GRANITE.keys,
-        "experts": ("num_local_experts", "num_experts"),
-        "used": "num_experts_per_tok",
-        "expert_inner": "intermediate_size",
-    },
+    keys={**GRANITE.keys, **LOCAL_KEYS},
     defaults={**GRANITE.defaults, "experts": 8, "used": 2},
     tensors={
         **{role: name for role, name in GRANITE.tensors.items() if role not in PARTS},

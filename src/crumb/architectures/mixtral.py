@@ -6,7 +6,7 @@ from crumb.architectures.block import Block
 from crumb.architectures.configuration import as_integer
 from crumb.architectures.family import BlockKind
 from crumb.architectures.llama import FAMILY as LLAMA
-from crumb.architectures.mixture import Routing, mixture, sequential
+from crumb.architectures.mixture import LOCAL_KEYS, Routing, mixture, sequential
 from crumb.architectures.reader import Reader
 
 EXPERTS = "model.layers.{block}.block_sparse_moe"
@@ -25,12 +25,7 @@ def _block(reader: Reader, _: int) -> Block:
 FAMILY = replace(
     LLAMA,
     model_type="mixtral",
-    keys={
-        **LLAMA.keys,
-        "experts": ("num_local_experts", "num_experts"),
-        "used": "num_experts_per_tok",
-        "expert_inner": "intermediate_size",
-    },
+    keys={**LLAMA.keys, **LOCAL_KEYS},
     defaults={
         **LLAMA.defaults,
         "key_value_heads": 8,

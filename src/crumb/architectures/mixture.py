@@ -152,6 +152,13 @@ def is_sparse(reader: Reader, block: int) -> bool:
     return (block + 1) % reader.size("sparse_step") == 0 and block not in dense
 
 
+LOCAL_KEYS: Mapping[str, str | tuple[str, ...]] = {
+    "experts": ("num_local_experts", "num_experts"),
+    "used": "num_experts_per_tok",
+    "expert_inner": "intermediate_size",
+}
+"""Of mixtures in which every MLP is experts."""
+
 QWEN_KEYS: Mapping[str, str | tuple[str, ...]] = {
     "experts": ("num_experts", "num_local_experts"),
     "used": "num_experts_per_tok",

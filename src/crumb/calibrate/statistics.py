@@ -43,10 +43,8 @@ def accumulate(
     in_features = batches[0].shape[-1]
     flat = [batch.reshape(-1, in_features) for batch in batches]
     tokens = sum(len(batch) for batch in flat)
-    if weights is not None:
-        ends = np.cumsum([len(batch) for batch in flat])
-        roots = np.split(np.sqrt(weights)[:, None], ends[:-1])
-        flat = [batch * root for batch, root in zip(flat, roots, strict=True)]
+    ends = np.cumsum([len(batch) for batch in flat])
+    shares = [None] * len(flat) if weights is None else np.split(weights[:, None], ends[:-1])
     hessian = np.zeros((in_features, in_features), np.float64)
     size = WIDE_BLOCK if in_features >= WIDE else BLOCK
 
@@ -54,8 +52,9 @@ def accumulate(
         rows, columns = (slice(begin, begin + size) for begin in corner)
         total = hessian[rows, columns]
         with np.errstate(invalid="ignore", over="ignore"):  # refused below, by name
-            for batch in flat:
-                total += batch[:, rows].T @ batch[:, columns]
+            for batch, share in zip(flat, shares, strict=True):
+                left = batch[:, rows] if share is None else batch[:, rows] * share
+                total += left.T @ batch[:, columns]
         total /= tokens
 
     begins = range(0, in_features, size)

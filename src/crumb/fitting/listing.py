@@ -15,7 +15,7 @@ from crumb.checkpoints.crumb.manifest import read_manifest
 from crumb.checkpoints.local_model import gguf_files
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.embedded import MODELS
-from crumb.errors import CrumbError
+from crumb.errors import CrumbError, ModelNotFound
 from crumb.files.model_files import CONFIGURATION
 from crumb.fitting.candidates import as_it_lies
 from crumb.machine.memory import available_bytes, resident_bytes
@@ -39,7 +39,14 @@ class Listed:
 
 
 def list_models(folders: Iterable[Path]) -> list[Listed]:
-    """Models of the folders, of the hub's cache and of the package; each path once."""
+    """Models of the folders, of the hub's cache and of the package; each path once.
+
+    Raises: ModelNotFound for a folder that is not there.
+    """
+    folders = list(folders)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ModelNotFound("there is no such folder", where=folder)
     places: dict[Path, str] = {}
     for name, path in [*_in_folders(folders), *_in_cache(), *MODELS.items()]:
         places.setdefault(path.resolve(), name)

@@ -2,22 +2,19 @@
 
 In: a Plan, the format of each matrix, calibration tokens, settings. Out: a Cost.
 Work is counted in floating-point operations; time is work over the rate of a matrix product
-measured on the spot. Refuses a disk that cannot hold the output.
+measured on the spot. Refuses nothing.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.errors import DoesNotFit
 from crumb.fitting.gradient_cost import (
     gradient_disk_bytes,
     gradient_memory_bytes,
@@ -198,19 +195,3 @@ def working_bytes(
     at_end = output_bytes(checkpoint, formats) + packed_bytes(checkpoint.plan, formats)
     weighs = settings.weighs_tokens
     return max(at_end, gradient_disk_bytes(checkpoint.plan, tokens) if weighs else 0)
-
-
-def check_disk(out: Path, needed_bytes: int) -> None:
-    """Refuse to start what the disk cannot hold. Raises: DoesNotFit."""
-    place = out
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed_bytes:
-        raise DoesNotFit(
-            "the disk is too small for the output and the work on it",
-            where=out,
-            expected=f"{needed_bytes / 1e6:.1f} MB",
-            found=f"{free / 1e6:.1f} MB free",
-            do="Free some space, or choose --out on another disk",
-        )

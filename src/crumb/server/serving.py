@@ -52,10 +52,11 @@ def listening_socket(settings: ServerSettings) -> socket.socket:
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         opened.bind((settings.host.strip("[]"), settings.port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         opened.close()
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"this address cannot be listened on: {error.strerror or error}",
+            f"this address cannot be listened on: {reason}",
             where=f"{settings.host}:{settings.port}",
             do="Give another --port or --host",
         ) from error

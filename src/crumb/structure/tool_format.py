@@ -21,11 +21,13 @@ WHITE_SPACE = r"(\x20|\x0A\x20{0,8})?"
 MOST_CALLS = 8
 """In one answer that must call: a small model may never come to an end by itself."""
 
-MORE = f"0,{MOST_CALLS - 1}"
-"""How often a call may follow the first."""
-
 Mark = Callable[[str], str]
 """A text as a grammar writes it: a special token of the model where there is one."""
+
+
+def more_calls(several: bool, between: str) -> str:
+    """What may follow the first call in a grammar; `between` stands before each, as a literal."""
+    return f"({between} call){{0,{MOST_CALLS - 1}}}" if several else ""
 
 
 def call_id() -> str:

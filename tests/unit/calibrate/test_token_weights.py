@@ -116,6 +116,7 @@ def test_weighted_statistics_count_each_token_by_its_weight() -> None:
     rows = np.concatenate([batch.reshape(-1, 7) for batch in batches]).astype(np.float64)
     expected = np.einsum("t,ti,tj->ij", weights.astype(np.float64), rows, rows) / 20
     np.testing.assert_allclose(statistics.hessian, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(statistics.hessian, statistics.hessian.T)
     assert statistics.tokens == effective_tokens(weights) < 20
 
 

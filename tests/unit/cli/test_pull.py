@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Finished, crumb, quantize_line, run_process, succeed
+from command_line import Finished, crumb, quantize_line, refusal, run_process, succeed
 from hub_server import HeadOfFile, HubServer, serve_hub
 from recorded_models import recorded_configuration, repository_of
 from tiny_checkpoint import write_checkpoint
@@ -88,6 +88,11 @@ def test_names_that_cannot_be_pulled_are_refused(hub: HubServer, tmp_path: Path)
     done = on_hub(hub, tmp_path, "pull", "novella-7m")
     assert done.code == 2
     assert "here already" in done.err
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: Capsys) -> None:
+    line = refusal(capsys, 4, "ls", str(tmp_path / "none"))
+    assert f"{tmp_path / 'none'}: there is no such folder" in line
 
 
 def test_ls_tells_formats_sizes_and_problems(tmp_path: Path, capsys: Capsys) -> None:

@@ -22,12 +22,10 @@ from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import read_header
 from crumb.embedded import MODELS
-from crumb.errors import DoesNotFit
 from crumb.fitting import quantize_cost
 from crumb.fitting.gradient_cost import gradient_disk_bytes
 from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
-    check_disk,
     estimate,
     measured_rate,
     output_bytes,
@@ -233,13 +231,6 @@ def test_a_tied_head_is_not_counted_twice(tmp_path: Path) -> None:
     head = 304 * make_format(8, 32, ZeroKind.FIXED).row_bits(64) // 8  # 300 rows are 19 tiles
     difference = output_bytes(own, formats_of(own)) - output_bytes(tied, formats_of(tied))
     assert difference == head
-
-
-def test_a_disk_is_asked_where_the_output_will_lie(tmp_path: Path) -> None:
-    """Its parents may not exist yet."""
-    check_disk(tmp_path / "a" / "b" / "c", 1)
-    with pytest.raises(DoesNotFit, match="expected 1000000000000"):
-        check_disk(tmp_path / "a" / "b" / "c", 10**18)
 
 
 def test_seven_billion_parameters_at_three_bits_fit_where_they_should() -> None:

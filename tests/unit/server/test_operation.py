@@ -13,8 +13,10 @@ import pytest
 from live_server import Live, chat_model, live, served, until
 from puppet_engine import Puppet
 
-from crumb.errors import CheckpointError
+from crumb.errors import CheckpointError, UsageError
 from crumb.server.served_model import ServedModel
+from crumb.server.serving import listening_socket
+from crumb.server.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
 SECRET = "a word that nobody else says"
@@ -200,3 +202,9 @@ def test_the_document_has_every_route_with_its_fields(server: Live) -> None:
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     name = schema["$ref"].rpartition("/")[2]
     assert "max_completion_tokens" in document["components"]["schemas"][name]["properties"]
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999999])
+def test_a_port_that_cannot_be_is_one_line(port: int) -> None:
+    with pytest.raises(UsageError, match=f"127.0.0.1:{port}: this address cannot be listened on"):
+        listening_socket(ServerSettings(port=port))

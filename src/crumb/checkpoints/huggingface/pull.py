@@ -8,14 +8,14 @@ Refuses a disk that is too small, and files whose hash is another: those are rem
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from crumb.checkpoints.huggingface.hub import local_path, locate, needed_hub_name
 from crumb.checkpoints.huggingface.hub_files import HubFile, hub_files
-from crumb.errors import CheckpointError, DoesNotFit, ModelNotFound, UsageError
+from crumb.errors import CheckpointError, ModelNotFound, UsageError
+from crumb.files.free_space import check_free_space
 from crumb.files.read_errors import read_errors
 
 SNAPSHOTS = "snapshots"
@@ -40,6 +40,8 @@ def pull(
     `weight_bytes`: what the weights take on the disk where none of them are there yet.
     Raises: ModelNotFound, CheckpointError, UsageError for a model that is here anyway, DoesNotFit.
     """
+    from huggingface_hub import constants
+
     if local_path(model) is not None:
         raise UsageError("this model lies here already", where=model)
     name = needed_hub_name(model)
@@ -48,7 +50,8 @@ def pull(
         raise ModelNotFound(
             "the hub could not be reached", where=model, do="Check the network, or HF_HUB_OFFLINE"
         )
-    _check_disk(model, weight_bytes)
+    cache = Path(constants.HF_HUB_CACHE)
+    check_free_space(cache, weight_bytes, model, "Make room, or set HF_HOME to a larger disk")
     path = locate(model)
     root = _snapshot_of(path)
     hashed = [file for file in files.values() if file.sha256 and (root / file.name).exists()]
@@ -64,24 +67,6 @@ def _snapshot_of(path: Path) -> Path:
     """The folder that names of files are relative to."""
     places = (path, *path.parents)
     return next((place for place in places if place.parent.name == SNAPSHOTS), path)
-
-
-def _check_disk(model: str, weight_bytes: int) -> None:
-    """Raises: DoesNotFit."""
-    from huggingface_hub import constants
-
-    place = Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < weight_bytes:
-        raise DoesNotFit(
-            "the disk is too small for this model",
-            where=model,
-            expected=f"{weight_bytes / 1e9:.2f} GB",
-            found=f"{free / 1e9:.2f} GB free at {place}",
-            do="Make room, or set HF_HOME to a larger disk",
-        )
 
 
 def _check(path: Path, file: HubFile) -> None:

@@ -19,7 +19,7 @@ from crumb.structure.tagged_calls import (
     until_mark,
 )
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import MORE, Mark, ToolFormat, read_between
+from crumb.structure.tool_format import Mark, ToolFormat, more_calls, read_between
 from crumb.structure.tool_formats.hermes import CLOSE, OPEN
 
 KEY, VALUE = "<arg_key>", "<arg_value>"
@@ -51,7 +51,7 @@ def read(reader: TextReader, writer: ReplyPieces, tools: Sequence[Tool]) -> Read
 def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     """One call, or one and more."""
     rules = tagged_rules(tools, TAGS, mark, lambda tool: (f"{tool.name}\n", OPEN))
-    more = f'("\\n" call){{{MORE}}}' if several else ""
+    more = more_calls(several, '"\\n"')
     return f"start: call {more}\n{rules}"
 
 

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from crumb.structure.json_calls import read_call
 from crumb.structure.reader import Reading, ReplyPieces, TextReader
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import MORE, Mark, ToolFormat, call_rules, json_call, read_between
+from crumb.structure.tool_format import (
+    Mark,
+    ToolFormat,
+    call_rules,
+    json_call,
+    more_calls,
+    read_between,
+)
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -38,7 +45,7 @@ def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     def write(tool: Tool, rule: str) -> str:
         return f'{mark(OPEN)} "\\n" {json_call(tool, rule)} "\\n" {mark(CLOSE)}'
 
-    more = f'("\\n" call){{{MORE}}}' if several else ""
+    more = more_calls(several, '"\\n"')
     return f"start: call {more}\n{call_rules(tools, write)}"
 
 

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from crumb.structure.json_calls import read_call
 from crumb.structure.reader import Reading, ReplyPieces, TextReader
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import MORE, Mark, ToolFormat, call_rules, json_call, read_between
+from crumb.structure.tool_format import (
+    Mark,
+    ToolFormat,
+    call_rules,
+    json_call,
+    more_calls,
+    read_between,
+)
 
 OPEN = "<|python_tag|>"
 
@@ -39,7 +46,7 @@ def read(reader: TextReader, writer: ReplyPieces, tools: Sequence[Tool]) -> Read
 def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     """One call, or one and more."""
     del mark
-    more = f'("; " call){{{MORE}}}' if several else ""
+    more = more_calls(several, '"; "')
     rules = call_rules(tools, lambda tool, rule: json_call(tool, rule, "parameters"))
     return f"start: call {more}\n{rules}"
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from crumb.structure.reader import Reading, ReplyPieces, TextReader
 from crumb.structure.tagged_calls import Tags, read_tagged_arguments, tagged_rules, until_mark
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import MORE, Mark, ToolFormat, read_between
+from crumb.structure.tool_format import Mark, ToolFormat, more_calls, read_between
 from crumb.structure.tool_formats.hermes import CLOSE, OPEN
 
 FUNCTION = "<function="
@@ -54,7 +54,7 @@ def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     rules = tagged_rules(
         tools, TAGS, mark, lambda tool: (f"\n{FUNCTION}{tool.name}>\n", OPEN), f"\n{CLOSE}"
     )
-    more = f'("\\n" call){{{MORE}}}' if several else ""
+    more = more_calls(several, '"\\n"')
     return f"start: call {more}\n{rules}"
 
 

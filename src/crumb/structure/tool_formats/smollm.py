@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 from crumb.structure.reader import Reading, ReplyPieces, TextReader
 from crumb.structure.tool import Tool
-from crumb.structure.tool_format import MORE, Mark, ToolFormat, call_rules, json_call, read_between
+from crumb.structure.tool_format import (
+    Mark,
+    ToolFormat,
+    call_rules,
+    json_call,
+    more_calls,
+    read_between,
+)
 from crumb.structure.tool_formats.hermes import CLOSE, OPEN
 from crumb.structure.tool_formats.mistral import read_list
 
@@ -32,7 +39,7 @@ def read(reader: TextReader, writer: ReplyPieces, tools: Sequence[Tool]) -> Read
 
 def grammar(tools: Sequence[Tool], several: bool, mark: Mark) -> str:
     """A list of one call, or of one and more."""
-    more = f'(", " call){{{MORE}}}' if several else ""
+    more = more_calls(several, '", "')
     rules = call_rules(tools, json_call)
     return f'start: {mark(OPEN)} "[" call {more} "]" {mark(CLOSE)}\n{rules}'
 
