@@ -24,7 +24,7 @@ from command_line import (
 )
 from tiny_checkpoint import make_tensors, write_checkpoint
 
-from crumb import pipeline
+from crumb import quantize_run
 from crumb.embedded import MODELS
 from crumb.solve.problem import LayerProblem, LayerSolution
 
@@ -151,7 +151,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_continues(
         solved.append(problem.name)
         return solve(problem, *rest)
 
-    monkeypatch.setattr(pipeline, "solve_gptq", counting)
+    monkeypatch.setattr(quantize_run, "solve_gptq", counting)
     succeed(capsys, *line)
     assert digest(out) == digest(tmp_path / "calm")
     assert len(solved) == MATRICES - kept

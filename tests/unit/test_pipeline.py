@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
-from crumb import pipeline
+from crumb import quantize_run
 from crumb.calibrate.token_weights import GradientPass
 from crumb.errors import SolveError, UsageError
 from crumb.operations.linear import Linear
@@ -65,13 +65,13 @@ def request_of_tiny(tmp_path: Path) -> QuantizeRequest:
 def moments(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
     """The H of every group of layers, in the order in which the pipeline factors them."""
     seen: list[Floats] = []
-    factor = pipeline.factor
+    factor = quantize_run.factor
 
     def recording(hessian: Floats, tokens: int, settings: SolveSettings) -> Factored | None:
         seen.append(hessian.copy())
         return factor(hessian, tokens, settings)
 
-    monkeypatch.setattr(pipeline, "factor", recording)
+    monkeypatch.setattr(quantize_run, "factor", recording)
     return seen
 
 
@@ -221,7 +221,7 @@ def test_rows_solved_apart_are_the_rows_solved_together(
     """Wide embeddings and heads are solved some tiles at a time; by rounding, bit for bit."""
     request = replace(request_of_tiny, solve=SolveSettings(method=Method.ROUND))
     quantize(request)
-    monkeypatch.setattr(pipeline, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(quantize_run, "ROWS_AT_ONCE", 64)
     apart = replace(request, out=request.out.with_name("apart"))
     quantize(apart)
     for name in ("model.safetensors", "manifest.json"):
