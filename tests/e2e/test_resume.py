@@ -145,7 +145,7 @@ def test_an_interrupted_run_says_so_in_one_line_and_continues(
     kept = len(finished_tensors(out))
     assert 4 <= kept < MATRICES
     solved: list[str] = []
-    solve = pipeline.solve_gptq
+    solve = quantize_run.solve_gptq
 
     def counting(problem: LayerProblem, *rest: Any) -> LayerSolution:
         solved.append(problem.name)
