@@ -49,7 +49,7 @@ def test_a_model_is_fetched_once_checked_and_listed(hub: HubServer, tmp_path: Pa
     again = on_hub(hub, tmp_path, "pull", "org/novella")
     assert again.code == 0
     assert hub.given[WEIGHTS] < 1 << 18  # the header that fit reads
-    listed = on_hub(hub, tmp_path, "ls", tmp_path / "nowhere", "--json")
+    listed = on_hub(hub, tmp_path, "ls", "--json")
     rows = {row["name"]: row for row in json.loads(listed.out)}
     assert rows.keys() == {"org/novella", "novella-7m"}
     assert rows["org/novella"]["file_bytes"] == size
