@@ -66,7 +66,26 @@ OPT |= {"ffn_dim": 71, "word_embed_proj_dim": None, "num_attention_heads": 5}
 FALCON = of(LAYERED, "falcon", "hidden_act", "intermediate_size", "num_key_value_heads")
 FALCON |= {"layer_norm_epsilon": 0.02, "ffn_hidden_size": 71}
 
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 97,
+    "n_embd": 39,
+    "n_layer": 3,
+    "n_head": 3,
+    "n_inner": 71,
+    "n_positions": 160,
+    "layer_norm_epsilon": 0.02,
+    "activation_function": "gelu_new",
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
 DENSE: dict[str, Configuration] = {
+    "gpt2": GPT2,
+    "gpt2-unscaled": GPT2
+    | UNTIED
+    | {"n_inner": None, "scale_attn_weights": False, "activation_function": "relu"}
+    | {"scale_attn_by_inverse_layer_idx": True},
     "qwen3": QWEN3,
     "qwen3-biases": QWEN3 | TIED | {"attention_bias": True, "use_sliding_window": False},
     "gemma": GEMMA,
@@ -126,6 +145,7 @@ GEMMA3_OF_SIX = GEMMA3 | {"query_pre_attn_scalar": 14, "sliding_window_pattern":
 GEMMA3_OF_SIX |= {"final_logit_softcapping": 9.0, "rope_local_base_freq": 10000.0}
 
 FOR_GGUF: dict[str, Configuration] = {
+    "gpt2": DENSE["gpt2"],
     "qwen3": DENSE["qwen3"] | NO_WINDOW,
     "gemma": DENSE["gemma"],
     "gemma2": DENSE["gemma2"] | {"query_pre_attn_scalar": 14},

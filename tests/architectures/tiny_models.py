@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from crumb.architectures.plan import Plan
 from crumb.architectures.registry import families, plan_of
+from crumb.checkpoints.transposed import transposed_names
 from crumb.operations.attention import Attention
 from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
@@ -179,7 +180,10 @@ def make_tokens(configuration: Mapping[str, Any]) -> NDArray[np.int64]:
 def write_model(folder: Path, configuration: Mapping[str, Any]) -> Path:
     """A model directory with the weights of make_weights."""
     (folder / "config.json").write_text(json.dumps(configuration))
-    weights = stacked(configuration, make_weights(plan_of(configuration)))
+    plan = plan_of(configuration)
+    weights = stacked(configuration, make_weights(plan))
+    for name in transposed_names(plan):
+        weights[name] = np.ascontiguousarray(weights[name].T)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

@@ -125,6 +125,7 @@ class Family:
     restate: Callable[[Configuration], Configuration] = as_it_is  # older spellings as today's
     first_position: int = 0  # rows of "positions" before that of the first token
     stacked: tuple[Stacked, ...] = ()  # how files may hold experts in place of one tensor each
+    transposed: tuple[str, ...] = ()  # roles whose floats lie in files as (inputs, outputs)
     tied: bool = False  # what a configuration that does not say means
 
     @property

@@ -10,12 +10,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from crumb.architectures.registry import plan_of
 from crumb.checkpoints.huggingface.weight_files import INDEX, SINGLE
 from crumb.checkpoints.safetensors import ArrayToWrite, encode_header, write_file
+from crumb.checkpoints.transposed import turned_back
 from crumb.errors import OutputConflict, UsageError
 from crumb.files.atomic_directory import refuse_filled, take_place
 from crumb.files.atomic_file import disk_errors, sync_directory, write_json, write_synced
@@ -43,6 +45,8 @@ def write_model(
     format: str,
 ) -> None:
     """All of a model into an empty directory. `format` is what the shards say they are."""
+    plan = plan_of(configuration)
+    parts = [replace(part, array=turned_back(plan, part.name, part.array)) for part in parts]
     write_shards(target, parts, format)
     write_json(target / CONFIGURATION, configuration)
     for name in TOKENIZER_FILES:

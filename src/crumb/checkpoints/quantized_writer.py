@@ -117,7 +117,7 @@ def inside_linears(plan: Plan) -> Iterator[Linear]:
 
 def is_wide(entry: StoredFloats) -> bool:
     """Whether a matrix is of f32 only because its container's format is none of ours."""
-    return entry.dtype == np.float32 and len(entry.shape) == 2
+    return not entry.lies_as_floats and entry.dtype == np.float32 and len(entry.shape) == 2
 
 
 def fitted(

@@ -167,7 +167,7 @@ class StoredFloats:
     @property
     def lies_as_floats(self) -> bool:
         """Whether the file holds weights here, and not codes to make them of."""
-        return self.source in DTYPES
+        return self.source in DTYPES or self.source in FLOATS
 
     def read(self, rows: slice | None = None) -> NDArray[Any]:
         """The tensor, or some of its rows. Raises: CheckpointError."""

@@ -55,6 +55,7 @@ class Architecture:
     from_blocks: Mapping[str, int] = field(default_factory=dict)  # role -> least depth that has it
     flags: tuple[str, ...] = ()  # keys of both; true where absent
     biases: tuple[str, ...] = ()  # roles that must have one
+    rotates: bool = True
 
     def key(self, short: str) -> str:
         return f"{self.name}.{short}"
@@ -235,6 +236,14 @@ ARCHITECTURES: dict[str, Architecture] = {
             activations=_APPROXIMATE,
             orders={},
             biases=("query", "key", "value", "output", "up", "down"),
+        ),
+        Architecture(
+            "gpt2",
+            family="gpt2",
+            epsilon=_LAYER,
+            activations=_APPROXIMATE[1:] + _APPROXIMATE[:1],
+            orders={},
+            rotates=False,
         ),
         Architecture(
             "phi2",

@@ -81,6 +81,7 @@ CLASSES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
     "granite": "GraniteForCausalLM",
     "llama": "LlamaForCausalLM",
@@ -119,7 +120,8 @@ def read_configuration(
     words["vocabulary"] = _vocabulary(metadata, row)
     words["epsilon"] = metadata.number(row.key(row.epsilon))
     words["activation"] = row.activations[0]
-    words |= _rotary(metadata, row, words["head_dim"], family, factors)
+    if row.rotates:
+        words |= _rotary(metadata, row, words["head_dim"], family, factors)
     words |= row.implied(words)
     words |= {
         word: metadata.number(row.key(short))
@@ -229,7 +231,7 @@ class GgufModel:
     architecture: Architecture
     family: Family
     sizes: Sizes
-    rope: Rope
+    rope: Rope | None  # None: nothing rotates
     metadata: dict[str, Value]
 
 
@@ -259,9 +261,9 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         VALUE_WIDTH: sizes.head_dim,
         VOCABULARY: sizes.vocabulary,
         row.epsilon: sizes.epsilon,
-        THETA: rope.theta,
-        ROTATED: rope.dimensions,
     }
+    if rope is not None:
+        keys |= {THETA: rope.theta, ROTATED: rope.dimensions, **scaling_keys(rope, row.name)}
     window = _window(row, kinds, sizes)
     if window is not None:
         keys[WINDOW] = window
@@ -273,7 +275,6 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
     for setting, short in row.settings.items():
         if reader.configuration.get(setting) is not None:
             keys[short] = reader.configuration[setting]
-    keys |= scaling_keys(rope, row.name)
     metadata: dict[str, Value] = {"general.architecture": row.name}
     metadata |= {row.key(short): value for short, value in keys.items()}
     model = GgufModel(row, family, sizes, rope, metadata)
@@ -285,12 +286,11 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
     return model
 
 
-def _rope(kinds: tuple[BlockKind, ...]) -> Rope:
+def _rope(kinds: tuple[BlockKind, ...]) -> Rope | None:
     """That of the blocks that see everything, where they have another than the rest."""
     ropes = [kind.rope for kind in kinds if kind.rope is not None]
     full = [kind.rope for kind in kinds if kind.rope is not None and kind.window is None]
-    assert ropes, "every architecture here rotates"
-    return (full or ropes)[0]
+    return next(iter(full or ropes), None)
 
 
 def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:

@@ -74,9 +74,9 @@ def _magnitude(factor: float) -> float:
     return Rope(2, 2.0, (("factor", factor),), "yarn").magnitude()
 
 
-def frequency_factors(rope: Rope) -> Factors | None:
+def frequency_factors(rope: Rope | None) -> Factors | None:
     """The rope_freqs tensor of a rope, None where keys say it all."""
-    if rope.kind != "llama3":
+    if rope is None or rope.kind != "llama3":
         return None
     plain = replace(rope, kind="default", scaling=()).frequencies()
     return (plain / rope.frequencies()).astype(np.float32)

@@ -18,6 +18,7 @@ from crumb.checkpoints.huggingface.weight_files import weight_files
 from crumb.checkpoints.safetensors import StoredArray, read_header
 from crumb.checkpoints.stacked_experts import apart
 from crumb.checkpoints.tensor_map import QuantizedDirectory, TensorMap
+from crumb.checkpoints.transposed import turned
 from crumb.errors import CheckpointError
 from crumb.files.model_files import CONFIGURATION, DirectoryFiles, needed_json
 
@@ -42,7 +43,7 @@ def open_directory(path: Path) -> Checkpoint:
         metadata |= said
     arrays = with_plan_names(arrays, plan)
     entries = read(QuantizedDirectory(path, configuration, arrays, metadata))
-    entries = apart(families()[plan.family], plan, entries)
+    entries = turned(plan, apart(families()[plan.family], plan, entries))
     untied, plan, tensors = with_own_head(configuration, plan, TensorMap(path, entries))
     tensors.check(plan)
     return Checkpoint(path, untied, plan, tensors, weights, files)
