@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx2
 from live_server import chat_model, until
 
+from crumb.kernels.engine import PAGE_TOKENS
+
 SECRET = "a word that nobody else says"
 
 
@@ -54,7 +56,8 @@ def ask(address: str, tokens: int, stream: bool) -> httpx2.Response:
 
 
 def test_a_signal_lets_what_runs_end_and_the_log_has_no_word_of_it(tmp_path: Path) -> None:
-    with process(chat_model(tmp_path / "m"), CRUMB_CONTEXT="512") as (running, address, lines):
+    variables = {"CRUMB_CONTEXT": "512", "CRUMB_CACHE_DIR": str(tmp_path / "pages")}
+    with process(chat_model(tmp_path / "m"), **variables) as (running, address, lines):
         answers: list[httpx2.Response] = []
         asking = threading.Thread(target=lambda: answers.append(ask(address, 400, True)))
         asking.start()
@@ -69,6 +72,7 @@ def test_a_signal_lets_what_runs_end_and_the_log_has_no_word_of_it(tmp_path: Pat
     assert any(each.get("completion_tokens") == 400 for each in requests)
     assert SECRET not in "".join(lines)
     assert logs[0]["event"] == "model loaded"
+    assert len(list((tmp_path / "pages").glob("*.page"))) >= 400 // PAGE_TOKENS
 
 
 def test_a_deadline_ends_what_runs_for_too_long(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +25,7 @@ from crumb.cli.small_models import SMALL_MODELS
 from crumb.errors import CrumbError, UsageError
 from crumb.machine.memory import available_bytes
 from crumb.run.memory_plan import EngineSettings, check_fits
+from crumb.run.page_store import open_directory
 from crumb.run.program import plan_engine
 from crumb.server.application import application
 from crumb.server.model_pool import ModelPool
@@ -79,6 +80,8 @@ class LimitOptions:
         memory: bytes for all loaded models together, such as 8GiB; by default what is free.
         cache_memory: bytes of each model's cache, which all its conversations share; by default a
             quarter of what is free, for at most 16 of full length.
+        cache_disk: bytes that the directory of --cache-dir may hold; the pages that were not used
+            for the longest time go first.
         waiting: requests that may wait for a model; one more is told to come later.
         max_tokens: most tokens of one reply.
         body_bytes: most bytes of a request.
@@ -91,6 +94,7 @@ class LimitOptions:
 
     memory: str | None = None
     cache_memory: str | None = None
+    cache_disk: str = "8GiB"
     waiting: int = 256
     max_tokens: int | None = None
     body_bytes: int = 8 << 20
@@ -135,6 +139,8 @@ def serve(
             if small.chats:
                 log(f"    crumb serve {small.name}    fetches {small.size} once")
     settings = server_settings(access, limits, log_prompts)
+    if engine.cache_dir is not None:
+        open_directory(engine.cache_dir)  # said now, not when a model is loaded
     others = aliases(alias)
     budget = size_bytes(limits.memory, "--memory") or available_bytes()
     planner = Planner(engine, limits)
@@ -212,7 +218,9 @@ class Planner:
         if budget is None:
             budget = min(available_bytes() // CACHE_SHARE, MOST_SEQUENCES * per_sequence)
         sequences = max(1, budget // max(per_sequence, 1))
-        return self.engine.settings(checkpoint, sequences)
+        disk = size_bytes(self.limits.cache_disk, "--cache-disk")
+        settings = self.engine.settings(checkpoint, sequences)
+        return replace(settings, cache_disk_bytes=disk or settings.cache_disk_bytes)
 
 
 def describe(served: ServedModel) -> str:

@@ -8,7 +8,7 @@ and its value is put together in the thread that waits. Rows are valid only whil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from crumb.requests.generate_request import GenerateRequest, Prompt
 from crumb.requests.reading_request import EmbedRequest, ScoreRequest
 from crumb.run.generation import (
     Generation,
+    Guesses,
     PromptMeter,
     TextPiece,
     TextState,
@@ -46,8 +47,8 @@ class Times:
     ended: float = 0.0
     cached_tokens: int = 0  # of the prompt, taken from the cache
     read_tokens: int = 0  # of the prompt so far, the cached ones included
-    drafted_tokens: int = 0  # guessed and run
-    accepted_tokens: int = 0  # of those, the ones that were chosen
+    restored_tokens: int = 0  # of the cached ones, read from disk
+    guesses: Guesses = field(default_factory=Guesses)
 
     def end(self, now: float) -> None:
         """What has not happened by now never will."""
@@ -182,7 +183,8 @@ class TextConsumer(Consumer[Generation]):
                 decoded / decode_seconds if decode_seconds > 0 else 0.0,
             ),
             cached_tokens=times.cached_tokens,
-            guesses=(times.drafted_tokens, times.accepted_tokens),
+            restored_tokens=times.restored_tokens,
+            guesses=times.guesses,
             peak_memory_bytes=peak_memory_bytes(),
             prompt_logprobs=self._meter.logprobs(self._tokenizer) if self.every_row else None,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +24,14 @@ from crumb.kernels.dispatch import selected_set
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.operations.linear import Linear
 from crumb.run.memory_plan import EngineSettings, MemoryPlan, check_fits
-from crumb.run.page_store import PageStore
+from crumb.run.page_store import PageStore, StoredPages, next_key
 from crumb.run.pages import PagePool
 from crumb.run.program import Program, plan_engine
 
 Floats = NDArray[np.float32]
+
+STORED_AT_END = 16
+"""Pages that are copied for the disk when a sequence ends: those that found no place before."""
 
 
 class Rows(IntEnum):
@@ -45,17 +49,11 @@ class EngineSequence:
     tokens: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     cached_tokens: int = 0  # of its beginning, found in pages of earlier sequences
+    page_keys: list[bytes] = field(default_factory=list)  # of its first pages, as a store has them
 
     @property
     def length_tokens(self) -> int:
         return len(self.tokens)
-
-
-class StoredPages(NamedTuple):
-    """Pages that were read from disk, in a row."""
-
-    first: int
-    pages: Sequence[NDArray[np.uint8]]
 
 
 class StepPart(NamedTuple):
@@ -84,7 +82,8 @@ def open_store(
             selected_set(),
         )
     )
-    return PageStore(settings.cache_dir, identity, sum(cache.shape[1] for cache in caches))
+    page_bytes = sum(cache.shape[1] for cache in caches)
+    return PageStore(settings.cache_dir, identity, page_bytes, settings.cache_disk_bytes)
 
 
 class Engine:
@@ -131,14 +130,15 @@ class Engine:
         """Take a sequence's last tokens back, which this step added. Its pages stay its own."""
         if count:
             del sequence.tokens[-count:]
-            self._pages.forget(sequence.pages[sequence.length_tokens // PAGE_TOKENS :])
+            whole = sequence.length_tokens // PAGE_TOKENS
+            self._pages.forget(sequence.pages[whole:])
+            del sequence.page_keys[whole:]
 
     def stored_pages(self, tokens: Sequence[int]) -> StoredPages | None:
         """Pages of a prompt's beginning that lie on disk alone; from any thread."""
         if self.store is None:
             return None
-        first = self._pages.count_known(tokens)
-        return StoredPages(first, self.store.read(tokens, first))
+        return self.store.read(tokens, self._pages.count_known(tokens))
 
     def restore(self, sequence: EngineSequence, tokens: Sequence[int], stored: StoredPages) -> None:
         """Put pages from disk behind those that a sequence began with, instead of stepping."""
@@ -158,22 +158,29 @@ class Engine:
             self._pages.learn(sequence.pages, index, own)
         sequence.cached_tokens = sequence.length_tokens
 
-    def _store(self, sequence: EngineSequence) -> None:
-        """Have a sequence's full pages written, those that are not on disk."""
-        assert self.store is not None
-        tokens = sequence.tokens
-        for index in self.store.lacks(tokens, len(tokens) // PAGE_TOKENS):
-            page = sequence.pages[index]
-            content = np.concatenate([cache[page] for cache in self._program.caches])
-            if not self.store.write(tokens, index, content):
-                return
+    def _store(self, store: PageStore, sequence: EngineSequence, most: int) -> None:
+        """Have a sequence's next full pages written, those that are not on disk, up to so many."""
+        tokens, keys = sequence.tokens, sequence.page_keys
+        for index in range(len(keys), len(tokens) // PAGE_TOKENS):
+            own = tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
+            key = next_key(keys[-1] if keys else store.root, own)
+            if not store.holds(key):
+                if not most or not store.write(key, own, partial(self._copied, sequence, index)):
+                    return
+                most -= 1
+            keys.append(key)
+
+    def _copied(self, sequence: EngineSequence, index: int) -> NDArray[np.uint8]:
+        """The bytes of one of a sequence's pages."""
+        page = sequence.pages[index]
+        return np.concatenate([cache[page] for cache in self._program.caches])
 
     def end(self, sequence: EngineSequence) -> None:
         """Let a sequence's pages go; what they hold may serve later prompts."""
         if self.store is not None:
-            self._store(sequence)
+            self._store(self.store, sequence, STORED_AT_END)
         self._pages.release(sequence.pages)
-        sequence.pages, sequence.tokens = [], []
+        sequence.pages, sequence.tokens, sequence.page_keys = [], [], []
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
         """Raises: UsageError for tokens that no sequence can begin with."""
@@ -279,4 +286,6 @@ class Engine:
             for index in range(past // PAGE_TOKENS, (past + len(tokens)) // PAGE_TOKENS):
                 content = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
                 self._pages.learn(pages, index, content)
+            if self.store is not None:
+                self._store(self.store, sequence, len(tokens) // PAGE_TOKENS + 1)
         return rows_out

@@ -53,6 +53,24 @@ class Timings:
     decode_tokens_per_second: float
 
 
+@dataclass(slots=True)
+class Guesses:
+    """What became of the guesses for one sequence."""
+
+    drafts: int = 0  # steps that ran some
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of those, the ones that were chosen
+
+    def add(self, drafted: int, right: int) -> None:
+        """A step ran so many guesses, and so many of them were right."""
+        self.drafts += 1
+        self.drafted_tokens += drafted
+        self.accepted_tokens += right
+
+
+NO_GUESSES = Guesses()
+
+
 @dataclass(frozen=True, slots=True)
 class TextPiece:
     """What one token adds; text lags behind tokens while it may still change."""
@@ -82,6 +100,8 @@ class Generation:
     error: Exception | None = None  # what ended it, where the finish reason is error
     drafted_tokens: int = 0  # guessed from the text so far and run together
     accepted_tokens: int = 0  # of those, the ones that were chosen
+    drafts: int = 0  # steps that ran guesses
+    restored_tokens: int = 0  # of the cached ones, read from disk
 
 
 def token_logprob(tokenizer: Tokenizer, measured: Measured) -> TokenLogprob:
@@ -210,7 +230,8 @@ class TextState:
         *,
         timings: Timings,
         cached_tokens: int = 0,
-        guesses: tuple[int, int] = (0, 0),
+        restored_tokens: int = 0,
+        guesses: Guesses = NO_GUESSES,
         peak_memory_bytes: int = 0,
         prompt_logprobs: tuple[TokenLogprob, ...] | None = None,
     ) -> Generation:
@@ -230,8 +251,10 @@ class TextState:
             peak_memory_bytes=peak_memory_bytes,
             seed=self._sampler.seed,
             error=self.error,
-            drafted_tokens=guesses[0],
-            accepted_tokens=guesses[1],
+            drafted_tokens=guesses.drafted_tokens,
+            accepted_tokens=guesses.accepted_tokens,
+            drafts=guesses.drafts,
+            restored_tokens=restored_tokens,
         )
 
     def _finish(

@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 
 from crumb.errors import UsageError
 from crumb.run.consumers import Consumer, Times
-from crumb.run.engine import StoredPages
 from crumb.run.generation import TextPiece
+from crumb.run.page_store import StoredPages
 
 Value = TypeVar("Value")
 
@@ -150,7 +150,7 @@ class Handle(Generic[Value]):
     def end(self) -> None:
         """Called by the scheduler, once, when nothing follows: its times and error are set."""
         self.on_cancel = _nothing
-        self._owner = None
+        self._owner = self.stored = None
         self._ended.set()
         self.sink(None)
 

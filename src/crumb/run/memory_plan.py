@@ -34,6 +34,7 @@ from crumb.operations.table import row_of
 from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
 from crumb.run.grouped_rows import grouped_of, integers_of, places_of, rows_of
+from crumb.run.page_store import DISK_BYTES
 
 BLOCK_INPUTS = 128
 """Inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
@@ -101,6 +102,7 @@ class EngineSettings:
     weights: WeightsKind = WeightsKind.MAPPED
     threads: int | None = None  # None: all processors of this process
     cache_dir: Path | None = None  # where pages of the cache outlive the process
+    cache_disk_bytes: int = DISK_BYTES  # that all pages there may take
 
     def __post_init__(self) -> None:
         for name in ("context_tokens", "sequences", "step_tokens", "logits_rows", "threads"):

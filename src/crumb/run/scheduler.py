@@ -225,7 +225,9 @@ class Scheduler:
                 return None
             engine.check_pages(most_pages)
         if handle.stored is not None:
+            before = sequence.cached_tokens
             engine.restore(sequence, consumer.prompt, handle.stored)
+            handle.times.restored_tokens = sequence.cached_tokens - before
             handle.stored = None
         handle.times.began = time.perf_counter()
         handle.times.cached_tokens = handle.times.read_tokens = sequence.cached_tokens
@@ -290,8 +292,7 @@ class Scheduler:
             if drafted:
                 self._engine.cut(each.sequence, drafted - right)
                 self.speculation.learn(consumer.speculator, drafted, right)
-                each.handle.times.drafted_tokens += drafted
-                each.handle.times.accepted_tokens += right
+                each.handle.times.guesses.add(drafted, right)
 
     def _read(self, each: Active, tokens: int, rows: Floats) -> None:
         """A chunk of a prompt was read; at its end the request decodes, or is done."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crumb.run.generation import Guesses
+
 MATCHES = (8, 5, 3)
 """Tokens that must have been there before, the longest tried first."""
 
@@ -122,7 +124,7 @@ class Speculation:
 
     def __init__(self) -> None:
         self.times = StepTimes()
-        self.drafts = self.drafted_tokens = self.accepted_tokens = 0
+        self.guesses = Guesses()
 
     def drafts_for(
         self, speculators: Sequence[Speculator | None], rooms: Sequence[int], rows: int
@@ -163,6 +165,4 @@ class Speculation:
         """What became of a draft."""
         if speculator is not None and drafted:
             speculator.learn(drafted, right)
-            self.drafts += 1
-            self.drafted_tokens += drafted
-            self.accepted_tokens += right
+            self.guesses.add(drafted, right)

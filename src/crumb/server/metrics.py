@@ -71,6 +71,14 @@ class Metrics:
         self._cached_tokens = self._counter("vllm:prompt_tokens_cached", "Of them, cached")
         self._queries = self._counter("vllm:prefix_cache_queries", "Tokens looked for in the cache")
         self._hits = self._counter("vllm:prefix_cache_hits", "Tokens that were in the cache")
+        self._restored = self._counter(
+            "vllm:external_prefix_cache_hits", "Tokens that were not, but on disk"
+        )
+        self._drafts = self._counter("vllm:spec_decode_num_drafts", "Steps that ran guessed tokens")
+        self._drafted = self._counter("vllm:spec_decode_num_draft_tokens", "Guessed tokens")
+        self._accepted = self._counter(
+            "vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right"
+        )
         self._generated_tokens = self._counter("vllm:generation_tokens", "Tokens generated")
         self._responses = Counter(
             "crumb:http_responses",
@@ -81,6 +89,9 @@ class Metrics:
         self.running = self._gauge("vllm:num_requests_running", "Requests at work")
         self.waiting = self._gauge("vllm:num_requests_waiting", "Requests that wait")
         self.cache_use = self._gauge("vllm:kv_cache_usage_perc", "Share of the cache that is held")
+        self.cache_disk_bytes = self._gauge(
+            "crumb:cache_disk_bytes", "Bytes in the directory of the cache"
+        )
         self.models_loaded = self._gauge("crumb:models_loaded", "Models in memory")
         self.memory = Gauge(
             "crumb:memory_bytes", "Memory of the process", ["kind"], registry=self.registry
@@ -111,7 +122,10 @@ class Metrics:
         self._prefill.observe(timings.prompt_seconds)
         self._decode.observe(timings.decode_seconds)
         self._whole.observe(timings.queue_seconds + timings.prompt_seconds + timings.decode_seconds)
-        self.read(generation.prompt_tokens, generation.cached_tokens)
+        self.read(generation.prompt_tokens, generation.cached_tokens, generation.restored_tokens)
+        self._drafts.inc(generation.drafts)
+        self._drafted.inc(generation.drafted_tokens)
+        self._accepted.inc(generation.accepted_tokens)
         self._generated.observe(generation.completion_tokens)
         self._generated_tokens.inc(generation.completion_tokens)
 
@@ -120,13 +134,14 @@ class Metrics:
         if requests:
             self._finished.labels("abort").inc(requests)
 
-    def read(self, prompt_tokens: int, cached_tokens: int = 0) -> None:
-        """A prompt was read."""
+    def read(self, prompt_tokens: int, cached_tokens: int = 0, restored_tokens: int = 0) -> None:
+        """A prompt was read; of the cached tokens some came from disk."""
         self._prompt.observe(prompt_tokens)
         self._prompt_tokens.inc(prompt_tokens)
         self._cached_tokens.inc(cached_tokens)
         self._queries.inc(prompt_tokens)
-        self._hits.inc(cached_tokens)
+        self._hits.inc(cached_tokens - restored_tokens)
+        self._restored.inc(restored_tokens)
 
     def responded(self, route: str, status: int) -> None:
         """An answer was sent."""

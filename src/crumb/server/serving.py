@@ -39,10 +39,10 @@ def log_to_stderr(level: int = logging.INFO) -> None:
     """Structured logs of the server and of uvicorn's errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("crumb.server", "uvicorn.error"):
+    for name in ("crumb", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level if name == "crumb.server" else max(level, logging.WARNING))
+        logger.setLevel(level if name == "crumb" else max(level, logging.WARNING))
 
 
 def listening_socket(settings: ServerSettings) -> socket.socket:

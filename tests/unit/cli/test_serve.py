@@ -90,6 +90,8 @@ def test_an_alias_is_a_name_for_a_model() -> None:
         (["a=nowhere"], "nowhere"),
         (["--alias", "x"], "alias"),
         (["--memory", "much"], "--memory"),
+        (["--cache-disk", "much"], "--cache-disk"),
+        (["--cache-dir", str(NOVELLA / "config.json")], "cache cannot be used"),
         (["--body-bytes", "0"], "body_bytes"),
     ],
 )

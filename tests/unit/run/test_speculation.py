@@ -87,10 +87,10 @@ def outcome(model: LanguageModel, requests: list[GenerateRequest]) -> list[Any]:
 
 def test_guesses_change_no_text_alone_or_together(model: LanguageModel, eager: Speculation) -> None:
     expected = outcome(model, asked(speculate=False))
-    assert eager.drafts == 0
+    assert eager.guesses.drafts == 0
     alone = [outcome(model, [each])[0] for each in asked(speculate=True)]
     assert alone == expected
-    assert 0 < eager.accepted_tokens < eager.drafted_tokens
+    assert 0 < eager.guesses.accepted_tokens < eager.guesses.drafted_tokens
     assert outcome(model, asked(speculate=True)) == expected
     assert outcome(model, asked(speculate=True)[::-1]) == expected[::-1]
 
@@ -107,7 +107,7 @@ def test_a_text_after_wrong_guesses_is_found_in_the_cache_and_nothing_else_is(
         alone = model.generate(tokens, max_tokens=8, prompt_logprobs=True, speculate=False)
         assert alone.cached_tokens == 0
         assert again.tokens == alone.tokens
-    assert eager.drafted_tokens > eager.accepted_tokens
+    assert eager.guesses.drafted_tokens > eager.guesses.accepted_tokens
 
 
 @pytest.mark.usefixtures("eager")

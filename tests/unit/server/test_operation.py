@@ -108,6 +108,49 @@ def test_metrics_count_under_the_names_of_vllm(server: Live) -> None:
     assert metric(server, 'crumb:memory_bytes{kind="peak"}') > 0
 
 
+def always_drafts(speculators: Any, rooms: Any, rows: int) -> list[list[int]]:
+    """Guesses wherever a text can be guessed, whether it pays or not."""
+    pairs = zip(speculators, rooms, strict=True)
+    return [each.draft(min(room, rows, 3)) for each, room in pairs]
+
+
+def bytes_in(directory: Path) -> int:
+    """Of all pages there."""
+    return sum(path.stat().st_size for path in directory.glob("*.page"))
+
+
+def test_metrics_tell_what_came_from_memory_from_disk_and_from_guesses(
+    place: Path, tmp_path: Path
+) -> None:
+    said = "Come here, said the cat. Come here, said the dog. " * 5 + "Come here,"
+    asked: dict[str, Any] = {"prompt": said, "max_tokens": 24, "temperature": 0}
+    hits = [f"vllm:{kind}prefix_cache_hits_total" for kind in ("", "external_")]
+    texts = []
+    for is_again in (False, True):
+        model = served("novella", place, cache_dir=tmp_path)
+        with live(lambda model=model: [model]) as running:
+            until(lambda: running.http.get("/health").status_code == 200)
+            assert model.model is not None
+            model.model.scheduler.speculation.drafts_for = always_drafts
+            cached = []
+            for _ in range(2):
+                answer = running.post("/v1/completions", **asked)
+                texts.append(answer["choices"][0]["text"])
+                cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+            from_memory, from_disk = (metric(running, name) for name in hits)
+            assert metric(running, "vllm:prompt_tokens_cached_total") == sum(cached)
+            assert from_memory == cached[1] > 0
+            assert from_disk == cached[0] == (cached[1] if is_again else 0)
+            until(lambda: metric(running, "crumb:cache_disk_bytes") == bytes_in(tmp_path) > 0)
+            drafts, drafted, accepted = (
+                metric(running, f"vllm:spec_decode_num_{kind}_total")
+                for kind in ("drafts", "draft_tokens", "accepted_tokens")
+            )
+            assert 0 < drafts <= drafted <= 3 * drafts
+            assert accepted <= drafted
+    assert len(set(texts)) == 1
+
+
 def test_a_request_that_takes_too_long_is_ended(puppet: Puppet) -> None:
     puppet.seconds = 0.2
     status, answer = puppet.live.refused(CHAT, **ASK, max_tokens=30)

@@ -40,6 +40,9 @@ async def metrics(call: Call, body: None) -> None:
     counted.running.set(sum(each.scheduler.running for each in loaded))
     counted.waiting.set(sum(each.scheduler.waiting for each in loaded))
     counted.cache_use.set(max((each.engine.cache_use for each in loaded), default=0.0))
+    stores = [each.engine.store for each in loaded]
+    disk_bytes = (store.total_bytes for store in stores if store is not None)
+    counted.cache_disk_bytes.set(max(disk_bytes, default=0))  # one directory has them all
     await call.answer(HttpAnswer(counted.text(), media_type=PROMETHEUS))
 
 
