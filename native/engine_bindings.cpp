@@ -102,7 +102,7 @@ class NativeEngine {
 
   int add_buffer(Array<float, 2> data, int64_t width) {
     const int64_t stride = int64_t(data.shape(1));
-    require(width > 0 && width <= stride && stride % 16 == 0, "buffer: rows of 16 floats");
+    require(width > 0 && width <= stride && stride % kLaneFloats == 0, "buffer: rows of 16 floats");
     require(stride <= kMostWidth, "buffer: too wide");
     require_rest();
     if (engine_.buffers.empty()) engine_.limits.capacity = int64_t(data.shape(0));
@@ -129,8 +129,8 @@ class NativeEngine {
     const int64_t blocks = (columns + block_inputs - 1) / block_inputs, rows = scale.shape(0);
     const Activations made{codes.data(), scale.data(), sum.data(), int64_t(codes.shape(1)), blocks,
                            columns, block_inputs};
-    require(int64_t(codes.shape(0)) >= padded_to(rows, 32), "codes: rows padded to 32");
-    require(int64_t(codes.shape(1)) >= padded_to(columns, 32) + kActivationPad, "codes: too narrow");
+    require(int64_t(codes.shape(0)) >= activation_rows(rows), "codes: rows padded to 32");
+    require(int64_t(codes.shape(1)) >= activation_stride(columns), "codes: too narrow");
     require(int64_t(scale.shape(1)) == scale_count(made) &&
                 int64_t(sum.shape(1)) == blocks && int64_t(sum.shape(0)) == rows, "scale or sum: wrong shape");
     require_rest();

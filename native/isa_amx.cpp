@@ -12,6 +12,7 @@ constexpr int kVectorBytes = 64;
 #include "gptq_sweep.inl"
 #include "grid_search.inl"
 #define CRUMB_MATMUL amx_matmul
+#define CRUMB_FEW_TOKENS kAmxTokens - 1
 #define CRUMB_TOGETHER_FROM kAmxTokens
 #include "run_kernels.inl"
 #include "amx_join.inl"

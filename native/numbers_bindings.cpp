@@ -1,5 +1,5 @@
-// Numbers and sizes that Python shares with the kernels, as the headers have them.
-// In: sizes of a model. Out: bytes and floats that the engine asks of its caller.
+// Numbers, kinds and sizes that Python shares with the kernels, as the headers have them.
+// In: sizes of a model. Out: kinds by name; bytes and floats that the engine asks of its caller.
 // Raises ValueError for sizes above any model's, whose products would leave 64 bits.
 #include "numbers_bindings.hpp"
 
@@ -22,10 +22,44 @@ int64_t width(const char* name, int64_t count) {
   return count;
 }
 
+struct Named {
+  const char* name;
+  int number;
+};
+
+nb::dict by_name(std::initializer_list<Named> rows) {
+  nb::dict table;
+  for (const Named& row : rows) table[row.name] = row.number;
+  return table;
+}
+
+nb::dict few_tokens() {
+  nb::dict table;
+  Choice choices[kMaxChoices];
+  const int count = list_choices(choices);
+  for (int k = 0; k < count; ++k)
+    table[choices[k].table->name] = choices[k].table->run.few_tokens;
+  return table;
+}
+
 }  // namespace
 
 void bind_numbers(nb::module_& m) {
   m.attr("PAGE_TOKENS") = kPageTokens;
+  m.attr("BLOCK_INPUTS") = kBlockInputs;
+  m.attr("FEW_TOKENS") = few_tokens();
+  m.attr("ZERO_KINDS") = by_name({{"fixed", kFixed}, {"variable", kVariable}, {"minimum", kMinimum}});
+  m.attr("SUB_KINDS") = by_name({{"none", kNoSub}, {"bytes", kSubBytes}, {"digits", kSubDigits}});
+  m.attr("FLOAT_KINDS") =
+      by_name({{"float32", kFloat32}, {"float16", kFloat16}, {"bfloat16", kBfloat16}});
+  m.attr("CACHE_KINDS") = by_name({{"f32", kFloat32}, {"f16", kFloat16}, {"int8", kInt8}});
+  m.def("buffer_stride", [](int64_t features) { return buffer_stride(width("width", features)); },
+        nb::arg("width"));
+  m.def("activation_stride",
+        [](int64_t columns) { return activation_stride(width("columns", columns)); },
+        nb::arg("columns"));
+  m.def("activation_rows", [](int64_t tokens) { return activation_rows(width("tokens", tokens)); },
+        nb::arg("tokens"));
   m.def("matmul_scratch_bytes",
         [](int64_t columns) { return matmul_scratch_bytes(width("columns", columns)); },
         nb::arg("columns"));

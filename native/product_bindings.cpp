@@ -27,7 +27,7 @@ void multiply(const std::string& isa, Array<const float, 2> left, Array<const fl
   const int64_t inputs = left.shape(1), rows = right.shape(turned ? 1 : 0);
   require(int64_t(right.shape(turned ? 0 : 1)) == inputs, "right has the wrong shape");
   require(inputs > 0 && inputs <= kMostWidth && rows > 0 && rows <= INT32_MAX, "a size is 0 or too large");
-  require(out.shape(0) == left.shape(0) && int64_t(out.shape(1)) == padded_to(rows, 16),
+  require(out.shape(0) == left.shape(0) && int64_t(out.shape(1)) == buffer_stride(rows),
           "out has the wrong shape");
   require(begin >= 0 && begin % 16 == 0 && begin <= end && end <= rows, "rows out of range");
   const FloatMatrix matrix{reinterpret_cast<const uint8_t*>(right.data()), rows, inputs, kFloat32,

@@ -10,6 +10,7 @@ namespace crumb {
 constexpr int64_t kBlockInputs = 128;  // inputs that share a scale of their int8 activations
 constexpr int64_t kPageTokens = 16;    // positions of a page of the cache
 constexpr int64_t kActivationPad = 64;  // bytes behind a row of int8 activations that may be read
+constexpr int64_t kLaneFloats = 16;     // a row of a buffer is padded to a multiple of these
 
 enum ZeroKind : int { kFixed = 0, kVariable = 1, kMinimum = 2 };
 
@@ -179,6 +180,17 @@ static constexpr int64_t padded_to(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
+// Floats from one row of a buffer to the next.
+static constexpr int64_t buffer_stride(int64_t width) { return padded_to(width, kLaneFloats); }
+
+// Bytes from one token's int8 activations to the next's.
+static constexpr int64_t activation_stride(int64_t columns) {
+  return padded_to(columns, 64) + kActivationPad;
+}
+
+// Rows of int8 activations that a step of so many tokens may touch: AMX takes 32 together.
+static constexpr int64_t activation_rows(int64_t tokens) { return padded_to(tokens, 32); }
+
 // value_dim: -1 for as many features as a key has, 0 for latent ones.
 static constexpr int64_t cache_head_bytes(int64_t head_dim, int kind, int64_t value_dim = -1) {
   const int64_t element = kind == kFloat32 ? 4 : kind == kInt8 ? 1 : 2;
@@ -209,6 +221,7 @@ static constexpr int64_t attention_scratch_floats(int64_t context_tokens, int64_
 constexpr int64_t kTokensTogether = 16;
 
 struct RunKernels {
+  int64_t few_tokens;     // up to so many, matmul unpacks codes in registers each time
   int64_t together_from;  // tokens from which matmul wants activations 16 together
   void (*quantize)(const QuantizeJob&);
   void (*matmul)(const MatmulJob&);

@@ -15,9 +15,10 @@
 
 #ifndef CRUMB_MATMUL
 #define CRUMB_MATMUL tile_matmul
+#define CRUMB_FEW_TOKENS kMostFusedTokens
 #define CRUMB_TOGETHER_FROM INT64_MAX
 #endif
 
 #define CRUMB_RUN_KERNELS                                                                    \
-  {CRUMB_TOGETHER_FROM, quantize_activations, CRUMB_MATMUL, float_matmul, embed_rows,        \
-   normalize, elementwise, rotate, store_cache, attention}
+  {CRUMB_FEW_TOKENS, CRUMB_TOGETHER_FROM, quantize_activations, CRUMB_MATMUL, float_matmul,  \
+   embed_rows, normalize, elementwise, rotate, store_cache, attention}

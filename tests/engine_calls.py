@@ -12,6 +12,8 @@ import numpy as np
 
 from crumb._native import (
     NativeEngine,
+    activation_rows,
+    activation_stride,
     attention_scratch_floats,
     cache_head_bytes,
     grouped_rows,
@@ -71,7 +73,7 @@ def tiles(rows: int = WIDTH, extra: int = 0) -> np.ndarray[Any, Any]:
 
 def activations(rows: int = ROWS) -> tuple[Any, Any, Any]:
     return (
-        np.zeros((-(-rows // 32) * 32, WIDTH + 64), np.int8),
+        np.zeros((activation_rows(rows), activation_stride(WIDTH)), np.int8),
         np.zeros((rows, 1), np.float32),
         np.zeros((rows, 1), np.int32),
     )

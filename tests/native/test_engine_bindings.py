@@ -52,8 +52,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("move_buffer", {"data": np.zeros((ROWS, 2 * WIDTH), np.float32)}, "other rows"),
     ("add_activations", {"block_inputs": 0}, "block_inputs"),
     ("add_activations", {"block_inputs": 129}, "block_inputs"),
-    ("add_activations", {"codes": np.zeros((31, 96), np.int8)}, "rows padded"),
-    ("add_activations", {"codes": np.zeros((32, 95), np.int8)}, "too narrow"),
+    ("add_activations", {"codes": np.zeros((31, 128), np.int8)}, "rows padded"),
+    ("add_activations", {"codes": np.zeros((32, 127), np.int8)}, "too narrow"),
     *[("add_activations", {"columns": count}, "columns") for count in (LARGE, LONGEST, 0, -1)],
     ("add_activations", {"columns": WIDTH * 4}, "too narrow"),
     ("add_activations", {"scale": np.zeros((ROWS, 2), np.float32)}, "wrong shape"),
@@ -272,7 +272,11 @@ def test_int8_activations_are_for_tiles_of_their_own_block_alone() -> None:
     with pytest.raises(ValueError, match="no activations"):
         built.call("linear", matrix=square)
     built.call("linear", matrix=square, activations=-1)
-    arrays = (np.zeros((32, 96), np.int8), np.zeros((6, 1), np.float32), np.zeros((6, 2), np.int32))
+    arrays = (
+        np.zeros((32, 128), np.int8),
+        np.zeros((6, 1), np.float32),
+        np.zeros((6, 2), np.int32),
+    )
     other = engine.add_activations(*arrays, WIDTH, 16)
     with pytest.raises(ValueError, match="activations of another width"):
         built.call("linear", activations=other)

@@ -15,12 +15,20 @@ from engine_calls import aligned
 from numpy.typing import NDArray
 from random_matrices import all_formats, random_matrix
 
-from crumb._native import NativeEngine, grouped_rows, grouping_integers, matmul_scratch_bytes
 from crumb.formats.catalog import Format, parse_format
 from crumb.formats.grid import GroupParameters
-from crumb.kernels.dispatch import ZERO_CODE, sub_code, supported_sets
+from crumb.kernels.dispatch import sub_code, supported_sets, zero_code
+from crumb.kernels.engine import (
+    BLOCK_INPUTS,
+    NativeEngine,
+    activation_rows,
+    activation_stride,
+    grouped_rows,
+    grouping_integers,
+    matmul_scratch_bytes,
+)
 from crumb.kernels.tile import pack_tensor
-from crumb.run.memory_plan import BLOCK_INPUTS, activation_rows, activation_stride, block_inputs
+from crumb.run.memory_plan import block_inputs
 
 EXPERTS, USED = 5, 2
 Floats = NDArray[np.float32]
@@ -58,7 +66,7 @@ class Engine:
         table = format.row.table
         levels = None if table is None else (np.asarray(table, np.int16) + 128).astype(np.uint8)
         width = format.group_width(columns)
-        kind = (format.bits, ZERO_CODE[format.zero], sub_code(format), levels)
+        kind = (format.bits, zero_code(format), sub_code(format), levels)
         return int(self.native.add_tiles(packed.tiles, rows, columns, width, *kind))
 
     def activations(self, format: Format, columns: int, rows: int) -> int:

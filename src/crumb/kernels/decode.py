@@ -13,7 +13,7 @@ from crumb import _native
 from crumb.formats.grid import decode_reference
 from crumb.formats.layouts.tile import tiles_of_rows, unpack_reference
 from crumb.formats.packed_tensor import PackedTensor
-from crumb.kernels.dispatch import ZERO_CODE, sub_code
+from crumb.kernels.dispatch import sub_code, zero_code
 from crumb.kernels.threads import over_rows
 
 Floats = NDArray[np.float32]
@@ -33,7 +33,7 @@ def decode(tensor: PackedTensor) -> Floats:
             weights[rows],
             format.group_width(tensor.in_features),
             format.bits,
-            ZERO_CODE[format.zero],
+            zero_code(format),
             sub_code(format),
         )
 

@@ -1,6 +1,6 @@
-"""Which instruction set the kernels use.
+"""Which instruction set the kernels use, and their numbers for the kinds of a format.
 
-In: the CRUMB_ISA variable and what this machine supports. Out: the name of a set.
+In: the CRUMB_ISA variable, what this machine supports, a format. Out: a set's name, numbers.
 Refuses a set that is not compiled in or that this machine cannot run.
 """
 
@@ -10,22 +10,20 @@ import os
 
 from crumb import _native
 from crumb.errors import UsageError
-from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.catalog import Format
 from crumb.formats.layouts.tile import shares_bytes
 
-ZERO_CODE = {kind: code for code, kind in enumerate(ZeroKind)}
-"""ZeroKind as native/run_kernels.hpp numbers it."""
 
-
-NO_SUB, SUB_BYTES, SUB_DIGITS = range(3)
-"""SubKind as native/run_kernels.hpp numbers it."""
+def zero_code(format: Format) -> int:
+    """The kernels' number for the kind of a format's zero."""
+    return _native.ZERO_KINDS[format.zero]
 
 
 def sub_code(format: Format) -> int:
-    """How the groups of a format's super-blocks share its scales."""
+    """The kernels' number for how the groups of a format's super-blocks share its scales."""
     if format.row.super_block is None:
-        return NO_SUB
-    return SUB_DIGITS if shares_bytes(format) else SUB_BYTES
+        return _native.SUB_KINDS["none"]
+    return _native.SUB_KINDS["digits" if shares_bytes(format) else "bytes"]
 
 
 def supported_sets() -> list[str]:

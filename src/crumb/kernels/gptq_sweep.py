@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from crumb import _native
 from crumb.formats.catalog import Format
 from crumb.formats.grid import decode_columns, encode_columns
-from crumb.kernels.dispatch import ZERO_CODE, selected_set
+from crumb.kernels.dispatch import selected_set, zero_code
 from crumb.kernels.threads import over_rows
 
 Floats = NDArray[np.float32]
@@ -57,7 +57,7 @@ def sweep(
             codes[part],
             error[part],
             grid.format.row.largest_code,
-            ZERO_CODE[grid.format.zero],
+            zero_code(grid.format),
             rounding,
         )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crumb import _native
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.grid import ROUND_LIMIT
-from crumb.kernels.dispatch import ZERO_CODE, selected_set
+from crumb.kernels.dispatch import selected_set, zero_code
 from crumb.kernels.threads import over_rows
 
 Floats = NDArray[np.float32]
@@ -51,7 +51,7 @@ def grid_search(weights: Floats, importance: Floats, format: Format) -> tuple[Fl
             offset[part],
             format.group_width(columns),
             format.bits,
-            ZERO_CODE[format.zero],
+            zero_code(format),
         )
 
     over_rows(rows, work)

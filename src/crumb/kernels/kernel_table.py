@@ -1,7 +1,7 @@
 """Which kernel multiplies what: instruction sets, and for one set a row per format.
 
 In: what is compiled in, what this machine runs, CRUMB_ISA. Out: records for `crumb kernels`.
-The table repeats what native/registers_*.inl and native/amx_matmul.inl say; a test compares them.
+The instructions are named as native/registers_*.inl and native/amx_matmul.inl use them.
 """
 
 from __future__ import annotations
@@ -44,19 +44,18 @@ class Kernel:
 class Dot:
     """How a set multiplies int8 activations."""
 
-    few_tokens: int
     few: str
     more: str
     fused: str  # multiply-add of f32
 
 
 DOTS: dict[str, Dot] = {
-    "baseline": Dot(4, "16-bit products", "16-bit products", "mul, add"),
-    "avx2": Dot(4, "vpmaddubsw", "vpmaddubsw", "vfmadd 256"),
-    "avx512": Dot(32, "vpdpbusd", "vpdpbusd", "vfmadd 512"),
-    "amx": Dot(11, "vpdpbusd", "tdpbssd", "vfmadd 512"),
-    "neon-dotprod": Dot(4, "sdot", "sdot", "fmla"),
-    "neon-i8mm": Dot(4, "sdot", "sdot", "fmla"),
+    "baseline": Dot("16-bit products", "16-bit products", "mul, add"),
+    "avx2": Dot("vpmaddubsw", "vpmaddubsw", "vfmadd 256"),
+    "avx512": Dot("vpdpbusd", "vpdpbusd", "vfmadd 512"),
+    "amx": Dot("vpdpbusd", "tdpbssd", "vfmadd 512"),
+    "neon-dotprod": Dot("sdot", "sdot", "fmla"),
+    "neon-i8mm": Dot("sdot", "sdot", "fmla"),
 }
 
 WIDE_CODES = {
@@ -118,8 +117,8 @@ def kernels_of(isa: str) -> list[Kernel]:
         halves = max(code.group_sizes) == 16
         by_way: dict[tuple[str, str, int], list[str]] = {}
         for zero in code.zeros:
-            dot = DOTS[HALF_CHUNKS.get(isa, isa) if halves else isa]
-            few, more, few_tokens = dot.few, dot.more, dot.few_tokens
+            way = HALF_CHUNKS.get(isa, isa) if halves else isa
+            few, more, few_tokens = DOTS[way].few, DOTS[way].more, _native.FEW_TOKENS[way]
             if code.bits == 8 and (isa, zero) in WIDE_CODES:
                 few, more = WIDE_CODES[isa, zero]
             by_way.setdefault((few, more, few_tokens), []).append(zero.value)

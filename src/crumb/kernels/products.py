@@ -18,16 +18,13 @@ from crumb.kernels.threads import over_rows, parallel_map
 
 Array = Any
 
-LANES = 16
-"""Columns of a product that are computed together."""
-
 
 def multiply(left: Array, right: Array) -> Array:
     """left right. Shapes: (..., rows, inputs), (..., inputs, columns) -> (..., rows, columns)."""
     if not (_is_native(left) and _is_native(right)):
         return multiply_reference(left, right)
     columns = right.shape[-1]
-    out = np.empty((*left.shape[:-1], -(-columns // LANES) * LANES), np.float32)
+    out = np.empty((*left.shape[:-1], _native.buffer_stride(columns)), np.float32)
     assert out.shape[:-2] == right.shape[:-2], "stacks of one shape"
     if left.ndim == 2:
         _fill(left, right, out)

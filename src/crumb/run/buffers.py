@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crumb.architectures.plan import Plan, Stage
+from crumb.kernels.engine import buffer_stride
 from crumb.operations.table import output_widths
-
-LANES = 16
-"""Floats that a buffer's rows are padded to."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Place:
 
     @property
     def stride(self) -> int:
-        return -(-self.width // LANES) * LANES
+        return buffer_stride(self.width)
 
     @property
     def end(self) -> int:

@@ -21,7 +21,11 @@ from crumb.architectures.plan import Plan
 from crumb.errors import CrumbError, DoesNotFit, UsageError
 from crumb.formats.catalog import Format
 from crumb.kernels.engine import (
+    BLOCK_INPUTS,
+    CACHE_KINDS,
     PAGE_TOKENS,
+    activation_rows,
+    activation_stride,
     attention_scratch_floats,
     cache_head_bytes,
     matmul_scratch_bytes,
@@ -35,10 +39,6 @@ from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
 from crumb.run.grouped_rows import grouped_of, integers_of, places_of, rows_of
 from crumb.run.page_store import DISK_BYTES
-
-BLOCK_INPUTS = 128
-"""Inputs that share a scale of their int8 activations (native/run_kernels.hpp)."""
-
 
 MOST = 1 << 24
 """The largest number of tokens or sequences that may be asked for."""
@@ -83,10 +83,6 @@ class WeightsKind(StrEnum):
 
     MAPPED = "mapped"  # in the file's own pages, shared between processes
     COPIED = "copied"  # in memory of the process, in huge pages where the system gives them
-
-
-CACHE_CODE = {CacheKind.F32: 0, CacheKind.F16: 1, CacheKind.INT8: 3}
-"""CacheKind as native/run_kernels.hpp numbers it."""
 
 
 @dataclass(frozen=True)
@@ -184,20 +180,10 @@ def activation_bytes(columns: int, block: int, rows: int) -> int:
     return activation_rows(rows) * activation_stride(columns) + rows * numbers * 4
 
 
-def activation_stride(columns: int) -> int:
-    """Bytes from one row of codes to the next; what is behind the inputs may be read."""
-    return -(-columns // 64) * 64 + 64
-
-
-def activation_rows(rows: int) -> int:
-    """Rows of codes that a step of so many tokens may touch: AMX takes 32 together."""
-    return -(-rows // 32) * 32
-
-
 def cache_page_bytes(operation: Operation, cache: CacheKind) -> int:
     """Bytes of one page of an operation's cache; 0 where it keeps nothing."""
     needs = row_of(operation).needs(operation)
-    return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_CODE[cache], needs.value_dim)
+    return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_KINDS[cache], needs.value_dim)
 
 
 def place_gathered(

@@ -17,8 +17,15 @@ from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.tensor_map import Quantized, StoredPacked
 from crumb.formats.packed_tensor import PackedTensor
-from crumb.kernels.dispatch import ZERO_CODE, selected_set, sub_code
-from crumb.kernels.engine import NativeEngine
+from crumb.kernels.dispatch import selected_set, sub_code, zero_code
+from crumb.kernels.engine import (
+    BLOCK_INPUTS,
+    CACHE_KINDS,
+    FLOAT_KINDS,
+    NativeEngine,
+    activation_rows,
+    activation_stride,
+)
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Operation
 from crumb.operations.rope import Rope
@@ -28,14 +35,10 @@ from crumb.run.buffers import Place
 from crumb.run.gates import with_gates
 from crumb.run.grouped_rows import places_of, rows_of
 from crumb.run.memory_plan import (
-    BLOCK_INPUTS,
-    CACHE_CODE,
     ActivationKind,
     EngineSettings,
     MemoryPlan,
     WeightsKind,
-    activation_rows,
-    activation_stride,
     block_inputs,
     cache_page_bytes,
     plan_memory,
@@ -49,9 +52,6 @@ from crumb.run.stored_matrices import (
 )
 
 Floats = NDArray[np.float32]
-
-FLOAT_CODE = {"float32": 0, "float16": 1, "bfloat16": 2}
-"""Dtypes of matrices that run as they are, as native/run_kernels.hpp numbers them."""
 
 NO_BUFFER = -1
 
@@ -136,7 +136,7 @@ class Program:
         row_bytes = cache_page_bytes(operation, self.settings.cache)
         pages = aligned_bytes(self.settings.pages(self.plan), row_bytes)
         self.caches.append(pages)
-        return {"pages": pages, "cache": CACHE_CODE[self.settings.cache]}
+        return {"pages": pages, "cache": CACHE_KINDS[self.settings.cache]}
 
     def buffer_at(self, place: Place) -> int:
         if place not in self.views:
@@ -178,7 +178,7 @@ class Program:
             tensor.in_features,
             format.group_width(tensor.in_features),
             format.bits,
-            ZERO_CODE[format.zero],
+            zero_code(format),
             sub_code(format),
             table,
         )
@@ -192,10 +192,10 @@ class Program:
         return entry.read_into(self.copies[begin : begin + size])
 
     def add_plain(self, name: str, array: NDArray[Any]) -> int:
-        if array.dtype.name not in FLOAT_CODE:
+        if array.dtype.name not in FLOAT_KINDS:
             array = self.tensors.read_float(name)
         raw = array.view(np.uint8).reshape(array.shape[0], -1)
-        return self.native.add_floats(raw, array.shape[1], FLOAT_CODE[array.dtype.name])
+        return self.native.add_floats(raw, array.shape[1], FLOAT_KINDS[array.dtype.name])
 
     def quantized_input(self, weight: str, in_features: int, rows: int) -> int:
         """Index of the int8 activations that a matrix reads, NO_BUFFER where it reads f32."""

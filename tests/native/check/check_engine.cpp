@@ -70,7 +70,7 @@ struct Machine {
   }
 
   int buffer(int64_t rows, int64_t width) {
-    const int64_t stride = padded_to(width, 16);
+    const int64_t stride = buffer_stride(width);
     floats.emplace_back(rows * stride);
     engine.buffers.push_back({floats.back().data(), rows, width, stride});
     return int(engine.buffers.size()) - 1;
@@ -81,8 +81,8 @@ struct Machine {
     return index;
   }
   int activations(int64_t rows, int64_t columns) {
-    const int64_t stride = padded_to(columns, 32) + kActivationPad, blocks = (columns + 31) / 32;
-    codes.emplace_back(padded_to(rows, 32) * stride);
+    const int64_t stride = activation_stride(columns), blocks = (columns + 31) / 32;
+    codes.emplace_back(activation_rows(rows) * stride);
     floats.emplace_back(rows * ((columns + kBlockInputs - 1) / kBlockInputs));
     sums.emplace_back(rows * blocks);
     engine.activations.push_back({codes.back().data(), floats.back().data(), sums.back().data(),
