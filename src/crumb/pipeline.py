@@ -33,7 +33,6 @@ from crumb.quantize_run import QuantizeRun
 from crumb.requests.quantize_request import (
     Calibration,
     QuantizeRequest,
-    check_method,
     choose,
     needs_calibration,
 )
@@ -80,7 +79,6 @@ def quantize(
     choice = choose(model.plan, request)
     formats = choice.formats
     check_source(model, formats)
-    check_method(model.plan, request)
     drawn = draw(model, request) if needs_calibration(request) else None
     key = job_key(model, request, drawn)
     with open_workspace(request.out, key, request.restart) as workspace:

@@ -7,9 +7,9 @@ goes on where it was. Refuses weights that are not finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -17,25 +17,28 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
 from crumb.calibrate.embedding import embedding_statistics
+from crumb.calibrate.routed import Routed, RoutedTokens
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import LinearGroup, StageWalk
+from crumb.calibrate.walk import ExpertGroup, Group, StageWalk
 from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.tensor_map import TensorMap
 from crumb.errors import placed
 from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
     embedding_work,
+    expert_work,
     input_work,
     matrix_work,
     total_work,
 )
 from crumb.fitting.stage_cost import stage_work
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
+from crumb.kernels.products import multiply
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
-from crumb.operations.operation import TensorSpec
+from crumb.operations.operation import Context, TensorSpec
 from crumb.progress import ProgressClock, ProgressListener
 from crumb.requests.quantize_request import (
     Choice,
@@ -61,6 +64,7 @@ class LayerInput:
 
     hessian: NDArray[np.float64] | None
     factored: Factored | None
+    routed: Routed | None = None  # of an expert
 
 
 def embedded(stage: Stage) -> list[TensorSpec]:
@@ -77,8 +81,11 @@ def linears(stage: Stage) -> list[Linear]:
     ]
 
 
-def make_record(tensor: PackedTensor, report: SolveReport, other: str | None) -> dict[str, Any]:
+def make_record(
+    tensor: PackedTensor, report: SolveReport, other: str | None, routed: Routed | None
+) -> dict[str, Any]:
     """What the manifest says of one tensor; `other`: why its format is not what was asked for."""
+    by_routing = {} if routed is None else {"routed": asdict(routed)}
     return {
         "format": tensor.format.name,
         "shape": [tensor.out_features, tensor.in_features],
@@ -87,7 +94,7 @@ def make_record(tensor: PackedTensor, report: SolveReport, other: str | None) ->
         "zero_share": report.zero_share,
         "damping": report.damping,
         "fallback": "; ".join(filter(None, (other, report.fallback))) or None,
-    }
+    } | by_routing
 
 
 def slices(tensors: TensorMap, spec: TensorSpec) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -141,7 +148,7 @@ class QuantizeRun:
 
     def weigh_tokens(self) -> None:
         """How much each token counts for each layer, unless no layer is left to solve."""
-        if not any(self.unfinished(linear.weight) for linear in self.model.plan.linears()):
+        if not any(map(self.unfinished, self.formats)):
             return
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
             for begin, weights in slices(self.tensors, spec):
@@ -179,21 +186,47 @@ class QuantizeRun:
         self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
         return walk.flowing
 
-    def group(self, walk: StageWalk, group: LinearGroup) -> None:
-        """Quantize the layers of one group, unless an earlier run did."""
-        layer_input: LayerInput | None = None
-        if any(self.unfinished(linear.weight) for linear in group.linears):
-            layer_input = self.layer_input(walk, group)
-        for linear in group.linears:
-            self.matrix(linear.tensors()[0], layer_input)
-        self.advance(input_work(group.linears[0].in_features, self.tokens.size), walk.stage.name)
+    def group(self, walk: StageWalk, group: Group) -> None:
+        """Quantize the layers of one group."""
+        weights = None if self.token_weights is None else self.token_weights.of(group.layers)
+        if isinstance(group, ExpertGroup):
+            self.experts(RoutedTokens(walk, group, weights))
+            return
+        specs = [linear.tensors()[0] for linear in group.linears]
+        self.solved(specs, lambda: walk.statistics(group, weights))
+        self.advance(input_work(specs[0].shape[1], self.tokens.size), walk.stage.name)
 
-    def layer_input(self, walk: StageWalk, group: LinearGroup) -> LayerInput:
-        """The group's statistics, factored; H itself is let go where the factor exists."""
-        weights = None if self.token_weights is None else self.token_weights.of(group.linears)
-        return self.factored(walk.statistics(group, weights))
+    def experts(self, tokens: RoutedTokens) -> None:
+        """Quantize a block's experts, one after the other."""
+        op = tokens.experts
+        for expert in range(op.experts):
+            gate, up, down = op.matrices(expert)
+            self.solved((gate, up), partial(tokens.read, expert), tokens.routed(expert, gate))
+            self.solved((down,), partial(self.inner, tokens, expert), tokens.routed(expert, down))
+            work = expert_work(op, self.tokens.size) / op.experts
+            self.advance(work, gate.name)
+
+    def inner(self, tokens: RoutedTokens, expert: int) -> LayerStatistics:
+        """Of what an expert's down reads behind its finished gate and up."""
+        read, specs = self.texts.checkpoint.tensors.read_float, tokens.experts.of_expert(expert)
+        weights = {spec.name: read(spec.name) for spec in specs}
+        return tokens.inner(expert, Context(weights, multiply=multiply))
+
+    def solved(
+        self,
+        specs: Sequence[TensorSpec],
+        statistics: Callable[[], LayerStatistics],
+        routed: Routed | None = None,
+    ) -> None:
+        """Quantize matrices of one input, unless an earlier run did."""
+        layer_input: LayerInput | None = None
+        if any(self.unfinished(spec.name) for spec in specs):
+            layer_input = replace(self.factored(statistics()), routed=routed)
+        for spec in specs:
+            self.matrix(spec, layer_input)
 
     def factored(self, statistics: LayerStatistics) -> LayerInput:
+        """Statistics ready for the sweep; H itself is let go where the factor exists."""
         factored = factor(statistics.hessian, statistics.tokens, self.request.settings)
         return LayerInput(statistics.hessian if factored is None else None, factored)
 
@@ -208,7 +241,8 @@ class QuantizeRun:
         finished = self.workspace.finished(spec.name)
         if finished is None:
             tensor, report = self.solve_rows(spec, layer_input)
-            record = make_record(tensor, report, self.fallbacks.get(spec.name))
+            routed = None if layer_input is None else layer_input.routed
+            record = make_record(tensor, report, self.fallbacks.get(spec.name), routed)
             self.workspace.store(spec.name, tensor, record)
             finished = self.workspace.finished(spec.name)
             assert finished is not None, "just stored"

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from tiny_models import LENGTH_TOKENS, VARIANTS, make_tokens, write_model
 
-from crumb.calibrate.walk import StageWalk, linear_groups, walk_model
+from crumb.calibrate.walk import StageWalk, layer_groups, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.operations.operation import Context
@@ -78,7 +78,7 @@ def test_batches_lanes_and_threads_change_no_bit(
 ) -> None:
     tokens = np.concatenate([make_tokens(VARIANTS[variant]), make_tokens(VARIANTS[variant])[:1]])
     together = inputs(checkpoint, tokens, monkeypatch, tokens.size)
-    assert len(together) == sum(len(linear_groups(stage)) for stage in checkpoint.plan.stages)
+    assert len(together) == sum(len(layer_groups(stage)) for stage in checkpoint.plan.stages)
     for processors, batch in ((1, 1), (3, 1), (3, tokens.size), (5, 2 * tokens.shape[1])):
         monkeypatch.setattr("crumb.run.lanes.processors", lambda count=processors: count)
         for one, other in zip(
@@ -109,7 +109,7 @@ def test_a_matrix_that_is_made_on_the_way_is_the_one_that_runs(tmp_path: Path) -
     entries = dict(checkpoint.tensors.entries)
     overlay = replace(checkpoint, tensors=replace(checkpoint.tensors, entries=entries))
     texts = plan_texts(overlay, [Batch(tokens)])
-    first, second, *_ = linear_groups(checkpoint.plan.stages[1])
+    first, second, *_ = layer_groups(checkpoint.plan.stages[1])
     _, key, value = first.linears
 
     def mixed(change: bool) -> NDArray[np.float32]:

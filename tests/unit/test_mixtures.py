@@ -19,7 +19,6 @@ from tiny_models import VARIANTS, make_tokens, write_model
 
 import crumb
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.errors import UsageError
 from crumb.operations.operation import OperationCost
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
@@ -54,12 +53,6 @@ def test_experts_are_quantized_each_and_routers_stay_float(mixture: Path, tmp_pa
 
 
 ROLES = ("gate", "up", "down")
-
-
-def test_experts_are_not_calibrated_yet(mixture: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--method round"):
-        crumb.quantize(str(mixture), bits=4, group_size="row", out=str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_step_reads_the_experts_that_its_tokens_use(mixture: Path) -> None:

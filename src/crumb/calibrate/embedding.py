@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.calibrate.statistics import LayerStatistics, accumulate
-from crumb.calibrate.walk import walk_model
+from crumb.calibrate.walk import LinearGroup, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.operations.linear import Linear
 from crumb.operations.norm import Norm
@@ -94,6 +94,6 @@ def _head_statistics(checkpoint: Checkpoint, tokens: NDArray[np.int64]) -> Layer
     """Statistics of the head's input in the float model."""
     stages = checkpoint.plan.stages
     for walk, group in walk_model(checkpoint, tokens):
-        if walk.stage is stages[-1]:
+        if walk.stage is stages[-1] and isinstance(group, LinearGroup):
             return walk.statistics(group)
     raise AssertionError("the last stage has a head")

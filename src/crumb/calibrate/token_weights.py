@@ -1,7 +1,7 @@
 """Weights of the calibration tokens: how strongly the loss answers to a layer's output at each.
 
 In: a float checkpoint, calibration tokens, a folder. Out: one weight a token for every group of
-linear layers, from one backward pass of the next-token loss (GuidedQuant, arXiv 2505.07004).
+layers, from one backward pass of the next-token loss (GuidedQuant, arXiv 2505.07004).
 Stages are walked one at a time, forward and back; what flows between them lies in the folder, so a
 killed run goes on at the stage where it was. Refuses models that are not decoders.
 """
@@ -21,6 +21,7 @@ from crumb.errors import UsageError
 from crumb.files.atomic_file import atomic_file
 from crumb.kernels.products import multiply
 from crumb.kernels.threads import parallel_map
+from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Array, Context, Gradients, Operation
 from crumb.run.array_executor import run_stage
@@ -42,18 +43,29 @@ HEAD_TOKENS = 128
 """Tokens of one sequence whose logits are in memory together, for each thread."""
 
 
+Layer = Linear | Experts
+"""What gradients are looked at behind; all experts of a block are one."""
+
+
+def name_and_outputs(layer: Layer) -> tuple[str, int]:
+    """What a layer's squares go by, and the features that it writes."""
+    if isinstance(layer, Experts):
+        return layer.down, layer.in_features
+    return layer.weight, layer.out_features
+
+
 @dataclass(frozen=True)
 class TokenWeights:
-    """Mean squared gradients of the loss at every linear layer's output."""
+    """Mean squared gradients of the loss at every layer's output."""
 
-    squares: Mapping[str, Floats]  # name of the layer's weight -> (tokens,)
+    squares: Mapping[str, Floats]  # by name_and_outputs -> (tokens,)
     power: float
 
-    def of(self, linears: Sequence[Linear]) -> Floats:
+    def of(self, layers: Sequence[Layer]) -> Floats:
         """Weights for layers that share one input, mean 1. Shapes: -> (tokens,)."""
-        outputs = sum(linear.out_features for linear in linears)
-        shares = [each.out_features / outputs for each in linears]
-        squares = [self.squares[each.weight].astype(np.float64) for each in linears]
+        names, widths = zip(*map(name_and_outputs, layers), strict=True)
+        shares = [width / sum(widths) for width in widths]
+        squares = [self.squares[name].astype(np.float64) for name in names]
         mean_squares = np.einsum("l,lt->t", shares, np.stack(squares))
         with np.errstate(over="ignore", invalid="ignore"):  # statistics refuse it, by name
             most = np.quantile(mean_squares, CLIP_QUANTILE)
@@ -100,7 +112,7 @@ class GradientPass:
             if not self._squares_path(index).exists():
                 self._back(index)
             rows = np.load(self._squares_path(index))
-            squares |= dict(zip(_layers(self.stages[index]), rows, strict=True))
+            squares |= dict(zip(layer_names(self.stages[index]), rows, strict=True))
             told(self.stages[index], BACKWARD_WORK)
         return TokenWeights(squares, power)
 
@@ -145,7 +157,7 @@ class GradientPass:
     def _back(self, index: int) -> None:
         """Walk a stage in reverse: its squares, and the gradient at its input."""
         stage = self.stages[index]
-        squares = {name: np.zeros(self.tokens.shape, np.float32) for name in _layers(stage)}
+        squares = {name: np.zeros(self.tokens.shape, np.float32) for name in layer_names(stage)}
         if index:
             walk = self._head if index == len(self.stages) - 1 else self._block
             gradients = parallel_map(_untold(walk(index, squares)), self.batches)
@@ -201,8 +213,9 @@ class GradientPass:
         temporary.replace(path)
 
 
-def _layers(stage: Stage) -> list[str]:
-    return [each.weight for each in stage.operations if isinstance(each, Linear)]
+def layer_names(stage: Stage) -> list[str]:
+    """What the stage's squares go by, in its order."""
+    return [name_and_outputs(each)[0] for each in stage.operations if isinstance(each, Layer)]
 
 
 def _untold(walk: Callable[[slice], Array]) -> Callable[[slice], Array]:
@@ -218,13 +231,14 @@ def _untold(walk: Callable[[slice], Array]) -> Callable[[slice], Array]:
 def _recorder(
     squares: Mapping[str, Floats], rows: slice, columns: slice
 ) -> Callable[[Operation, tuple[Array, ...], Gradients], None]:
-    """Notes the mean square of the gradient at each linear layer's output, token by token."""
+    """Notes the mean square of the gradient at each layer's output, token by token."""
 
     def visit(operation: Operation, _: tuple[Array, ...], gradients: Gradients) -> None:
-        if isinstance(operation, Linear):
+        if isinstance(operation, Layer):
+            name, outputs = name_and_outputs(operation)
             gradient = np.asarray(gradients[0])
-            mean = np.einsum("bto,bto->bt", gradient, gradient) / operation.out_features
-            squares[operation.weight][rows, columns] = mean
+            mean = np.einsum("bto,bto->bt", gradient, gradient) / outputs
+            squares[name][rows, columns] = mean
 
     return visit
 

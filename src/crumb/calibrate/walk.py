@@ -2,9 +2,9 @@
 
 In: a stage and the buffers that flow into it, batch by batch. Out: each group's input statistics,
 then, once the group's new matrices are among the tensors, the buffers behind it.
-Linear layers that read the same input form one group: (q, k, v), o, (gate, up), down. The layers
-before a group already run with their quantized weights, as GPTQ's "true sequential" order asks,
-and each operation runs exactly once.
+Linear layers that read the same input form one group: (q, k, v), o, (gate, up), down; all experts
+of a block form one. The layers before a group already run with their quantized weights, as GPTQ's
+"true sequential" order asks, and each operation runs exactly once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
 from crumb.run.program import Floats
 from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
@@ -31,18 +32,47 @@ class LinearGroup:
     linears: tuple[Linear, ...]
 
     @property
+    def layers(self) -> tuple[Linear, ...]:
+        return self.linears
+
+    @property
     def end(self) -> int:
         return self.first + len(self.linears)
 
 
-def linear_groups(stage: Stage) -> list[LinearGroup]:
-    """The stage's linear layers, grouped by the input they share."""
-    groups: list[LinearGroup] = []
+@dataclass(frozen=True)
+class ExpertGroup:
+    """All experts of a block, each of which reads the tokens that are routed to it."""
+
+    first: int  # its index in the stage's operations
+    experts: Experts
+
+    @property
+    def layers(self) -> tuple[Experts, ...]:
+        return (self.experts,)
+
+    @property
+    def end(self) -> int:
+        return self.first + 1
+
+
+Group = LinearGroup | ExpertGroup
+
+
+def layer_groups(stage: Stage) -> list[Group]:
+    """The stage's layers, grouped by the input they share."""
+    groups: list[Group] = []
     for index, operation in enumerate(stage.operations):
-        if not isinstance(operation, Linear):
-            continue
         last = groups[-1] if groups else None
-        if last and last.end == index and last.linears[0].input == operation.input:
+        if isinstance(operation, Experts):
+            groups.append(ExpertGroup(index, operation))
+        elif not isinstance(operation, Linear):
+            continue
+        elif (
+            isinstance(last, LinearGroup)
+            and last.end == index
+            and last.linears[0].input == operation.input
+        ):
             groups[-1] = LinearGroup(last.first, (*last.linears, operation))
         else:
             groups.append(LinearGroup(index, (operation,)))
@@ -57,13 +87,13 @@ class StageWalk:
         self.stage = texts.checkpoint.plan.stages[index]
         self.flowing = [Batch(each.tokens, dict(each.buffers)) for each in flowing]
 
-    def groups(self) -> Iterator[LinearGroup]:
+    def groups(self) -> Iterator[Group]:
         """Each group in turn, with the operations before it already run.
 
         At the end `flowing` also has what flowed past the stage.
         """
         place = 0
-        for group in linear_groups(self.stage):
+        for group in layer_groups(self.stage):
             self._texts.run(self._index, place, group.first, self.flowing)
             yield group
             place = group.first
@@ -71,10 +101,14 @@ class StageWalk:
         for before, batch in zip(self._before, self.flowing, strict=True):
             batch.buffers = before.buffers | batch.buffers
 
-    def inputs(self, group: LinearGroup) -> list[Floats]:
+    def inputs(self, group: Group) -> list[Floats]:
         """What the group reads, (rows, in_features) of each batch."""
-        linear = group.linears[0]
-        return [each.features(linear.input, linear.in_features) for each in self.flowing]
+        layer = group.layers[0]
+        return self.features(layer.input, layer.in_features)
+
+    def features(self, name: str, width: int) -> list[Floats]:
+        """A buffer that is live where the walk has come to, (rows, width) of each batch."""
+        return [each.features(name, width) for each in self.flowing]
 
     def statistics(
         self, group: LinearGroup, weights: NDArray[np.float32] | None = None
@@ -88,7 +122,7 @@ class StageWalk:
 
 def walk_model(
     checkpoint: Checkpoint, tokens: NDArray[np.int64]
-) -> Iterator[tuple[StageWalk, LinearGroup]]:
+) -> Iterator[tuple[StageWalk, Group]]:
     """Every group of a model whose matrices stay as they are, where the walk has come to it.
 
     Ends with the head's input: nothing needs the logits.

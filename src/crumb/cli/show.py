@@ -5,8 +5,12 @@ In: a model. Out: family, shapes, formats, errors, the worst layers; or the Plan
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
+from msgspec.structs import asdict
+
+from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.crumb.manifest import TensorRecord, read_manifest
 from crumb.checkpoints.huggingface.hub import locate
@@ -20,6 +24,7 @@ from crumb.checkpoints.tensor_map import (
 from crumb.cli.card import card_of
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, print_json, print_table
+from crumb.operations.experts import Experts
 from crumb.operations.operation import TensorSpec
 
 WORST = 8
@@ -85,6 +90,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "bits_per_weight": 8 * size / parameters,
         "job": raw.get("job"),
         "fallbacks": manifest.fallbacks,
+        "experts": describe_experts(checkpoint.plan, manifest.tensors),
         "tensors": [
             describe_tensor(checkpoint, spec, manifest.tensors.get(spec.name, TensorRecord()))
             for spec in checkpoint.plan.tensors()
@@ -115,7 +121,34 @@ def describe_tensor(
         "zero_share": record.zero_share,
         "damping": record.damping,
         "fallback": record.fallback,
+        "routed": None if record.routed is None else asdict(record.routed),
     }
+
+
+def describe_experts(plan: Plan, records: Mapping[str, TensorRecord]) -> list[dict[str, Any]]:
+    """Of each block's experts, how many calibration tokens were routed to them."""
+    rows = []
+    for stage in plan.stages:
+        for op in stage.operations:
+            if not isinstance(op, Experts):
+                continue
+            names = [[spec.name for spec in op.matrices(each)] for each in range(op.experts)]
+            routed = [[records.get(name, TensorRecord()).routed for name in each] for each in names]
+            measured = [[one for one in each if one is not None] for each in routed]
+            counts = sorted(each[0].tokens for each in measured if each)
+            if counts:
+                rows.append(
+                    {
+                        "stage": stage.name,
+                        "experts": op.experts,
+                        "used": op.used,
+                        "least_tokens": counts[0],
+                        "median_tokens": counts[len(counts) // 2],
+                        "most_tokens": counts[-1],
+                        "borrowing": sum(any(one.borrowed for one in each) for each in measured),
+                    }
+                )
+    return rows
 
 
 def is_decoded(entry: Entry) -> bool:
@@ -153,6 +186,12 @@ def print_description(record: dict[str, Any]) -> None:
             )
     for name in record["fallbacks"]:
         print(f"  fallback: {name}")
+    if record["experts"]:
+        print("tokens that calibrated each expert, and how many experts borrowed their block's:")
+        columns = list(record["experts"][0])
+        rows = [[str(row[column]) for column in columns] for row in record["experts"]]
+        words = [column.removesuffix("_tokens") for column in columns]
+        print_table(["<stage", *words[1:]], rows)
 
 
 def tensor_row(row: dict[str, Any]) -> list[str]:

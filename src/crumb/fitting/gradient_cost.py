@@ -8,7 +8,12 @@ from __future__ import annotations
 from math import prod
 
 from crumb.architectures.plan import Plan, Stage
-from crumb.calibrate.token_weights import BACKWARD_WORK, FORWARD_WORK, HEAD_TOKENS
+from crumb.calibrate.token_weights import (
+    BACKWARD_WORK,
+    FORWARD_WORK,
+    HEAD_TOKENS,
+    layer_names,
+)
 from crumb.fitting.stage_cost import stage_work
 from crumb.machine.processors import processors
 from crumb.operations.attention import Attention
@@ -50,7 +55,7 @@ def gradient_disk_bytes(plan: Plan, shape: tuple[int, int]) -> int:
     """Most bytes in the pass's folder: what flows into each stage, and one gradient."""
     borders = border_features(plan)[:-1]
     features = sum(borders) + max(borders, default=0)
-    layers = sum(1 for _ in plan.linears())
+    layers = sum(len(layer_names(stage)) for stage in plan.stages)
     return FLOAT_BYTES * shape[0] * shape[1] * (features + layers)
 
 

@@ -26,6 +26,7 @@ from crumb.formats.packed_tensor import stored_shape
 from crumb.kernels.threads import single_blas
 from crumb.machine.processors import processors
 from crumb.operations.embed import Embed
+from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
 from crumb.operations.operation import TensorSpec
 from crumb.progress import Cost
@@ -67,6 +68,15 @@ def input_work(in_features: int, tokens: int) -> float:
     return float(in_features) ** 2 * tokens + 2.0 * float(in_features) ** 3 / 3
 
 
+def expert_work(experts: Experts, tokens: int) -> float:
+    """Operations of the statistics of all experts' inputs, no more borrowed than one has."""
+    each = tokens * experts.used // experts.experts
+    widths = (experts.in_features, experts.inner)
+    statistics = sum(input_work(width, each) for width in widths)
+    again = 4.0 * each * experts.in_features * experts.inner
+    return experts.experts * (statistics + again)
+
+
 def total_work(
     plan: Plan, formats: Mapping[str, Format], tokens: tuple[int, int], settings: SolveSettings
 ) -> float:
@@ -81,6 +91,7 @@ def total_work(
     for stage in plan.stages:
         if stage.name != "head":
             work += stage_work(stage, count, tokens[1])
+        work += sum(expert_work(op, count) for op in stage.operations if isinstance(op, Experts))
         inputs = {op.input: op.in_features for op in stage.operations if isinstance(op, Linear)}
         work += sum(input_work(width, count) for width in inputs.values())
         specs = [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
@@ -152,11 +163,28 @@ def peak_bytes(
                 statistics = 16 * columns**2 if settings.method is Method.GPTQ else 0
                 peak = max(peak, solve + statistics + 8 * tokens * columns)
                 widths += [operation.in_features, operation.out_features]
+            if isinstance(operation, Experts):
+                peak = max(peak, expert_bytes(operation, tokens, settings))
+                widths.append(operation.in_features)
         if stage.name != "head" and settings.method is Method.GPTQ:
             linears = 4 * sum(prod(spec.shape) for spec in stage.tensors() if spec.matrix)
             flowing = 4 * tokens * (max(widths) + widths[-1])
             peak = max(peak, linears + flowing + lanes_bytes(plan, index, shape))
     return peak + FIXED_BYTES
+
+
+def expert_bytes(experts: Experts, tokens: int, settings: SolveSettings) -> int:
+    """Memory of one expert at work: its matrices, the rows it gets, H of its block beside its own.
+
+    A matrix and what solves it; the tokens flow apart.
+    """
+    wide, narrow = experts.in_features, experts.inner
+    solve = 24 * wide * narrow
+    if settings.method is not Method.GPTQ:
+        return solve
+    rows = tokens * experts.used // experts.experts
+    again = 12 * wide * narrow + 4 * rows * (wide + 4 * narrow)
+    return solve + 16 * max(wide, narrow) ** 2 + 8 * wide**2 + again + 4 * tokens * wide
 
 
 def lanes_bytes(plan: Plan, index: int, shape: tuple[int, int]) -> int:

@@ -76,15 +76,17 @@ class Experts(Operation):
         )
         return gate, up, down
 
+    def of_expert(self, expert: int) -> list[TensorSpec]:
+        """All tensors of one expert."""
+        specs = [*self.matrices(expert)]
+        for role in ("gate_bias", "up_bias", "down_bias"):
+            if getattr(self, role) is not None:
+                width = self.in_features if role == "down_bias" else self.inner
+                specs.append(TensorSpec(self.of(role, expert), (width,), matrix=False))
+        return specs
+
     def tensors(self) -> tuple[TensorSpec, ...]:
-        specs: list[TensorSpec] = []
-        for expert in range(self.experts):
-            specs += self.matrices(expert)
-            for role in ("gate_bias", "up_bias", "down_bias"):
-                if getattr(self, role) is not None:
-                    width = self.in_features if role == "down_bias" else self.inner
-                    specs.append(TensorSpec(self.of(role, expert), (width,), matrix=False))
-        return tuple(specs)
+        return tuple(spec for each in range(self.experts) for spec in self.of_expert(each))
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,12 @@ def uses_of(chosen: Array, experts: int) -> list[NDArray[np.int64]]:
     return [np.nonzero(numbers == expert)[0] for expert in range(experts)]
 
 
+def inner_of(op: Experts, expert: int, read: Array, context: Context) -> tuple[Array, Array, Array]:
+    """Gate, up and what the down matrix reads. Shapes: (rows, in_features) -> (rows, inner)."""
+    gate, up = (_product(op, role, expert, read, context) for role in ("gate", "up"))
+    return gate, up, _gated(op, gate, up)
+
+
 def passes(
     op: Experts, x: Array, shares: Array, uses: list[NDArray[np.int64]], context: Context
 ) -> Iterator[Passed]:
@@ -152,8 +160,7 @@ def passes(
         share = xp.take(one_by_one, xp.asarray(own, device=x.device), axis=0)[:, None]
         read = xp.take(x, token, axis=0)
         read = read * share if op.shares_first else read
-        gate, up = (_product(op, role, expert, read, context) for role in ("gate", "up"))
-        inner = _gated(op, gate, up)
+        gate, up, inner = inner_of(op, expert, read, context)
         y = _product(op, "down", expert, inner, context)
         yield Passed(expert, token, read, share, gate, up, inner, y)
 

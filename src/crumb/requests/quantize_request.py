@@ -15,7 +15,6 @@ from typing import Any
 from crumb.architectures.plan import Plan
 from crumb.errors import UsageError, placed
 from crumb.formats.catalog import Format, ZeroKind, make_format
-from crumb.operations.experts import Experts
 from crumb.operations.operation import TensorSpec
 from crumb.requests.number import as_integer
 from crumb.requests.target import Asked, Target, format_named, parse_target
@@ -213,18 +212,6 @@ def _that_fits(
 def needs_calibration(request: QuantizeRequest) -> bool:
     """Rounding looks at the weights alone."""
     return request.solve.method is not Method.ROUND
-
-
-def check_method(plan: Plan, request: QuantizeRequest) -> None:
-    """Refuse to calibrate experts, whose inputs are not measured yet. Raises: UsageError."""
-    operations = (operation for stage in plan.stages for operation in stage.operations)
-    if needs_calibration(request) and any(isinstance(each, Experts) for each in operations):
-        raise UsageError(
-            "experts are not calibrated yet",
-            where=plan.family,
-            expected="--method round",
-            do="Round the matrices of this model",
-        )
 
 
 def _whole(name: str, value: object) -> int:

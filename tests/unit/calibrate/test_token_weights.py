@@ -16,6 +16,7 @@ from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
 from crumb.calibrate import token_weights
 from crumb.calibrate.statistics import accumulate, effective_tokens
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
+from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.run import whole_texts
@@ -31,8 +32,9 @@ def squares_at_once(folder: Path, tokens: Any) -> dict[str, Any]:
     squares: dict[str, Any] = {}
 
     def visit(operation: Any, _: Any, gradients: Any) -> None:
-        if isinstance(operation, Linear):
-            squares[operation.weight] = (gradients[0] ** 2).mean(-1).ravel()
+        if isinstance(operation, Linear | Experts):
+            name = operation.weight if isinstance(operation, Linear) else operation.down
+            squares[name] = (gradients[0] ** 2).mean(-1).ravel()
 
     backward = Backward(open_model(str(folder)), tokens, visit=visit)
     logits = backward.logits()

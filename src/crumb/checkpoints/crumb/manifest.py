@@ -39,6 +39,13 @@ class Job(msgspec.Struct, frozen=True):
     calibration: CalibrationRecord | None = None
 
 
+class RoutedRecord(msgspec.Struct, frozen=True):
+    """Which tokens an expert's statistics came from."""
+
+    tokens: int
+    borrowed: float  # weight of the block's other tokens, 0 to 1
+
+
 class TensorRecord(msgspec.Struct, frozen=True):
     """What was done to one tensor."""
 
@@ -46,6 +53,7 @@ class TensorRecord(msgspec.Struct, frozen=True):
     zero_share: float | None = None
     damping: float | None = None
     fallback: str | None = None
+    routed: RoutedRecord | None = None
 
 
 class MeasuredRecord(msgspec.Struct, frozen=True):
