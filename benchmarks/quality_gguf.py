@@ -21,6 +21,7 @@ import numpy as np
 from machine import describe_machine
 from numpy.typing import NDArray
 
+from crumb.calibrate.drawing import draw
 from crumb.calibrate.walk import walk_model
 from crumb.checkpoints.gguf.architecture import names_of
 from crumb.checkpoints.gguf.configuration import gguf_model_of
@@ -30,7 +31,6 @@ from crumb.exporting import Container, ExportRequest, export
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model
 from crumb.texts.hub_texts import Use
-from crumb.texts.mixture import draw_calibration
 from crumb.texts.sources import read_text
 from crumb.texts.windows import cut_windows
 
@@ -39,13 +39,7 @@ PEER = Path(__file__).with_name("llama_cpp_quantize.py")
 
 def importance_matrix(model: Model, calibration: Calibration) -> dict[str, NDArray[np.float32]]:
     """Mean of squares of each linear layer's input in the float model, by GGUF tensor name."""
-    drawn = draw_calibration(
-        calibration.spec,
-        model.tokenizer.encode,
-        sequences=calibration.sequences,
-        length=calibration.length_tokens,
-        seed=calibration.seed,
-    )
+    drawn = draw(model, calibration)
     target = gguf_model_of(model.checkpoint.configuration)
     named = names_of(target.family, target.sizes.blocks)
     theirs = {each.ours: each.theirs for each in named}

@@ -29,6 +29,7 @@ from published_gptq import PublishedSettings, quantize_model
 from report import RESULTS, print_table, write_record
 from stopwatch import Elapsed, Stopwatch
 
+from crumb.calibrate.drawing import draw
 from crumb.embedded import MODELS
 from crumb.formats.catalog import ZeroKind, make_format
 from crumb.formats.grid import GroupParameters, decode_reference
@@ -38,7 +39,7 @@ from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.progress import Progress
 from crumb.run.model import Model, open_model
 from crumb.solve.problem import AS_PUBLISHED, SolveSettings
-from crumb.texts.mixture import CalibrationTokens, draw_calibration
+from crumb.texts.mixture import CalibrationTokens
 
 CODES = "codes.npz"
 
@@ -58,14 +59,7 @@ class Job:
 
     def draw(self, model: Model) -> CalibrationTokens:
         """The calibration tokens, as crumb draws them."""
-        asked = self.calibration
-        return draw_calibration(
-            asked.spec,
-            model.tokenizer.encode,
-            sequences=asked.sequences,
-            length=asked.length_tokens,
-            seed=asked.seed,
-        )
+        return draw(model, self.calibration)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from crumb import __version__
 from crumb.architectures.plan import Plan
+from crumb.calibrate.drawing import check_draw, draw, mixture_of
 from crumb.checkpoints.crumb.reader import MANIFEST
 from crumb.checkpoints.crumb.workspace import open_workspace
 from crumb.checkpoints.crumb.writer import assemble_directory
@@ -24,11 +25,10 @@ from crumb.errors import UsageError
 from crumb.evaluation.proof import prove
 from crumb.files.free_space import check_free_space
 from crumb.files.model_files import read_json
-from crumb.fitting.quantize_cost import (
-    estimate,
-)
+from crumb.fitting.quantize_cost import estimate
+from crumb.fitting.writing_cost import with_writing
 from crumb.formats.catalog import Format
-from crumb.progress import CostListener, ProgressListener, untold
+from crumb.progress import Cost, CostListener, Progress, ProgressListener, untold
 from crumb.quantize_run import QuantizeRun
 from crumb.requests.quantize_request import (
     Calibration,
@@ -40,14 +40,13 @@ from crumb.run.model import Model, open_model
 from crumb.solve.problem import (
     check_finite,
 )
-from crumb.texts.mixture import CalibrationTokens, draw_calibration
+from crumb.texts.mixture import OWN, CalibrationTokens, shares_of
 
 __all__ = [
     "Calibration",
     "QuantizeRequest",
     "QuantizeResult",
     "choose_formats",
-    "draw",
     "quantize",
 ]
 
@@ -79,16 +78,18 @@ def quantize(
     choice = choose(model.plan, request)
     formats = choice.formats
     check_source(model, formats)
-    drawn = draw(model, request) if needs_calibration(request) else None
+    asked = request.calibration if needs_calibration(request) else None
+    costs = cost_of(model, formats, request)
+    cost(costs)
+    progress(Progress(0.0, "calibration text", None))
+    drawn = None if asked is None else draw(model, asked)
     key = job_key(model, request, drawn)
     with open_workspace(request.out, key, request.restart) as workspace:
         if workspace is None:
             return result_of(request.out, already_done=True)
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
-        costs = estimate(model.checkpoint, formats, tokens.shape, request.settings)
         missing_bytes = costs.working_bytes - workspace.stored_bytes()
         check_free_space(request.out, missing_bytes, "the output and the work on it", ROOM)
-        cost(costs)
         run = QuantizeRun(model, request, workspace, choice, tokens, progress)
         manifest = make_manifest(key, drawn, run.all_stages())
         assemble_directory(model.checkpoint, workspace, manifest)
@@ -96,6 +97,18 @@ def quantize(
             prove(model, workspace.partial / "model")
         workspace.publish()
     return result_of(request.out)
+
+
+def cost_of(model: Model, formats: Mapping[str, Format], request: QuantizeRequest) -> Cost:
+    """What a quantization takes, the text that the model writes for it included."""
+    if not needs_calibration(request):
+        return estimate(model.checkpoint, formats, (0, 1), request.settings)
+    asked = request.calibration
+    check_draw(model, asked)
+    shape = (asked.sequences, asked.length_tokens)
+    costs = estimate(model.checkpoint, formats, shape, request.settings)
+    written = dict(shares_of(mixture_of(model, asked), asked.sequences)).get(OWN, 0)
+    return with_writing(costs, model.checkpoint, written, asked.length_tokens)
 
 
 def choose_formats(plan: Plan, request: QuantizeRequest) -> Mapping[str, Format]:
@@ -117,24 +130,6 @@ def check_source(model: Model, formats: Mapping[str, Format]) -> None:
             )
         if spec.name not in formats:
             check_finite(model.checkpoint.tensors.read_float(spec.name), spec.name)
-
-
-def draw(model: Model, request: QuantizeRequest) -> CalibrationTokens:
-    """The calibration tokens. Raises: TextError, UsageError."""
-    asked = request.calibration
-    if asked.length_tokens > model.plan.max_positions:
-        raise UsageError(
-            "the calibration sequences are longer than the model's context",
-            expected=f"at most {model.plan.max_positions} tokens",
-            found=asked.length_tokens,
-        )
-    return draw_calibration(
-        asked.spec,
-        model.tokenizer.encode,
-        sequences=asked.sequences,
-        length=asked.length_tokens,
-        seed=asked.seed,
-    )
 
 
 def job_key(

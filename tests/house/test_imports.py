@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "requests": (*FORMATS, "operations", "architectures", "solve"),
     "structure": ("errors", "pieces", "files", "tokenizer", "requests"),
     "run": (*CHECKPOINTS, "requests", "pieces", "structure"),
-    "calibrate": RUN,
+    "calibrate": (*RUN, "texts"),
     "evaluation": (*RUN, "texts"),
     "fitting": (*RUN, "requests", "solve", "evaluation", "texts", "calibrate"),
     "quantize_run": STAGES,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
 from crumb import quantize_run
+from crumb.calibrate.drawing import draw
 from crumb.calibrate.token_weights import GradientPass
 from crumb.errors import SolveError, UsageError
 from crumb.operations.linear import Linear
@@ -25,7 +26,6 @@ from crumb.pipeline import (
     Calibration,
     QuantizeRequest,
     choose_formats,
-    draw,
     quantize,
 )
 from crumb.progress import Progress
@@ -105,7 +105,7 @@ def test_every_layer_is_calibrated_on_the_model_as_its_users_will_run_it(
     request_of_tiny = replace(request_of_tiny, tensor=tuple((name, "float") for name in left))
     quantize(request_of_tiny)
     finished = open_model(str(request_of_tiny.out))
-    tokens = draw(finished, request_of_tiny).tokens
+    tokens = draw(finished, request_of_tiny.calibration).tokens
     assert len(moments) == 3 * 4 + 1
     for group, (_, rows) in zip(GROUP_OF_LAYER, inputs_of_linears(finished, tokens), strict=True):
         exact = second_moment(rows)
@@ -120,7 +120,7 @@ def test_every_layers_tokens_count_by_its_own_gradients(
     request = replace(request_of_tiny, solve=SolveSettings())
     quantize(request)
     model, finished = open_model(request.model), open_model(str(request.out))
-    tokens = draw(model, request).tokens
+    tokens = draw(model, request.calibration).tokens
     weights = GradientPass(model.checkpoint, tokens, tmp_path / "pass").run(0.5)
     together: dict[int, list[Linear]] = {}
     for group, (linear, rows) in zip(
@@ -176,7 +176,7 @@ def test_the_float_models_inputs_would_be_other_ones(
     """So that the test above can tell the difference."""
     quantize(request_of_tiny)
     model = open_model(request_of_tiny.model)
-    tokens = draw(model, request_of_tiny).tokens
+    tokens = draw(model, request_of_tiny.calibration).tokens
     last = [second_moment(rows) for _, rows in inputs_of_linears(model, tokens)][-1]
     assert np.abs(moments[-1] - last).max() > 0.01 * last.max()
 
@@ -255,7 +255,7 @@ def test_the_manifest_says_where_the_model_came_from(request_of_tiny: QuantizeRe
     job = result.manifest["job"]
     assert job["source_sha256"] == model.checkpoint.sha256()
     assert (job["bits"], job["group_size"], job["zero"]) == (3, 32, "fixed")
-    assert job["calibration"]["sha256"] == draw(model, request_of_tiny).sha256()
+    assert job["calibration"]["sha256"] == draw(model, request_of_tiny.calibration).sha256()
     assert job["calibration"]["sequences"] == 8
     (source,) = result.manifest["calibration_sources"]
     assert (source["name"], source["sequences"]) == ("excerpt-calibration", 8)
@@ -320,7 +320,7 @@ def test_the_cost_is_told_before_any_progress(request_of_tiny: QuantizeRequest) 
         request_of_tiny, lambda step: told.append(step.doing), lambda cost: told.append("cost")
     )
     assert told[0] == "cost"
-    assert told[1] == EMBEDDING
+    assert told[1:3] == ["calibration text", EMBEDDING]
     assert told.count("cost") == 1
 
 

@@ -162,7 +162,7 @@ def test_one_request_comes_of_words_numbers_and_records(tmp_path: Path) -> None:
     assert rounded.solve == SolveSettings(method=Method.ROUND, scales=Scales.MINMAX)
     published = make_quantize_request("m", tmp_path, bits=3, as_published=True, sequences=2)
     assert published.solve == AS_PUBLISHED
-    assert published.calibration == Calibration(sequences=2, length_tokens=2048)
+    assert published.calibration == Calibration("wikitext2", sequences=2, length_tokens=2048)
 
 
 @pytest.mark.parametrize(

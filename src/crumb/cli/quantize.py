@@ -41,7 +41,7 @@ def quantize(
     embedding: Annotated[str | None, FORMAT] = None,
     head: Annotated[str | None, FORMAT] = None,
     tensor: Annotated[list[str] | None, FORMAT, ONE_WAY] = None,
-    calibration: Annotated[str, CALIBRATION] = "wikitext2",
+    calibration: Annotated[str | None, CALIBRATION] = None,
     sequences: Annotated[OptionalWhole, CALIBRATION] = None,
     length: Annotated[OptionalWhole, CALIBRATION] = None,
     seed: Annotated[Whole, CALIBRATION] = 0,
@@ -68,7 +68,7 @@ def quantize(
         embedding: bits (default 8; 6 and below are solved too), a GGUF type, a format or float.
         head: likewise, unless it is tied to the embedding.
         tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
-        calibration: texts as NAME or FILE, several with weights: wikitext2:64,code.txt:32.
+        calibration: NAME or FILE, several with weights; embedded:48,self:16 by default.
         sequences: calibration sequences (default 64).
         length: tokens of each (default 512).
         seed: of the draw of sequences.

@@ -21,7 +21,7 @@ from crumb.solve.problem import AS_PUBLISHED, Method, Scales, SolveSettings
 
 Kind = TypeVar("Kind", bound=StrEnum)
 
-PUBLISHED = Calibration(sequences=128, length_tokens=2048)
+PUBLISHED = Calibration("wikitext2", sequences=128, length_tokens=2048)
 """What the papers draw."""
 
 
@@ -150,7 +150,8 @@ def kind_named(kinds: type[Kind], name: str, where: str) -> Kind:
 
 
 def _calibration(as_published: bool, values: dict[str, Any]) -> Calibration:
-    text: Calibration | str = values.pop("calibration", Calibration())
+    usual = Calibration(PUBLISHED.spec) if as_published else Calibration()
+    text: Calibration | str = values.pop("calibration", usual)
     said = _taken(values, Calibration)
     calibration = Calibration(text) if isinstance(text, str) else text
     if as_published:

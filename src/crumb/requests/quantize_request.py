@@ -26,11 +26,15 @@ DEFAULT_BITS = 8
 """Of an embedding and a head."""
 
 
+DEFAULT_MIXTURE = "embedded:48,self:16"
+"""The texts of the package, and what the model writes itself."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Which text the statistics come from."""
 
-    spec: str = "wikitext2"
+    spec: str = DEFAULT_MIXTURE
     sequences: int = 64
     length_tokens: int = 512
     seed: int = 0

@@ -1,7 +1,8 @@
 """A calibration spec -> CalibrationTokens: sequences drawn from one text or a mixture of them.
 
-In: "wikitext2:64,code.txt:32" (names and relative weights), a tokenizer's encode, a seed.
-Out: sequences in the order of the sources, the same for the same seed, texts and tokenizer.
+In: "embedded:48,code.txt:16" (names and relative weights), what a model does with texts, a seed.
+Out: sequences in the order of the sources, the same for the same seed, texts and model.
+`embedded` is all the texts of the package, `self` what the model writes itself.
 Refuses specs that name nothing, name a text twice or weigh it wrongly, and texts that are too
 short. Source: GPTQ (arXiv 2210.17323) draws sequences at random offsets of one stream.
 """
@@ -9,16 +10,40 @@ short. Source: GPTQ (arXiv 2210.17323) draws sequences at random offsets of one 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import TextError, UsageError
+from crumb.texts.dialogues import Render, parse_dialogues, render_plainly
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import Text, is_known, path_exists, read_text
 from crumb.texts.windows import Encode, token_stream
+
+Tokens = NDArray[np.int64]
+Write = Callable[[int, int, int], Tokens]
+"""(sequences, length, seed) -> what the model writes itself, (sequences, length)."""
+
+OWN = "self"
+"""The word for what the model writes itself."""
+
+DIALOGUE = "embedded-dialogue"
+
+GROUPS: Mapping[str, Mapping[str, int]] = {
+    "embedded": {
+        "embedded-encyclopedia": 14,
+        "embedded-novels": 12,
+        "embedded-news": 8,
+        "embedded-code": 10,
+        "embedded-mathematics": 6,
+        "embedded-languages": 6,
+        DIALOGUE: 8,
+    }
+}
+"""Words for several texts, and how they share the sequences (docs/quality.md)."""
 
 SEQUENCES, LENGTH = 64, 512
 """Sequences and their length in tokens, unless others are asked for."""
@@ -44,7 +69,7 @@ class DrawnSource:
 
     name: str
     sequences: int
-    sha256: str  # of the text in UTF-8
+    sha256: str  # of the text in UTF-8; of what the model wrote itself, as of all tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +82,20 @@ class CalibrationTokens:
 
     def sha256(self) -> str:
         """Of the tokens as little-endian 64-bit integers."""
-        return hashlib.sha256(self.tokens.astype("<i8").tobytes()).hexdigest()
+        return _sha256(self.tokens)
+
+
+@dataclass(frozen=True)
+class ModelReading:
+    """What a model does with texts."""
+
+    encode: Encode
+    render: Render = render_plainly  # writes a chat as the model reads it
+    write: Write | None = None  # None: this model writes no text
+
+
+def _sha256(tokens: Tokens) -> str:
+    return hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
 
 
 def parse_mixture(spec: str) -> tuple[MixturePart, ...]:
@@ -71,16 +109,19 @@ def parse_mixture(spec: str) -> tuple[MixturePart, ...]:
         raise UsageError(
             "no text to calibrate on", expected="wikitext2, or wikitext2:64,code.txt:32"
         )
-    names = [part.name for part in parts]
+    _refuse_twice([part.name for part in parts])
+    return tuple(parts)
+
+
+def _refuse_twice(names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError("a calibration text is named twice", where=name)
-    return tuple(parts)
 
 
 def _parse_part(part: str) -> MixturePart:
     name, colon, weight = part.rpartition(":")
-    if not colon or (not is_known(name) and path_exists(part)):
+    if not colon or (not _is_word(name) and path_exists(part)):
         return MixturePart(part, Fraction(1))
     try:
         # by way of float: a Fraction of "1e999999999" would fill the memory
@@ -95,6 +136,10 @@ def _parse_part(part: str) -> MixturePart:
             found=repr(weight[:80]),
         )
     return MixturePart(name, value)
+
+
+def _is_word(name: str) -> bool:
+    return name == OWN or name in GROUPS or is_known(name)
 
 
 def share_sequences(parts: tuple[MixturePart, ...], sequences: int) -> tuple[int, ...]:
@@ -125,9 +170,41 @@ def share_sequences(parts: tuple[MixturePart, ...], sequences: int) -> tuple[int
     return tuple(shared.values())
 
 
+def shares_of(spec: str, sequences: int) -> list[tuple[str, int]]:
+    """Texts and their sequences, `embedded` taken apart. Raises: UsageError."""
+    parts = parse_mixture(spec)
+    shares: list[tuple[str, int]] = []
+    for part, count in zip(parts, share_sequences(parts, sequences), strict=True):
+        inner = GROUPS.get(part.name, {part.name: 1})
+        shares += _by_weight(inner, count)
+    _refuse_twice([name for name, _ in shares])
+    return shares
+
+
+def _by_weight(weights: Mapping[str, int], count: int) -> list[tuple[str, int]]:
+    """Largest remainder first; what would get nothing is left out."""
+    total = sum(weights.values())
+    shared = {name: weight * count // total for name, weight in weights.items()}
+    order = sorted(weights, key=lambda name: -(weights[name] * count % total))
+    for name in order[: count - sum(shared.values())]:
+        shared[name] += 1
+    return [(name, share) for name, share in shared.items() if share]
+
+
+def check_numbers(sequences: int, length: int, seed: int) -> None:
+    """Refuse numbers that no draw can have. Raises: UsageError."""
+    for name, value, least in (
+        ("sequences", sequences, 1),
+        ("length", length, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise UsageError(f"calibration {name} must be at least {least}", found=value)
+
+
 def draw_calibration(
     spec: str,
-    encode: Encode,
+    reader: ModelReading,
     *,
     sequences: int = SEQUENCES,
     length: int = LENGTH,
@@ -138,23 +215,28 @@ def draw_calibration(
     Raises: UsageError for settings that cannot be, TextError for a text that cannot be read or is
     shorter than one sequence.
     """
-    for name, value, least in (
-        ("sequences", sequences, 1),
-        ("length", length, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise UsageError(f"calibration {name} must be at least {least}", found=value)
-    parts = parse_mixture(spec)
-    counts = share_sequences(parts, sequences)
+    check_numbers(sequences, length, seed)
     generator = np.random.default_rng(seed)
-    drawn: list[NDArray[np.int64]] = []
+    drawn: list[Tokens] = []
     sources: list[DrawnSource] = []
-    for part, count in zip(parts, counts, strict=True):
-        text = read_text(part.name, Use.CALIBRATION)
-        drawn.append(_draw(text, encode, count, length, generator))
-        sources.append(DrawnSource(part.name, count, text.sha256))
+    for name, count in shares_of(spec, sequences):
+        if name == OWN:
+            drawn.append(_written(reader, count, length, seed))
+            sources.append(DrawnSource(name, count, _sha256(drawn[-1])))
+            continue
+        text = read_text(name, Use.CALIBRATION)
+        if name == DIALOGUE:
+            chats = parse_dialogues(text.text, name)
+            text = replace(text, text="".join(map(reader.render, chats)))
+        drawn.append(_draw(text, reader.encode, count, length, generator))
+        sources.append(DrawnSource(name, count, text.sha256))
     return CalibrationTokens(np.concatenate(drawn), tuple(sources), seed)
+
+
+def _written(reader: ModelReading, count: int, length: int, seed: int) -> Tokens:
+    if reader.write is None:
+        raise UsageError("this model writes no text of its own", where=OWN, do="Name a text")
+    return reader.write(count, length, seed)
 
 
 def _draw(

@@ -18,11 +18,28 @@ from pathlib import Path
 from crumb.errors import TextError
 from crumb.texts.hub_texts import HUB_TEXTS, Use, read_hub_text
 
-EMBEDDED = {
+EXCERPTS = {
     "excerpt-calibration": "excerpt-calibration.txt",
     "excerpt-evaluation": "excerpt-evaluation.txt",
 }
-"""Texts inside the package: the first articles of WikiText-2's test split, cut in two."""
+"""The first articles of WikiText-2's test split, cut in two."""
+
+DOMAINS = {
+    f"embedded-{domain}": f"calibration/{domain}.txt"
+    for domain in (
+        "encyclopedia",
+        "novels",
+        "news",
+        "code",
+        "mathematics",
+        "languages",
+        "dialogue",
+    )
+}
+"""What `embedded` draws from; embedded/texts/LICENSE.md says where each comes from."""
+
+EMBEDDED = EXCERPTS | DOMAINS
+"""Texts inside the package."""
 
 PROSE = {".txt", ".md", ".rst", ".tex", ".html"}
 CODE = {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts"}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from crumb.errors import TextError
 from crumb.texts.hub_texts import Use
-from crumb.texts.sources import EMBEDDED, read_text
+from crumb.texts.sources import DOMAINS, EXCERPTS, read_text
 
 EVALUATION = Use.EVALUATION
 
 
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", EXCERPTS)
 def test_an_embedded_text_is_there_without_any_network(name: str) -> None:
     text = read_text(name, EVALUATION)
     assert len(text.text.encode()) > 100_000  # both excerpts are about 100 KB, see LICENSE.md
@@ -24,10 +24,24 @@ def test_an_embedded_text_is_there_without_any_network(name: str) -> None:
     assert text.tokens_kept is None
 
 
+def test_the_embedded_domains_are_about_a_megabyte_and_share_nothing_with_the_excerpts() -> None:
+    texts = {name: read_text(name, Use.CALIBRATION).text for name in DOMAINS}
+    assert 0.8e6 < sum(len(text.encode()) for text in texts.values()) < 1.2e6
+    held_out = [set(runs(read_text(name, EVALUATION).text)) for name in EXCERPTS]
+    for text in texts.values():
+        assert not any(seen.intersection(runs(text)) for seen in held_out)
+
+
+def runs(text: str) -> Iterator[tuple[str, ...]]:
+    """Every twelve words that follow each other."""
+    words = text.split()
+    return zip(*(words[begin:] for begin in range(12)), strict=False)
+
+
 def test_calibration_and_evaluation_excerpts_share_no_article() -> None:
     titles = [
         {line for line in read_text(name, EVALUATION).text.splitlines() if line.startswith(" = ")}
-        for name in EMBEDDED
+        for name in EXCERPTS
     ]
     sections = {title for title in titles[0] & titles[1] if title.startswith(" = = ")}
     assert titles[0] & titles[1] == sections
