@@ -247,7 +247,7 @@ class QuantizeRun:
             finished = self.workspace.finished(spec.name)
             assert finished is not None, "just stored"
         self.records[spec.name] = finished.record
-        self.entries[spec.name] = finished.stored
+        self.entries[spec.name] = finished.entry
         self.advance(matrix_work(spec, self.formats[spec.name], self.request.settings), spec.name)
 
     def solve_rows(

@@ -42,25 +42,25 @@ class Stage:
         """Buffers that are still needed once operation `index` has run."""
         return self._live[index]
 
-    def check(self, given: frozenset[str]) -> None:
-        """Refuse a buffer that is read before it is written, `given` being what comes before.
+    def check(self, before: frozenset[str]) -> None:
+        """Refuse a buffer that is read before it is written; `before`: by earlier stages.
 
         Raises: CheckpointError.
         """
-        self._need(given, self.inputs, "its inputs")
-        known = frozenset(self.inputs)
+        self._need(before, self.inputs, "its inputs")
+        written = frozenset(self.inputs)
         for operation in self.operations:
-            self._need(known, operation.reads, operation)
-            known |= frozenset(operation.writes)
-        self._need(known, self.outputs, "its outputs")
+            self._need(written, operation.reads, operation)
+            written |= frozenset(operation.writes)
+        self._need(written, self.outputs, "its outputs")
 
-    def _need(self, known: frozenset[str], names: tuple[str, ...], reader: object) -> None:
+    def _need(self, written: frozenset[str], names: tuple[str, ...], reader: object) -> None:
         for name in names:
-            if name not in known:
+            if name not in written:
                 raise CheckpointError(
                     "a plan reads a buffer that nothing has written",
                     where=f"{self.name}: {reader}",
-                    expected=f"one of {', '.join(sorted(known))}",
+                    expected=f"one of {', '.join(sorted(written))}",
                     found=name,
                 )
 
@@ -79,12 +79,12 @@ class Plan:
     inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kept = frozenset(self.inputs)  # what does not change from call to call
-        given = kept | {"tokens", "positions"}
+        lasting = frozenset(self.inputs)  # what does not change from call to call
+        before = lasting | {"tokens", "positions"}
         for stage in self.stages:
-            stage.check(kept if stage.once else given)
-            given |= frozenset(stage.outputs)
-            kept |= frozenset(stage.outputs if stage.once else ())
+            stage.check(lasting if stage.once else before)
+            before |= frozenset(stage.outputs)
+            lasting |= frozenset(stage.outputs if stage.once else ())
         self._need_own_states()
 
     def _need_own_states(self) -> None:

@@ -25,14 +25,14 @@ LONGEST_NAME = 64
 @cache
 def families() -> dict[str, Family]:
     """model_type -> Family, for every module of this folder that defines FAMILY."""
-    found: dict[str, Family] = {}
+    families_by_type: dict[str, Family] = {}
     for module in pkgutil.iter_modules(crumb.architectures.__path__):
         family = getattr(
             importlib.import_module(f"crumb.architectures.{module.name}"), "FAMILY", None
         )
         if isinstance(family, Family):
-            found[family.model_type] = family
-    return dict(sorted(found.items()))
+            families_by_type[family.model_type] = family
+    return dict(sorted(families_by_type.items()))
 
 
 def _nearest(model_type: object) -> str:

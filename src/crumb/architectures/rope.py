@@ -30,19 +30,19 @@ OPTIONAL: dict[str, tuple[str, ...]] = {
 
 
 def read_rope(
-    given: Mapping[str, Any], dimensions: int, theta: float, positions: int, original: object
+    scaling: Mapping[str, Any], dimensions: int, theta: float, positions: int, original: object
 ) -> Rope:
     """The rope of a configuration's scaling; `positions` is the longest text of the model.
 
     `original` is the longest text of the training before, where it stands outside the scaling.
     Raises: CheckpointError for an unknown kind or an unusable setting, naming it.
     """
-    kind = given.get("rope_type") or given.get("type") or "default"
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if not isinstance(kind, str) or kind not in SCALINGS:
         raise refuse("rope_type", f"one of {', '.join(SCALINGS)}", kind)
-    if any(isinstance(value, Mapping) for value in given.values()):
-        raise refuse("rope_parameters", "one rotary embedding for all blocks", given)
-    stated = {key: value for key, value in given.items() if value is not None}
+    if any(isinstance(value, Mapping) for value in scaling.values()):
+        raise refuse("rope_parameters", "one rotary embedding for all blocks", scaling)
+    stated = {key: value for key, value in scaling.items() if value is not None}
     if original is not None:
         stated[ORIGINAL] = original
     stated.setdefault(ORIGINAL, positions)

@@ -100,8 +100,8 @@ def _read(
 
 def _packed(entry: StoredCodes, tiles: StoredArray, said: str) -> StoredPacked:
     """One matrix. Raises: LookupError where the file has it otherwise."""
-    stored = tiles.dtype, tiles.shape
-    if (said, *stored) != (
+    array = tiles.dtype, tiles.shape
+    if (said, *array) != (
         matrix_metadata(entry.format, entry.shape),
         np.dtype(np.uint8),
         stored_shape(entry.format, *entry.shape),

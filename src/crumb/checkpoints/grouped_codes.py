@@ -117,8 +117,8 @@ class GroupedMatrix:
     def _in_halves(self) -> bool:
         """Whether every scale and minimum is one of fp16."""
         whole = slice(0, self.shape[0])
-        stored = [read(whole) for read in (self.scales, self.minimums) if read is not None]
-        return all(each.dtype == np.float16 or _same_as_half(each) for each in stored)
+        numbers = [read(whole) for read in (self.scales, self.minimums) if read is not None]
+        return all(each.dtype == np.float16 or _same_as_half(each) for each in numbers)
 
     def read_codes(self, rows: slice) -> Matrix:
         """Some rows, inputs sorted by group. Raises: CheckpointError."""
@@ -234,8 +234,8 @@ def needed(
         file = next((other.path for other in arrays.values()), None)
         raise CheckpointError("a quantized layer lacks an array", where=file, expected=name)
     sizes = [
-        found == size or (size is None and found > 0)
-        for found, size in zip(array.shape, shape, strict=False)
+        length == size or (size is None and length > 0)
+        for length, size in zip(array.shape, shape, strict=False)
     ]
     if len(array.shape) != len(shape) or not all(sizes) or array.dtype.name not in dtypes:
         expected = ", ".join("any" if size is None else str(size) for size in shape)

@@ -96,8 +96,8 @@ class StoredPacked:
         tiles = tiles_of_rows(begin, max(begin, end))
         first_row = TILE_ROWS * tiles.start
         count = min(TILE_ROWS * tiles.stop, self.shape[0]) - first_row
-        stored, where = self.tiles.read(tiles), str(self.tiles.path)
-        part = assemble(self.format, count, self.shape[1], stored, where)
+        content, where = self.tiles.read(tiles), str(self.tiles.path)
+        part = assemble(self.format, count, self.shape[1], content, where)
         return part, slice(begin - first_row, end - first_row)
 
 

@@ -71,8 +71,8 @@ class MadeFiles:
 
     def read(self, name: str) -> bytes | None:
         """A file's content, None where there is no such file. Raises: CheckpointError."""
-        found = self.contents.get(name)
-        return self._others.get(name) if found is None else found
+        content = self.contents.get(name)
+        return self._others.get(name) if content is None else content
 
 
 def parse_json(raw: bytes, where: Path) -> dict[str, Any]:
@@ -102,8 +102,8 @@ def optional_json(files: ModelFiles, name: str) -> dict[str, Any]:
     Raises: CheckpointError.
     """
     raw = files.read(name)
-    found = {} if raw is None else parse_json(raw, files.path / name)
-    return {key: value for key, value in found.items() if value is not None}
+    content = {} if raw is None else parse_json(raw, files.path / name)
+    return {key: value for key, value in content.items() if value is not None}
 
 
 def read_json(path: Path) -> dict[str, Any]:

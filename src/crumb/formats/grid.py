@@ -45,9 +45,9 @@ class GroupParameters:
         if format.zero is ZeroKind.FIXED:
             groups = self.scale if self.sub_scale is None else self.sub_scale
             return np.full(groups.shape, format.fixed_zero_point, np.float32)
-        stored = self.zero_point if format.zero is ZeroKind.VARIABLE else self.minimum
-        assert stored is not None, "make_parameters fills what the zero kind stores"
-        offset: Floats = stored.astype(np.float32)
+        numbers = self.zero_point if format.zero is ZeroKind.VARIABLE else self.minimum
+        assert numbers is not None, "make_parameters fills what the zero kind stores"
+        offset: Floats = numbers.astype(np.float32)
         if self.sub_minimum is None:
             return offset
         return -(_spread(offset, self.sub_minimum) * self.sub_minimum.astype(np.float32))

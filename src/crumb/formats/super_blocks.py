@@ -32,7 +32,7 @@ class Shared:
 
 
 def share(
-    wanted: Floats,
+    ideal: Floats,
     cost: Floats,
     ends: tuple[int, int],
     tops: Sequence[float],
@@ -44,31 +44,31 @@ def share(
     From each, the fp16 number is fitted to the whole numbers that it gives, then these again.
     Shapes: wanted, cost (rows, blocks, groups of a block).
     """
-    wanted, cost = (np.ascontiguousarray(part.transpose(2, 0, 1)) for part in (wanted, cost))
+    ideal, cost = (np.ascontiguousarray(part.transpose(2, 0, 1)) for part in (ideal, cost))
     if before is None:
-        peak = extreme(wanted, axis=0)
+        peak = extreme(ideal, axis=0)
         starts = [peak / np.float32(top) for top in tops]
     else:
         starts = [before.unit]
-    unit, least = starts[0], np.full(wanted.shape[1:], np.inf, np.float32)
-    whole, costly = np.zeros_like(wanted), cost * wanted
+    unit, least = starts[0], np.full(ideal.shape[1:], np.inf, np.float32)
+    whole, costly = np.zeros_like(ideal), cost * ideal
     for start in starts:
-        tried = _nearest(wanted, start, ends)
+        tried = _nearest(ideal, start, ends)
         fitted = divide((costly * tried).sum(0), (cost * tried * tried).sum(0), start)
         with np.errstate(over="ignore", invalid="ignore"):
             fitted = fitted.astype(np.float16).astype(np.float32)
-            tried = _nearest(wanted, fitted, ends)
-            missed = (cost * np.square(wanted - fitted * tried)).sum(0)
+            tried = _nearest(ideal, fitted, ends)
+            missed = (cost * np.square(ideal - fitted * tried)).sum(0)
         better = missed < least
         least, unit = np.where(better, missed, least), np.where(better, fitted, unit)
         np.copyto(whole, tried, where=better)
     return Shared(unit, whole.transpose(1, 2, 0).reshape(len(unit), -1))
 
 
-def _nearest(wanted: Floats, unit: Floats, ends: tuple[int, int]) -> Floats:
+def _nearest(ideal: Floats, unit: Floats, ends: tuple[int, int]) -> Floats:
     lowest, highest = map(np.float32, ends)
     with np.errstate(over="ignore"):
-        whole = wanted * inverse(unit)
+        whole = ideal * inverse(unit)
     return np.clip(np.rint(whole, out=whole), lowest, highest, out=whole)
 
 
@@ -104,8 +104,8 @@ def extreme(values: Floats, axis: int = -1) -> Floats:
 def inverse(scale: Floats) -> Floats:
     """1 / scale, or 0 where that is beyond f32: such weights are nothing to fp16 either."""
     with np.errstate(divide="ignore", over="ignore"):
-        found: Floats = np.where(np.abs(scale) < SMALLEST, np.float32(0), 1 / scale)
-    return found
+        inverse: Floats = np.where(np.abs(scale) < SMALLEST, np.float32(0), 1 / scale)
+    return inverse
 
 
 def divide(above: Floats, below: Floats, otherwise: Floats) -> Floats:

@@ -129,10 +129,10 @@ def _weights(
     (batch, heads, group, tokens, keys), (..., 1), as the first or 1.
     """
     xp = array_namespace(query)
-    batch, kept, group, tokens, dim = query.shape
-    flat = xp.reshape(query, (batch, kept, group * tokens, dim))
+    batch, heads, group, tokens, dim = query.shape
+    flat = xp.reshape(query, (batch, heads, group * tokens, dim))
     scores = context.multiply(flat, xp.matrix_transpose(key))
-    scores = xp.reshape(scores, (batch, kept, group, tokens, key.shape[2]))
+    scores = xp.reshape(scores, (batch, heads, group, tokens, key.shape[2]))
     slope: Array = 1.0
     if op.soft_cap is not None:
         squeezed = xp.tanh(scores / op.soft_cap)
@@ -150,7 +150,7 @@ def _weights(
     if op.sinks is None:
         weight = xp.exp(scores - most)
         return weight, xp.sum(weight, axis=-1, keepdims=True), slope
-    sink = xp.reshape(context.weights[op.sinks], (1, kept, group, 1, 1))
+    sink = xp.reshape(context.weights[op.sinks], (1, heads, group, 1, 1))
     most = xp.maximum(most, sink)
     weight = xp.exp(scores - most)
     return weight, xp.sum(weight, axis=-1, keepdims=True) + xp.exp(sink - most), slope

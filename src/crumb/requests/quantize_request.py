@@ -184,12 +184,12 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
 
 def _matrices(plan: Plan) -> dict[str, tuple[str, TensorSpec]]:
     """Stage and shape of every matrix, in the plan's order, a tied one where it comes first."""
-    found: dict[str, tuple[str, TensorSpec]] = {}
+    matrices: dict[str, tuple[str, TensorSpec]] = {}
     for stage in plan.stages:
         for spec in stage.tensors():
             if spec.matrix:
-                found.setdefault(spec.name, (stage.name, spec))
-    return found
+                matrices.setdefault(spec.name, (stage.name, spec))
+    return matrices
 
 
 def matches(pattern: str, name: str) -> bool:
@@ -200,12 +200,12 @@ def matches(pattern: str, name: str) -> bool:
 
 
 def _that_fits(
-    wanted: Format | None, spec: TensorSpec, request: QuantizeRequest
+    chosen: Format | None, spec: TensorSpec, request: QuantizeRequest
 ) -> tuple[Format | None, str | None]:
     """What the target can hold of this matrix, and why that is not what was asked for."""
-    if wanted is None or request.container is None:
-        return wanted, None
-    format, reason = request.container.fit(wanted, spec.shape)
+    if chosen is None or request.container is None:
+        return chosen, None
+    format, reason = request.container.fit(chosen, spec.shape)
     if reason is not None and request.solve.strict:
         raise UsageError(
             "a fallback is needed and --strict forbids it", where=spec.name, found=reason

@@ -46,7 +46,7 @@ class Backward:
         plan = self.model.plan
         if plan.inputs or any(stage.once for stage in plan.stages):
             raise UsageError("gradients go through decoders only", found=plan.family)
-        check_tokens(plan, self.tokens, Memory(kept={}, states=None))
+        check_tokens(plan, self.tokens, Memory(lasting={}, states=None))
         flowing = start_buffers(self.tokens)
         self._borders = []
         for stage in plan.stages:

@@ -32,14 +32,14 @@ class Place:
 
 
 def place_stage(
-    stage: Stage, kept: Mapping[str, int], rows: int, begin: int
+    stage: Stage, lasting: Mapping[str, int], rows: int, begin: int
 ) -> tuple[dict[str, Place], int]:
     """Places of a stage's own buffers from `begin` on, and where they end.
 
     `kept` names the buffers that live between stages, with their widths. Buffers whose lives do
     not meet may share memory.
     """
-    widths = dict(kept)
+    widths = dict(lasting)
     lives: dict[str, tuple[int, int]] = {}
     for index, operation in enumerate(stage.operations):
         for name in operation.reads:
@@ -47,7 +47,7 @@ def place_stage(
                 lives[name] = (lives[name][0], index)
         for name, width in output_widths(operation, widths).items():
             widths[name] = width
-            if name not in kept:
+            if name not in lasting:
                 lives[name] = (lives.get(name, (index, 0))[0], index)
     for name in stage.outputs:
         if name in lives:
@@ -79,16 +79,16 @@ def place_buffers(
         for operation in stage.operations:
             inner |= output_widths(operation, inner)
         widths |= {name: inner[name] for name in stage.outputs}
-    kept: dict[str, Place] = {}
+    lasting: dict[str, Place] = {}
     end = 0
     for name, width in widths.items():
-        kept[name] = Place(end, width, rows)
-        end = kept[name].end
+        lasting[name] = Place(end, width, rows)
+        end = lasting[name].end
     by_stage = []
     largest = end
     for stage in plan.stages[:-1]:
         own, last = place_stage(stage, widths, rows, end)
-        by_stage.append(kept | own)
+        by_stage.append(lasting | own)
         largest = max(largest, last)
     chosen: dict[str, Place] = {}
     begin = end

@@ -140,13 +140,13 @@ class Engine:
             return None
         return self.store.read(tokens, self._pages.count_known(tokens))
 
-    def restore(self, sequence: EngineSequence, tokens: Sequence[int], stored: StoredPages) -> None:
+    def restore(self, sequence: EngineSequence, tokens: Sequence[int], pages: StoredPages) -> None:
         """Put pages from disk behind those that a sequence began with, instead of stepping."""
         begin = len(sequence.pages)
-        if begin < stored.first:
+        if begin < pages.first:
             return  # what came before them has left the cache since
-        for index in range(begin, stored.first + len(stored.pages)):
-            page, content = self._pages.take(), stored.pages[index - stored.first]
+        for index in range(begin, pages.first + len(pages.pages)):
+            page, content = self._pages.take(), pages.pages[index - pages.first]
             sequence.pages.append(page)
             place = 0
             for cache in self._program.caches:

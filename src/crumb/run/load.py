@@ -58,8 +58,8 @@ def load(
         chosen_kind(ActivationKind, activations, "activations"),
         chosen_kind(WeightsKind, weights, "weights"),
     )
-    kept = None if cache_dir is None else Path(cache_dir)
-    return LanguageModel(checkpoint, replace(settings, threads=threads, cache_dir=kept))
+    converted = None if cache_dir is None else Path(cache_dir)
+    return LanguageModel(checkpoint, replace(settings, threads=threads, cache_dir=converted))
 
 
 def engine_settings(

@@ -62,12 +62,12 @@ class Model:
             weights[spec.name] = self._kept[spec.name]
         return weights
 
-    def logits(self, tokens: Array, given: Mapping[str, Array] | None = None) -> Array:
-        """Logits of whole sequences; `given` holds the plan's further inputs.
+    def logits(self, tokens: Array, inputs: Mapping[str, Array] | None = None) -> Array:
+        """Logits of whole sequences; `inputs` holds the plan's further inputs.
 
         Shapes: (batch, tokens) -> (batch, tokens, vocabulary). Raises: UsageError.
         """
-        return self.forward(tokens, Memory(kept=dict(given or {}), states=None))
+        return self.forward(tokens, Memory(lasting=dict(inputs or {}), states=None))
 
     def forward(self, tokens: Array, memory: Memory) -> Array:
         """Logits of the tokens that follow what is in memory, which then holds them too.
@@ -83,9 +83,9 @@ class Model:
             context = Context(self.stage_weights(stage), memory.states, rotations)
             if memory.states is not None:
                 context.longest_tokens = self.plan.max_positions
-            outputs = run_stage(stage, memory.kept | flowing, context)
+            outputs = run_stage(stage, memory.lasting | flowing, context)
             if stage.once:
-                memory.kept |= outputs
+                memory.lasting |= outputs
             else:
                 flowing |= outputs
         memory.length_tokens += tokens.shape[1]
@@ -96,7 +96,7 @@ class Model:
 class Memory:
     """What a sequence keeps from call to call."""
 
-    kept: dict[str, Array]  # the plan's further inputs, and the outputs of stages that run once
+    lasting: dict[str, Array]  # the plan's further inputs, and the outputs of stages that run once
     states: dict[str, tuple[Array, ...]] | None  # by slot; None: the whole text comes in one call
     length_tokens: int = 0
 
@@ -111,11 +111,11 @@ def start_buffers(tokens: Array, first_position: int = 0) -> dict[str, Array]:
 
 def check_tokens(plan: Plan, tokens: Array, memory: Memory) -> None:
     """Refuse tokens that the model cannot take after what is in memory. Raises: UsageError."""
-    if memory.length_tokens == 0 and memory.kept.keys() != set(plan.inputs):
+    if memory.length_tokens == 0 and memory.lasting.keys() != set(plan.inputs):
         raise UsageError(
             "what is given beside the tokens is not what the model reads",
             expected=", ".join(plan.inputs) or "nothing",
-            found=", ".join(memory.kept) or "nothing",
+            found=", ".join(memory.lasting) or "nothing",
         )
     total = memory.length_tokens + tokens.shape[1]
     if total > plan.max_positions:

@@ -122,8 +122,8 @@ class PageStore:
         reserved = len(here) * self._page_bytes
         if not here or not self._reserve(reserved):
             return None
-        stored = StoredPages(first_page, ())
-        weakref.finalize(stored, self._reserve, -reserved)
+        run_of_pages = StoredPages(first_page, ())
+        weakref.finalize(run_of_pages, self._reserve, -reserved)
         with ThreadPoolExecutor(READERS) as pool:
             pages = list(pool.map(self._load_some, [here[k::READERS] for k in range(READERS)]))
         whole: list[Bytes] = []
@@ -132,8 +132,8 @@ class PageStore:
             if page is None:
                 break
             whole.append(page)
-        stored.pages = whole
-        return stored if whole else None
+        run_of_pages.pages = whole
+        return run_of_pages if whole else None
 
     def _reserve(self, size: int) -> bool:
         """Take memory for pages that are read, or give it back; whether there is as much."""

@@ -78,9 +78,9 @@ class PagePool:
             self._holders[page] += 1
             self._unused.pop(page, None)
             pages.append(page)
-            known = self._known[page]
-            assert known is not None, "found by its key"
-            name = known.name
+            content = self._known[page]
+            assert content is not None, "found by its key"
+            name = content.name
         return pages
 
     def count_known(self, tokens: Sequence[int]) -> int:
@@ -88,10 +88,10 @@ class PagePool:
         name = count = 0
         for begin in range(0, (len(tokens) - 1) // PAGE_TOKENS * PAGE_TOKENS, PAGE_TOKENS):
             page = self._by_key.get((name, tuple(tokens[begin : begin + PAGE_TOKENS])))
-            known = None if page is None else self._known[page]
-            if known is None:
+            content = None if page is None else self._known[page]
+            if content is None:
                 break
-            name, count = known.name, count + 1
+            name, count = content.name, count + 1
         return count
 
     def learn(self, pages: Sequence[int], index: int, tokens: Sequence[int]) -> None:
@@ -126,7 +126,7 @@ class PagePool:
                 self._unused[page] = None
 
     def _forget(self, page: int) -> None:
-        known = self._known[page]
-        assert known is not None, "unused pages are known"
-        del self._by_key[known.key]
+        content = self._known[page]
+        assert content is not None, "unused pages are known"
+        del self._by_key[content.key]
         self._known[page] = None

@@ -133,22 +133,22 @@ class Sampler:
     def _draw(self, scores: Logits, best: float, random: np.random.PCG64) -> int:
         """One draw from what the filters leave; gives a place in the scores, whose order stays."""
         sampling = self._sampling
-        kept: Tokens | None = None
+        left: Tokens | None = None
         if 0 < sampling.top_k < len(scores):
-            kept = np.sort(most_likely(scores, sampling.top_k))
-            scores = scores[kept]
+            left = np.sort(most_likely(scores, sampling.top_k))
+            scores = scores[left]
         with np.errstate(over="ignore"):  # a tiny temperature: the others' weight is exp(-inf) = 0
             weights = np.exp((scores.astype(np.float64) - best) / sampling.temperature)
         for part in (_nucleus(weights, sampling.top_p), None):
             chosen = np.flatnonzero(weights >= sampling.min_p) if part is None else part
             if len(chosen) < len(weights):
                 weights = weights[chosen]
-                kept = chosen if kept is None else kept[chosen]
+                left = chosen if left is None else left[chosen]
         running = np.cumsum(weights)
         # 53 bits below 1 times the sum stay below the sum, so a token is always found
         uniform = (int(random.random_raw()) >> 11) * 2.0**-53
         place = int(np.searchsorted(running, uniform * running[-1], side="right"))
-        return place if kept is None else int(kept[place])
+        return place if left is None else int(left[place])
 
     def _not_numbers(self, logits: NDArray[np.float32]) -> Exception:
         if math.isfinite(logits.max()):
@@ -190,8 +190,8 @@ class _Seen:
         sampling = self._sampling
         if sampling.repetition_penalty != 1.0:
             seen = np.flatnonzero(self._counts)
-            found, penalty = scores[seen], sampling.repetition_penalty
-            scores[seen] = np.where(found > 0.0, found / penalty, found * penalty)
+            before, penalty = scores[seen], sampling.repetition_penalty
+            scores[seen] = np.where(before > 0.0, before / penalty, before * penalty)
         generated = np.flatnonzero(self._generated)
         scores[generated] -= sampling.presence_penalty
         scores[generated] -= sampling.frequency_penalty * self._generated[generated]
@@ -218,13 +218,13 @@ def most_likely(values: Logits, count: int) -> Tokens:
     size = len(values)
     if count == 1:
         return np.asarray([values.argmax()], np.intp)
-    kept = np.arange(size)
+    largest = np.arange(size)
     if count < size:
         smallest = np.partition(values, size - count)[size - count]
         above = np.flatnonzero(values > smallest)
         equal = np.flatnonzero(values == smallest)[: count - len(above)]
-        kept = np.concatenate([above, equal])
-    order: Tokens = kept[np.lexsort((kept, -values[kept]))]
+        largest = np.concatenate([above, equal])
+    order: Tokens = largest[np.lexsort((largest, -values[largest]))]
     return order
 
 
@@ -233,11 +233,11 @@ def _nucleus(weights: NDArray[np.float64], top_p: float) -> Tokens:
     size = len(weights)
     if top_p >= 1.0:
         return np.arange(size)
-    wanted = top_p * weights.sum()
+    share = top_p * weights.sum()
     guess = FIRST_GUESS
     while True:
         best = most_likely(weights, min(guess, size))
-        count = int(np.searchsorted(np.cumsum(weights[best]), wanted)) + 1
+        count = int(np.searchsorted(np.cumsum(weights[best]), share)) + 1
         if count <= len(best) or len(best) == size:
             return np.sort(best[:count])
         guess *= 8

@@ -19,11 +19,11 @@ from crumb.run.model import Memory, Model
 class Session:
     """Cached decoding of one sequence."""
 
-    def __init__(self, model: Model, given: Mapping[str, ArrayLike] | None = None) -> None:
-        """`given` holds the plan's further inputs, each (1, ...)."""
+    def __init__(self, model: Model, inputs: Mapping[str, ArrayLike] | None = None) -> None:
+        """`inputs` holds the plan's further inputs, each (1, ...)."""
         self.model = model
-        kept = {name: model.as_array(np.asarray(array)) for name, array in (given or {}).items()}
-        self._memory = Memory(kept, states={})
+        arrays = {name: model.as_array(np.asarray(array)) for name, array in (inputs or {}).items()}
+        self._memory = Memory(arrays, states={})
 
     @property
     def length_tokens(self) -> int:
@@ -35,5 +35,5 @@ class Session:
         Raises: UsageError when there are none, the model has no positions left for them, or one
         is outside the vocabulary.
         """
-        given = self.model.as_array(np.asarray(tokens, np.int64)[None, :])
-        return as_numpy(self.model.forward(given, self._memory)[0, ...])
+        row = self.model.as_array(np.asarray(tokens, np.int64)[None, :])
+        return as_numpy(self.model.forward(row, self._memory)[0, ...])

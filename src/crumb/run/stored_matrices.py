@@ -37,14 +37,14 @@ def orders_of(checkpoint: Checkpoint) -> Orders:
     Column k belongs to input order[k]. Equal orders are one array.
     """
     ordered, different = ordered_matrices(checkpoint.plan), dict[bytes, NDArray[np.int32]]()
-    found: Orders = {}
+    orders: Orders = {}
     for name, entry in checkpoint.tensors.entries.items():
         if not isinstance(entry, Quantized) or not runs_packed(name, entry, ordered):
             continue
         if entry.order is not None:
             order = np.ascontiguousarray(entry.order, np.int32)
-            found[name] = different.setdefault(order.tobytes(), order)
-    return found
+            orders[name] = different.setdefault(order.tobytes(), order)
+    return orders
 
 
 def weights_bytes(checkpoint: Checkpoint) -> int:

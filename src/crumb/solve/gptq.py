@@ -104,12 +104,12 @@ def _refitted(layer: Layer, best: Pass) -> Pass:
     before. Each refit uses the running mean of the targets (the last ones alone oscillate), and
     every row keeps its best pass.
     """
-    wanted = best.targets
+    mean_targets = best.targets
     for _ in range(layer.settings.refits):
-        targets = layer.in_matrix_order(wanted)
+        targets = layer.in_matrix_order(mean_targets)
         last = layer.sweep(layer.fit_groups(targets))
         best = best.better(last)
-        wanted = (wanted + last.targets) * np.float32(0.5)
+        mean_targets = (mean_targets + last.targets) * np.float32(0.5)
     return best
 
 

@@ -40,14 +40,14 @@ def fit_scales(
     _check_range(weights)
     importance = _positive(importance)
     by_search = scales is Scales.SEARCH
-    found = grid_search(weights, importance, format) if by_search else minmax(weights, format)
+    grid = grid_search(weights, importance, format) if by_search else minmax(weights, format)
     if format.zero is ZeroKind.VARIABLE and lowest_zero_point:
-        found = raise_zero_points(weights, importance, format, found, lowest_zero_point)
+        grid = raise_zero_points(weights, importance, format, grid, lowest_zero_point)
     if format.row.super_block is None:
-        return make_parameters(format, *found)
+        return make_parameters(format, *grid)
     if by_search:
-        return shared_scales(weights, importance, format, *found)
-    return nearest_scales(format, *found)
+        return shared_scales(weights, importance, format, *grid)
+    return nearest_scales(format, *grid)
 
 
 def _check_range(weights: Floats) -> None:

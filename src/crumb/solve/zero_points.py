@@ -21,14 +21,14 @@ def raise_zero_points(
     weights: Floats,
     importance: Floats,
     format: Format,
-    found: tuple[Floats, Floats],
+    grid: tuple[Floats, Floats],
     lowest: int,
 ) -> tuple[Floats, Floats]:
     """Scale and zero point of each group, none below the lowest.
 
     Shapes: weights (rows, columns), importance (columns,), found two of (rows, groups).
     """
-    scale, zero_point = (part.copy() for part in found)
+    scale, zero_point = (part.copy() for part in grid)
     width = format.group_width(weights.shape[1])
     for group in np.flatnonzero((zero_point < lowest).any(0)):
         rows = np.flatnonzero(zero_point[:, group] < lowest)

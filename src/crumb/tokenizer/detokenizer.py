@@ -80,13 +80,13 @@ class Detokenizer:
 
     def _last_visible(self, tokens: Sequence[int]) -> list[int]:
         """The last tokens that have text, back to one before the run of bytes at the end."""
-        found: list[int] = []
+        last: list[int] = []
         is_open = True  # no token but bytes was met
         for token in reversed(tokens):
             kind = self._kinds[token]
             if kind is not TokenKind.HIDDEN:
-                found.append(token)
+                last.append(token)
                 is_open = is_open and kind is TokenKind.BYTE
-                if len(found) >= CONTEXT_TOKENS and not is_open:
+                if len(last) >= CONTEXT_TOKENS and not is_open:
                     break
-        return found[::-1]
+        return last[::-1]

@@ -250,15 +250,15 @@ def _piece(message: _Message) -> Piece:
 def _check(model: SentencePieceModel, path: Path) -> None:
     """What pieces and settings must be together. Raises: CheckpointError."""
     for name, (value, meaning) in SUPPORTED.items():
-        found = model.settings[name]
-        if isinstance(found, _Message):
-            found = found.data
-        if found != value:
+        setting = model.settings[name]
+        if isinstance(setting, _Message):
+            setting = setting.data
+        if setting != value:
             raise CheckpointError(
                 "this kind of SentencePiece model is not read",
                 where=path,
                 expected=meaning,
-                found=f"{name} of {len(found)} bytes" if value == b"" else f"{name} {found}",
+                found=f"{name} of {len(setting)} bytes" if value == b"" else f"{name} {setting}",
                 do=CONVERT,
             )
     unknown = [piece for piece in model.pieces if piece.type == UNKNOWN]

@@ -56,7 +56,7 @@ def test_a_stored_tensor_is_found_again_with_its_record(zero: ZeroKind, tmp_path
         found = workspace.finished("x")
         assert found is not None
         assert found.record == RECORD
-        np.testing.assert_array_equal(decode(found.stored.read()), decode(tensor))
+        np.testing.assert_array_equal(decode(found.entry.read()), decode(tensor))
         assert workspace.finished("z") is None
 
 

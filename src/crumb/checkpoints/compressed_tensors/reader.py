@@ -320,5 +320,5 @@ class PackedArrays:
         if self.zeros.dtype == np.int8:
             signed = self.zeros.read(rows).astype(np.int16) + (1 << (self.bits - 1))
             return signed.astype(np.uint8)
-        stored = unpack_words(self.zeros.read().T, self.bits, self.scales.shape[0])
-        return stored.T[rows]
+        codes = unpack_words(self.zeros.read().T, self.bits, self.scales.shape[0])
+        return codes.T[rows]

@@ -90,10 +90,11 @@ def read_order(array: StoredArray, in_features: int, where: str) -> NDArray[np.i
 def _check_version(settings: Any, where: Path) -> None:
     """Refuse another method, layout or version. Raises: CheckpointError."""
     expected = quantization_config()
-    found = {key: settings.get(key) for key in expected} if isinstance(settings, dict) else settings
-    if found == expected:
+    is_record = isinstance(settings, dict)
+    values = {key: settings.get(key) for key in expected} if is_record else settings
+    if values == expected:
         return
-    layout = found.get("layout") if isinstance(found, dict) else None
+    layout = values.get("layout") if isinstance(values, dict) else None
     what = "this quantization container cannot be read by this version"
     if layout in OLD_LAYOUTS:
         what = f"the layout {layout} of earlier versions cannot be read by this version"
@@ -101,7 +102,7 @@ def _check_version(settings: Any, where: Path) -> None:
         what,
         where=where,
         expected=", ".join(f"{key} {value}" for key, value in expected.items()),
-        found=str(found)[:200],
+        found=str(values)[:200],
         do="Quantize the float checkpoint again with `crumb quantize`",
     )
 

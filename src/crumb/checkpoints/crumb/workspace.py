@@ -36,7 +36,7 @@ JOB, GRADIENTS = "job.json", "gradients"
 class FinishedTensor:
     """One stored tensor and what the manifest will say of it."""
 
-    stored: StoredPacked
+    entry: StoredPacked
     record: dict[str, Any]
 
 
@@ -58,10 +58,10 @@ class Workspace:
         try:
             arrays, metadata = read_header(self._tensor_path(name))
             record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
-            stored = packed_entry(metadata["format"], arrays[TILES], name)
+            entry = packed_entry(metadata["format"], arrays[TILES], name)
         except (CrumbError, msgspec.MsgspecError, LookupError):
             return None
-        return FinishedTensor(stored, record)
+        return FinishedTensor(entry, record)
 
     def stored_bytes(self) -> int:
         """Size of the finished tensors on disk."""

@@ -80,8 +80,8 @@ def _packed(name: str, entry: Quantized, told: Told) -> list[Part]:
     parts = [Part(f"{name}.{TILES}", ArrayToWrite(np.dtype(np.uint8), shape, read), metadata)]
     if entry.order is not None:
         order = entry.order.astype(np.int32)
-        stored = ArrayToWrite(order.dtype, order.shape, lambda: order)
-        parts.append(Part(f"{name}.{ORDER}", stored))
+        columns = ArrayToWrite(order.dtype, order.shape, lambda: order)
+        parts.append(Part(f"{name}.{ORDER}", columns))
     return parts
 
 
@@ -92,9 +92,9 @@ def _gather(source: Checkpoint, workspace: Workspace, name: str) -> Part:
         if isinstance(entry, Quantized):
             raise CheckpointError("the source is quantized already", where=source.path, found=name)
         return Part(name, copied(entry))
-    stored = finished.stored
-    metadata = {name: matrix_metadata(stored.format, stored.shape)}
-    return Part(f"{name}.{TILES}", copied(stored.tiles), metadata)
+    packed = finished.entry
+    metadata = {name: matrix_metadata(packed.format, packed.shape)}
+    return Part(f"{name}.{TILES}", copied(packed.tiles), metadata)
 
 
 def copied(entry: StoredArray | StoredFloats) -> ArrayToWrite:

@@ -56,13 +56,13 @@ def apply_delta(
 ) -> DeltaRecord:
     """Restore the quantized directory. Raises: CheckpointError, OutputConflict, DoesNotFit."""
     refuse_filled(out)
-    found = base.sha256()
-    if found != delta.record.base_sha256:
+    digest = base.sha256()
+    if digest != delta.record.base_sha256:
         raise CheckpointError(
             "this delta was made of another base",
             where=delta.path,
             expected=f"a checkpoint with sha256 {delta.record.base_sha256}",
-            found=f"{found} at {base.path}",
+            found=f"{digest} at {base.path}",
             do="Give the exact checkpoint that was quantized, of the same revision",
         )
     with new_directory(out) as target:
@@ -78,13 +78,13 @@ def _finish(path: Path, expected: str, delta: Path) -> None:
     """Make a file durable, if it is what it should be. Raises: CheckpointError."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != expected:
         raise CheckpointError(
             "a restored file is not what was quantized",
             where=f"{delta}: {path.name}",
             expected=f"sha256 {expected}",
-            found=found,
+            found=digest,
             do="Check that the base's files are of the same revision, and the delta is undamaged",
         )
 
@@ -255,19 +255,19 @@ class _Restorer:
             weights = in_stored_order(self.base.tensors.read_float(name, rows), entry)
             piece = codes_name(name, part)
             where = f"{self.delta.path}: {piece}"
-            found = decode_part(self.delta.reader(piece), weights, entry.format, where)
-            tiles = pack_tensor(*found, entry.format).tiles
+            matrix = decode_part(self.delta.reader(piece), weights, entry.format, where)
+            tiles = pack_tensor(*matrix, entry.format).tiles
             yield np.ascontiguousarray(tiles).reshape(-1).data
 
-    def check_shape(self, name: str, found: tuple[int, ...]) -> None:
+    def check_shape(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse a tensor that is larger or smaller than the base's. Raises: CheckpointError."""
-        known = self.base.tensors.entry(name).shape
-        if tuple(known) != tuple(found):
+        base_shape = self.base.tensors.entry(name).shape
+        if tuple(base_shape) != tuple(shape):
             raise CheckpointError(
                 "a tensor of the delta does not have the base's shape",
                 where=f"{self.delta.path}: {name}",
-                expected=list(known),
-                found=list(found),
+                expected=list(base_shape),
+                found=list(shape),
                 do=DAMAGED,
             )
 

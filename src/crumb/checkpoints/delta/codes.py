@@ -69,17 +69,18 @@ def order_of(format: Format) -> Bytes:
 def round_plainly(weights: Floats, parameters: GroupParameters, format: Format) -> Nearest:
     """The nearest code of each weight and how far the weight is from it."""
     shape = weights.shape
-    found = Nearest(np.empty(shape, np.int16), np.empty(shape, np.int8), np.empty(shape, np.uint8))
+    rank, toward, place = (np.empty(shape, dtype) for dtype in (np.int16, np.int8, np.uint8))
+    nearest = Nearest(rank, toward, place)
     rows_at_once = max(1, WEIGHTS_AT_ONCE // shape[1])
 
     def work(share: slice) -> None:
         for begin in range(share.start, share.stop, rows_at_once):
             rows = slice(begin, min(begin + rows_at_once, share.stop))
             part = _round_rows(weights[rows], take_rows(parameters, rows), format)
-            found.rank[rows], found.toward[rows], found.place[rows] = part
+            nearest.rank[rows], nearest.toward[rows], nearest.place[rows] = part
 
     over_rows(shape[0], work)
-    return found
+    return nearest
 
 
 def _round_rows(weights: Floats, parameters: GroupParameters, format: Format) -> Placed:

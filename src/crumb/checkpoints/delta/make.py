@@ -131,8 +131,8 @@ def make_delta(
 
 
 def _check_container(quantized: Checkpoint) -> None:
-    given = quantized.configuration.get("quantization_config")
-    method = given.get("quant_method") if isinstance(given, dict) else None
+    settings = quantized.configuration.get("quantization_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
     if method != METHOD or not quantized.path.is_dir():
         raise UsageError(
             "a delta is made of a crumb directory",
@@ -253,14 +253,14 @@ class _Maker:
         both = zip(byte_pieces(entry, PIECE_BYTES), byte_pieces(array, PIECE_BYTES), strict=True)
         return all(one == other for one, other in both)
 
-    def check_shape(self, name: str, known: tuple[int, ...], found: tuple[int, ...]) -> None:
+    def check_shape(self, name: str, base_shape: tuple[int, ...], shape: tuple[int, ...]) -> None:
         """Refuse a model that was not made of this base. Raises: CheckpointError."""
-        if tuple(known) != tuple(found):
+        if tuple(base_shape) != tuple(shape):
             raise CheckpointError(
                 "the base has this tensor in another shape",
                 where=f"{self.base.path}: {name}",
-                expected=list(found),
-                found=list(known),
+                expected=list(shape),
+                found=list(base_shape),
                 do="Give the checkpoint that was quantized",
             )
 

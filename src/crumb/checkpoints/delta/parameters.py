@@ -50,11 +50,11 @@ def put_parameters(
     piece.put(np.array([turned], np.uint8))
     suggested = suggested.turned() if turned else suggested
     for name in field_types(format):
-        stored = getattr(parameters, name)
-        difference = _as_whole(stored) - _as_whole(_expected(name, suggested, fields, format))
-        fields[name] = stored
+        field = getattr(parameters, name)
+        difference = _as_whole(field) - _as_whole(_expected(name, suggested, fields, format))
+        fields[name] = field
         each_byte = np.ascontiguousarray(difference).view(np.uint8)
-        piece.put(each_byte.reshape(-1, stored.dtype.itemsize).T)
+        piece.put(each_byte.reshape(-1, field.dtype.itemsize).T)
 
 
 def take_parameters(piece: PieceReader, weights: Floats, format: Format) -> GroupParameters:

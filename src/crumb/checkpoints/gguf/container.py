@@ -131,7 +131,7 @@ def _read_header(header: HeaderBytes) -> GgufFile:
     return GgufFile(header.path, Metadata(header.path, values), tensors)
 
 
-def _read_key(header: HeaderBytes, name: str, known: Mapping[str, Value]) -> str:
+def _read_key(header: HeaderBytes, name: str, others: Mapping[str, Value]) -> str:
     begin = header.at
     key = header.string(name)
     problem = None
@@ -139,7 +139,7 @@ def _read_key(header: HeaderBytes, name: str, known: Mapping[str, Value]) -> str
         problem = "an empty key"
     elif len(key.encode()) > LONGEST_KEY_BYTES:
         problem = "a key that is too long"
-    elif key in known:
+    elif key in others:
         problem = "a key that comes twice"
     if problem is not None:
         header.at = begin
@@ -182,13 +182,13 @@ class _Claim:
         return self.type.row_bytes(self.shape[-1])
 
 
-def _read_claim(header: HeaderBytes, place: str, known: Mapping[str, object]) -> _Claim:
+def _read_claim(header: HeaderBytes, place: str, names: Mapping[str, object]) -> _Claim:
     """One tensor's line of the header. Raises: CheckpointError."""
     begin = header.at
     name = header.string(f"name of {place}")
-    if not 0 < len(name.encode()) <= LONGEST_NAME_BYTES or name in known:
+    if not 0 < len(name.encode()) <= LONGEST_NAME_BYTES or name in names:
         header.at = begin
-        problem = "a tensor name that comes twice" if name in known else "an impossible tensor name"
+        problem = "a tensor name that comes twice" if name in names else "an impossible tensor name"
         expected = f"another name of 1 to {LONGEST_NAME_BYTES} bytes"
         raise header.refuse(problem, place, expected, shown(name))
     here = shown(name)[1:-1]

@@ -107,10 +107,10 @@ class HeaderBytes:
     def number(self, dtype: np.dtype[Any], name: str) -> bool | int | float:
         """One number of this type. Raises: CheckpointError."""
         end = self.need(dtype.itemsize, name)
-        stored = np.frombuffer(self.raw, dtype, 1, self.at)
-        self._check_flags(stored, name)
+        number = np.frombuffer(self.raw, dtype, 1, self.at)
+        self._check_flags(number, name)
         self.at = end
-        value: bool | int | float = stored[0].item()
+        value: bool | int | float = number[0].item()
         return value
 
     def count(self, name: str, least_bytes: int, highest: int) -> int:

@@ -31,12 +31,12 @@ class Metadata:
 
     def refuse(self, key: str, expected: str) -> CheckpointError:
         """The error for one key."""
-        found = shown(self.values[key]) if key in self.values else "no such key"
+        value = shown(self.values[key]) if key in self.values else "no such key"
         return CheckpointError(
             "the metadata has no usable value",
             where=f"{self.path}: {key}",
             expected=expected,
-            found=found,
+            found=value,
         )
 
     def _of_type(self, key: str, kinds: type | tuple[type, ...], expected: str) -> Any:

@@ -209,9 +209,9 @@ class _Rows:
         """Some rows. Raises: CheckpointError."""
         raw = self._raw(rows)
         codes, parameters = decode_blocks(self.tensor.type.name, raw, self.tensor.in_features)
-        for stored in (parameters.scale, parameters.minimum):
-            if stored is not None and not np.isfinite(stored).all():
-                raise self._not_finite(stored)
+        for halves in (parameters.scale, parameters.minimum):
+            if halves is not None and not np.isfinite(halves).all():
+                raise self._not_finite(halves)
         return codes, parameters
 
     def _decoded(self, rows: slice) -> NDArray[np.float32]:
@@ -238,12 +238,12 @@ class _Rows:
             weights = self._raw(rows).view(dtype)
         return weights.astype(np.float32) - np.float32(self.offset) if self.offset else weights
 
-    def _not_finite(self, found: NDArray[Any]) -> CheckpointError:
+    def _not_finite(self, numbers: NDArray[Any]) -> CheckpointError:
         return CheckpointError(
             "a scale or a weight is not finite",
             where=f"{self.tensor.raw.path}: {self.tensor.name}",
             expected="finite numbers",
-            found=str(found[~np.isfinite(found)][0]),
+            found=str(numbers[~np.isfinite(numbers)][0]),
             do="The file is damaged: copy or download it again",
         )
 

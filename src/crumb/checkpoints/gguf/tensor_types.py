@@ -98,17 +98,18 @@ def encode_rows(entry: Entry, type_name: str, rows: slice, change: Change) -> ND
     target = GGUF_TYPES[type_name].format
     if target is not None:
         try:
-            found, stored, changed = convert(codes, parameters, entry.format, type_name)
+            made = convert(codes, parameters, entry.format, type_name)
         except UsageError:
             pass  # this type cannot keep the codes
         else:
+            target_codes, target_parameters, changed = made
             if changed or not _holds(type_name, entry):
                 # A strip that happens to be kept still counts in the size of the tensor.
                 before = after = decode_reference(codes, parameters, entry.format)
                 if changed:
-                    after = decode_reference(found, stored, target)
+                    after = decode_reference(target_codes, target_parameters, target)
                 change.add(before, after, "codes kept, scales rounded")
-            return encode_blocks(type_name, found, stored)
+            return encode_blocks(type_name, target_codes, target_parameters)
     weights = decode_reference(codes, parameters, entry.format)
     return _rounded(weights, type_name, change, "rounded anew")
 

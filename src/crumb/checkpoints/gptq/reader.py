@@ -180,6 +180,6 @@ class GptqArrays:
 
     def zero_points(self, rows: slice) -> Codes:
         """Shapes: -> (rows, groups)."""
-        stored = unpack_words(self.qzeros.read(), self.bits, self.scales.shape[1])
+        points = unpack_words(self.qzeros.read(), self.bits, self.scales.shape[1])
         mask = np.uint8((1 << self.bits) - 1)
-        return (stored[:, rows].T + np.uint8(self.missing_from_zero)) & mask
+        return (points[:, rows].T + np.uint8(self.missing_from_zero)) & mask

@@ -155,7 +155,7 @@ def shown_files(files: Sequence[str]) -> str:
 def download(
     repository: str,
     revision: str | None = None,
-    wanted: Sequence[str] = tuple(WANTED),
+    patterns: Sequence[str] = tuple(WANTED),
     ignored: Sequence[str] = tuple(UNWANTED),
 ) -> Path:
     """A hub repository's files in the local cache. Raises: ModelNotFound, DoesNotFit."""
@@ -166,7 +166,7 @@ def download(
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=[*wanted],
+                allow_patterns=[*patterns],
                 ignore_patterns=[*ignored],
             )
         )

@@ -33,13 +33,13 @@ def open_directory(path: Path) -> Checkpoint:
     arrays: dict[str, StoredArray] = {}
     metadata: dict[str, str] = {}
     for file in weights:
-        stored, said = read_header(file)
-        repeated = arrays.keys() & stored.keys()
+        shard, said = read_header(file)
+        repeated = arrays.keys() & shard.keys()
         if repeated:
             raise CheckpointError(
                 "two shards hold the same tensor", where=file, found=min(repeated)
             )
-        arrays |= stored
+        arrays |= shard
         metadata |= said
     arrays = with_plan_names(arrays, plan)
     entries = read(QuantizedDirectory(path, configuration, arrays, metadata))

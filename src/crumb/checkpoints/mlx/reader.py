@@ -102,5 +102,5 @@ class MlxArrays:
 
     def codes(self, rows: slice) -> Codes:
         """Shapes: -> (rows, in_features)."""
-        stored: NDArray[np.uint32] = self.packed.read(rows)
-        return unpack_words(stored, self.bits, self.in_features)
+        words: NDArray[np.uint32] = self.packed.read(rows)
+        return unpack_words(words, self.bits, self.in_features)

@@ -62,8 +62,8 @@ def decode_blocks(type_name: str, raw: Bytes, in_features: int) -> tuple[Codes, 
         minimum = _read_half(blocks, row.minimum_byte).reshape(rows, -1)
     sub_scale = sub_minimum = None
     if row.sub_scale:
-        stored = _read_digits(blocks, row.sub_scale) - np.uint8(row.sub_scale_bias)
-        sub_scale = stored.view(np.int8).reshape(rows, -1)
+        digits = _read_digits(blocks, row.sub_scale) - np.uint8(row.sub_scale_bias)
+        sub_scale = digits.view(np.int8).reshape(rows, -1)
     if row.sub_minimum:
         sub_minimum = _read_digits(blocks, row.sub_minimum).reshape(rows, -1)
     return codes, GroupParameters(scale, None, minimum, sub_scale, sub_minimum)
@@ -89,8 +89,8 @@ def encode_blocks(type_name: str, codes: Codes, parameters: GroupParameters) -> 
     if super_block is not None:
         assert parameters.sub_scale is not None, f"{row.format.name} stores sub-scales"
         _check_sub(row, super_block, parameters)
-        stored = parameters.sub_scale.view(np.uint8) + np.uint8(row.sub_scale_bias)
-        _write_digits(blocks, row.sub_scale, stored)
+        digits = parameters.sub_scale.view(np.uint8) + np.uint8(row.sub_scale_bias)
+        _write_digits(blocks, row.sub_scale, digits)
         if parameters.sub_minimum is not None:
             _write_digits(blocks, row.sub_minimum, parameters.sub_minimum)
     return blocks.reshape(rows, -1)
@@ -117,14 +117,14 @@ def encode_floats(type_name: str, weights: Floats) -> Bytes:
     dtype = find_type(type_name).float_dtype
     assert dtype is not None, f"{type_name} has codes; encode_blocks writes it"
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(weights).astype(dtype)
-    if not np.array_equal(np.isfinite(stored), np.isfinite(weights)):
+        floats = np.ascontiguousarray(weights).astype(dtype)
+    if not np.array_equal(np.isfinite(floats), np.isfinite(weights)):
         raise UsageError(
             f"a weight does not fit {type_name}",
             found=float(np.abs(weights).max()),
             do="Write the tensor as F32",
         )
-    return stored.view(np.uint8)
+    return floats.view(np.uint8)
 
 
 def _blocks(row: GgufType, raw: Bytes, in_features: int) -> Bytes:
@@ -152,8 +152,8 @@ def _read_digits(blocks: Bytes, runs: tuple[Digits, ...]) -> Bytes:
 def _add_digits(blocks: Bytes, runs: tuple[Digits, ...], values: Bytes) -> None:
     """Put what these runs hold into values that are 0 there."""
     for run in runs:
-        stored = blocks[:, run.first_byte : run.end_byte].reshape(len(blocks), -1, 1, run.stride)
-        digits = stored >> run.shifts & np.uint8((1 << run.width) - 1)
+        run_bytes = blocks[:, run.first_byte : run.end_byte].reshape(len(blocks), -1, 1, run.stride)
+        digits = run_bytes >> run.shifts & np.uint8((1 << run.width) - 1)
         end = run.first_value + run.count
         values[:, run.first_value : end] |= digits.reshape(len(blocks), -1) << run.low_in_value
 
@@ -166,8 +166,8 @@ def _write_digits(blocks: Bytes, runs: tuple[Digits, ...], values: Bytes) -> Non
         digits = (part & np.uint8((1 << run.width) - 1)).reshape(
             len(blocks), -1, run.per_byte, run.stride
         )
-        stored = np.bitwise_or.reduce(digits << run.shifts, axis=2)
-        blocks[:, run.first_byte : run.end_byte] |= stored.reshape(len(blocks), -1)
+        run_bytes = np.bitwise_or.reduce(digits << run.shifts, axis=2)
+        blocks[:, run.first_byte : run.end_byte] |= run_bytes.reshape(len(blocks), -1)
 
 
 def _read_half(blocks: Bytes, at: int) -> NDArray[np.float16]:
@@ -182,8 +182,8 @@ def _write_half(blocks: Bytes, at: int, values: NDArray[np.float16]) -> None:
 def _read_scale(row: GgufType, blocks: Bytes) -> NDArray[np.float16]:
     if row.scale_code is ScaleCode.EXPONENT:
         return _half_power(blocks[:, row.scale_byte])
-    stored = _read_half(blocks, row.scale_byte)
-    return -stored if row.scale_code is ScaleCode.NEGATED else stored
+    half = _read_half(blocks, row.scale_byte)
+    return -half if row.scale_code is ScaleCode.NEGATED else half
 
 
 def _write_scale(row: GgufType, blocks: Bytes, scale: NDArray[np.float16]) -> None:

@@ -144,16 +144,16 @@ def convert(
     if format.row.table or target.row.table or format.row.super_block or gains_zero:
         raise _cannot_keep(format, type_name)
     keep = _keep_levels if target.zero is _FIXED else _keep_codes
-    kept = keep(codes, parameters, format, target)
-    if kept.codes.min(initial=0) < 0 or kept.codes.max(initial=0) > target.row.largest_code:
+    same = keep(codes, parameters, format, target)
+    if same.codes.min(initial=0) < 0 or same.codes.max(initial=0) > target.row.largest_code:
         raise _cannot_keep(format, type_name)
     if target.row.super_block is not None:
-        stored = _round_into_super_blocks(kept, target)
+        target_parameters = _round_into_super_blocks(same, target)
     else:
-        stored = make_parameters(target, kept.scale, kept.offset)
-    found = kept.codes.astype(np.uint8), stored
+        target_parameters = make_parameters(target, same.scale, same.offset)
+    result = same.codes.astype(np.uint8), target_parameters
     before = decode_reference(codes, parameters, format)
-    return *found, _largest_change(before, decode_reference(*found, target), row.block_weights)
+    return *result, _largest_change(before, decode_reference(*result, target), row.block_weights)
 
 
 @dataclass(frozen=True)
@@ -189,29 +189,29 @@ def _keep_codes(codes: Codes, parameters: GroupParameters, format: Format, targe
         offset = -(scale * offset)
     width = _part_width(format, target, in_features)
     part = group_of_column(format, in_features)[::width]
-    kept = Kept(codes.astype(np.int16), scale[:, part], offset[:, part])
+    same = Kept(codes.astype(np.int16), scale[:, part], offset[:, part])
     if target.row.super_block is None:
-        return kept
+        return same
     per_block = target.row.super_block.width // width
-    return _counted_one_way(kept, per_block, format.row.largest_code)
+    return _counted_one_way(same, per_block, format.row.largest_code)
 
 
-def _counted_one_way(kept: Kept, per_block: int, largest_code: int) -> Kept:
+def _counted_one_way(same: Kept, per_block: int, largest_code: int) -> Kept:
     """Give all scales of a super-block one sign. A group whose scale had the other sign is turned:
     its codes count down from the largest."""
-    rows, parts = kept.scale.shape
-    peak = extreme(kept.scale.reshape(rows, -1, per_block))
-    backwards = kept.scale * np.repeat(peak, per_block, axis=1) < 0
+    rows, parts = same.scale.shape
+    peak = extreme(same.scale.reshape(rows, -1, per_block))
+    backwards = same.scale * np.repeat(peak, per_block, axis=1) < 0
     turned = np.where(
-        np.repeat(backwards, kept.codes.shape[1] // parts, axis=1),
-        np.int16(largest_code) - kept.codes,
-        kept.codes,
+        np.repeat(backwards, same.codes.shape[1] // parts, axis=1),
+        np.int16(largest_code) - same.codes,
+        same.codes,
     )
-    other_end = kept.offset + kept.scale * np.float32(largest_code)
+    other_end = same.offset + same.scale * np.float32(largest_code)
     return Kept(
         turned,
-        np.where(backwards, -kept.scale, kept.scale),
-        np.where(backwards, other_end, kept.offset),
+        np.where(backwards, -same.scale, same.scale),
+        np.where(backwards, other_end, same.offset),
     )
 
 
@@ -220,22 +220,22 @@ def _part_width(format: Format, target: Format, in_features: int) -> int:
     return gcd(format.group_width(in_features), target.block_width(in_features))
 
 
-def _round_into_super_blocks(kept: Kept, target: Format) -> GroupParameters:
+def _round_into_super_blocks(same: Kept, target: Format) -> GroupParameters:
     """The nearest scales, then minima that make up for what a group's mean has lost by that."""
     block = block_of(target)
-    levels = kept.levels(0 if target.zero is _MINIMUM else target.fixed_zero_point)
-    mean = levels.mean(axis=2) if target.zero is _MINIMUM else np.zeros_like(kept.scale)
+    levels = same.levels(0 if target.zero is _MINIMUM else target.fixed_zero_point)
+    mean = levels.mean(axis=2) if target.zero is _MINIMUM else np.zeros_like(same.scale)
     parts = (len(levels), -1, block.width // levels.shape[2])
     # Every whole number of the largest part is tried, so that a grid's own products are found.
     tops = [*range(block.highest, 0, -1), *([block.lowest] if block.lowest else [])]
     cost = np.square(levels - mean[..., None]).sum(axis=2)
     ends = (block.lowest, block.highest)
-    scales = share(kept.scale.reshape(parts), cost.reshape(parts), ends, tops)
+    scales = share(same.scale.reshape(parts), cost.reshape(parts), ends, tops)
     groups_of_part = levels.shape[2] // target.group_size
     if target.zero is not _MINIMUM:
         return stored(target, _spread(scales, groups_of_part))
-    lost = (kept.scale - scales.product()) * mean
-    taken_off = -(kept.offset + lost).reshape(parts)
+    lost = (same.scale - scales.product()) * mean
+    taken_off = -(same.offset + lost).reshape(parts)
     minima = share(taken_off, np.ones_like(taken_off), (0, block.highest), tops)
     return stored(target, _spread(scales, groups_of_part), _spread(minima, groups_of_part))
 

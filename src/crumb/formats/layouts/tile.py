@@ -133,14 +133,14 @@ def shares_bytes(format: Format) -> bool:
 
 def fields(format: Format) -> list[Field]:
     """What a header holds, in order; a shared byte is the field of its low digit."""
-    found = [Field(name, dtype, 1) for name, dtype in HEADERS[format.zero].items()]
+    fields = [Field(name, dtype, 1) for name, dtype in HEADERS[format.zero].items()]
     block = format.row.super_block
     if block is not None:
         groups = block.width // format.group_size
-        stored = list(SUB_HEADERS[format.zero].items())
-        stored = stored[:1] if shares_bytes(format) else stored
-        found += [Field(name, dtype, groups) for name, dtype in stored]
-    return found
+        sub_headers = list(SUB_HEADERS[format.zero].items())
+        sub_headers = sub_headers[:1] if shares_bytes(format) else sub_headers
+        fields += [Field(name, dtype, groups) for name, dtype in sub_headers]
+    return fields
 
 
 def header_bytes(format: Format) -> int:
@@ -157,7 +157,7 @@ def headers(parameters: GroupParameters, format: Format) -> Bytes:
         parameters = replace(parameters, sub_scale=shared, sub_minimum=None)
     rows, count = parameters.scale.shape
     tiles = tile_count(rows)
-    found = np.zeros((tiles, count, header_bytes(format)), np.uint8)
+    headers = np.zeros((tiles, count, header_bytes(format)), np.uint8)
     at = 0
     for field in fields(format):
         values = np.zeros((tiles * TILE_ROWS, count * field.values), field.dtype)
@@ -165,26 +165,26 @@ def headers(parameters: GroupParameters, format: Format) -> Bytes:
         each = values.reshape(tiles, TILE_ROWS, count, field.values).transpose(0, 2, 3, 1)
         end = at + field.size_bytes
         raw = np.ascontiguousarray(each).view(np.uint8)
-        found[:, :, at:end] = raw.reshape(tiles, count, field.size_bytes)
+        headers[:, :, at:end] = raw.reshape(tiles, count, field.size_bytes)
         at = end
-    return found
+    return headers
 
 
 def parameters_of(headers: Bytes, format: Format, out_features: int) -> GroupParameters:
     """Undo `headers`."""
     tiles, count, _ = headers.shape
-    found: dict[str, NDArray[Any]] = {}
+    parts: dict[str, NDArray[Any]] = {}
     at = 0
     for field in fields(format):
         end = at + field.size_bytes
-        stored = np.ascontiguousarray(headers[:, :, at:end]).view(field.dtype)
-        each = stored.reshape(tiles, count, field.values, TILE_ROWS).transpose(0, 3, 1, 2)
-        found[field.name] = each.reshape(tiles * TILE_ROWS, count * field.values)[:out_features]
+        part = np.ascontiguousarray(headers[:, :, at:end]).view(field.dtype)
+        each = part.reshape(tiles, count, field.values, TILE_ROWS).transpose(0, 3, 1, 2)
+        parts[field.name] = each.reshape(tiles * TILE_ROWS, count * field.values)[:out_features]
         at = end
     if shares_bytes(format):
-        shared = found["sub_scale"].view(np.uint8)
-        found |= {"sub_scale": (shared & 15).view(np.int8), "sub_minimum": shared >> 4}
-    return GroupParameters(**found)
+        shared = parts["sub_scale"].view(np.uint8)
+        parts |= {"sub_scale": (shared & 15).view(np.int8), "sub_minimum": shared >> 4}
+    return GroupParameters(**parts)
 
 
 def block_bytes(format: Format, inputs: int) -> int:

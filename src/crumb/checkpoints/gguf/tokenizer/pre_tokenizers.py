@@ -181,10 +181,10 @@ def name_of_pre_tokenizer(
             found=shown(content),
             do="Export to another container, which keeps tokenizer.json as it is",
         )
-    wanted = (whole_words, normal_form)
+    columns = (whole_words, normal_form)
     # False sorts first: a row that differs in neither, then one that differs in the second.
     return min(
-        rows, key=lambda n: (ROWS[n].whole_words != wanted[0], ROWS[n].normal_form != wanted[1])
+        rows, key=lambda n: (ROWS[n].whole_words != columns[0], ROWS[n].normal_form != columns[1])
     )
 
 
@@ -203,10 +203,10 @@ def _splits(content: Any) -> tuple[str, ...] | None:
     splits: list[str] = []
     for step in _steps(content):
         read = READ_STEPS.get(step["type"])
-        found = None if read is None else read(step)
-        if found is None:
+        expressions = None if read is None else read(step)
+        if expressions is None:
             return None
-        splits += found
+        splits += expressions
     return tuple(splits)
 
 

@@ -229,8 +229,8 @@ def _special_tokens(
     for name, key in TOKEN_KEYS.items():
         token, type = defaults.get(name, (len(pieces), None))
         if key in values:
-            stored = values.values[key]
-            if not (isinstance(stored, int) and stored == NO_TOKEN):
+            number = values.values[key]
+            if not (isinstance(number, int) and number == NO_TOKEN):
                 tokens[name] = values.integer(key, lowest=0, highest=len(pieces) - 1)
         elif token < len(pieces) and pieces[token].type == type:
             tokens[name] = token

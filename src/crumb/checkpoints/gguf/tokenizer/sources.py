@@ -272,9 +272,9 @@ def _spaces(parsed: Mapping[str, Any], pieces: Sequence[Piece], where: Path) -> 
         # Behind a normalizer that leaves no spaces it has nothing to split at.
         pre = None if pre["pattern"] == {"String": " "} else pre
     if pre is None:
-        for written, found in NORMALIZERS:
+        for written, spaces in NORMALIZERS:
             if form == written:
-                return found
+                return spaces
     if form is None and pre is not None and pre.get("type") == "Metaspace":
         prefix = pre.get("prepend_scheme", "always" if pre.get("add_prefix_space", True) else "")
         inside = any(SPACE in piece.text[1:] for piece in pieces if piece.type == PieceType.NORMAL)

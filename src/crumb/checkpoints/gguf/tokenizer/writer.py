@@ -93,13 +93,13 @@ def _special_tokens(
     numbers = {piece.text: token for token, piece in enumerate(tokens.pieces)}
 
     def find(name: str) -> list[int]:
-        given = named.get(f"{name}_token_id")
-        ids = given if isinstance(given, list) else [given]
-        found = [token for token in ids if type(token) is int and token >= 0]
+        entry_ids = named.get(f"{name}_token_id")
+        ids = entry_ids if isinstance(entry_ids, list) else [entry_ids]
+        listed = [token for token in ids if type(token) is int and token >= 0]
         entry = options.get(f"{name}_token")
         text = entry.get("content") if isinstance(entry, dict) else entry
-        if found or not isinstance(text, str) or text not in numbers:
-            return found
+        if listed or not isinstance(text, str) or text not in numbers:
+            return listed
         return [numbers[text]]
 
     begin, end = tokens.settings.begin, tokens.settings.end
@@ -110,8 +110,8 @@ def _special_tokens(
         "unknown": [*_given(tokens.settings.unknown), *find("unk")],
         "padding": find("pad"),
     }
-    found = {TOKEN_KEYS[name]: token for name, ids in parts.items() for token in ids[:1]}
-    for key, token in found.items():
+    special = {TOKEN_KEYS[name]: token for name, ids in parts.items() for token in ids[:1]}
+    for key, token in special.items():
         if token >= len(tokens.pieces):
             raise CheckpointError(
                 "a special token lies outside the vocabulary",
@@ -119,7 +119,7 @@ def _special_tokens(
                 expected=f"below {len(tokens.pieces)}",
                 found=token,
             )
-    return found
+    return special
 
 
 def _given(token: int | None) -> list[int]:
