@@ -28,7 +28,7 @@ oracle: $(VENV)/oracle.stamp
 # In an environment of its own: what the clients bring along is their own business.
 clients: $(VENV)-clients/clients.stamp
 	$(VENV)-clients/bin/python -m pytest -m oracle tests/real/test_clients.py \
-		tests/real/test_open_document.py tests/real/test_real_chat.py
+		tests/real/test_open_document.py tests/real/test_real_chat.py tests/real/test_tasks.py
 
 check: lint
 	$(BIN)/python -m pytest tests/house

@@ -32,10 +32,11 @@ from crumb.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from crumb.evaluation.report import Evaluation
+    from crumb.evaluation.tasks import TasksEvaluation
     from crumb.exporting import ExportResult
     from crumb.fitting.report import FitReport
     from crumb.pipeline import QuantizeResult
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from crumb.requests.quantize_options import QuantizeOptions
     from crumb.requests.quantize_request import Calibration, QuantizeRequest
     from crumb.requests.reading_request import EmbedRequest, ScoreRequest
+    from crumb.requests.tasks_request import TasksOptions, TasksRequest
     from crumb.run.consumers import Embedding, Score
     from crumb.run.generation import FinishReason, Generation, TextPiece, Timings, TokenLogprob
     from crumb.run.handle import Handle
@@ -97,6 +99,8 @@ __all__ = [
     "ScoreRequest",
     "SolveError",
     "SolveSettings",
+    "TasksEvaluation",
+    "TasksRequest",
     "TextError",
     "TextPiece",
     "TimeExceeded",
@@ -105,6 +109,7 @@ __all__ = [
     "UnknownFamily",
     "UsageError",
     "evaluate",
+    "evaluate_tasks",
     "export",
     "fit",
     "load",
@@ -113,6 +118,7 @@ __all__ = [
 
 _HOMES = {
     "crumb.evaluation.report": ("Evaluation",),
+    "crumb.evaluation.tasks": ("TasksEvaluation",),
     "crumb.exporting": ("ExportResult",),
     "crumb.fitting.report": ("FitReport",),
     "crumb.pipeline": ("QuantizeResult",),
@@ -123,6 +129,7 @@ _HOMES = {
     "crumb.requests.generate_request": ("GenerateRequest", "Sampling"),
     "crumb.requests.reading_request": ("EmbedRequest", "ScoreRequest"),
     "crumb.requests.quantize_request": ("Calibration", "QuantizeRequest"),
+    "crumb.requests.tasks_request": ("TasksRequest",),
     "crumb.run.consumers": ("Embedding", "Score"),
     "crumb.run.generation": (
         "FinishReason",
@@ -183,6 +190,25 @@ def evaluate(
 
     request = make_evaluate_request(model, reference, **options)
     return run(request, progress or untold, estimating(cost or untold))
+
+
+def evaluate_tasks(
+    model: str | Path,
+    tasks: Sequence[str] | str,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[TasksOptions],
+) -> TasksEvaluation:
+    """Measure a model on tasks of lm-evaluation-harness, such as "arc_easy,hellaswag".
+
+    Needs the extra `tasks`. Raises: UsageError, and what crumb.evaluation.tasks.evaluate_tasks
+    raises.
+    """
+    from crumb.evaluation.tasks import evaluate_tasks as run
+    from crumb.progress import untold
+    from crumb.requests.tasks_request import make_tasks_request
+
+    return run(make_tasks_request(model, tasks, **options), progress or untold)
 
 
 def export(

@@ -55,7 +55,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
 VERSION = "crumb.__version__"
 """A constant, not a module: every room may import it."""
 
-OPTIONAL = ("torch", "transformers", "pyarrow", "sentencepiece", "safetensors", "array_api_strict")
+OPTIONAL = (
+    "array_api_strict",
+    "lm_eval",
+    "pyarrow",
+    "safetensors",
+    "sentencepiece",
+    "torch",
+    "transformers",
+)
 """Packages of the extras: no module of Crumb may load one merely by being imported."""
 
 HEAVY = ("numpy", "scipy", "pandas", "tokenizers", "huggingface_hub", "cyclopts", "rich")

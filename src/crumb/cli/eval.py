@@ -1,21 +1,63 @@
-"""`crumb eval`: perplexity of a model and its divergence from a reference, with errors.
+"""`crumb eval`: perplexity of a model and its divergence from a reference, or tasks, with errors.
 
-In: a model, a text, a protocol. Out: figures on stdout; exit 3 when a --fail-if condition holds.
+In: a model, a text, a protocol; or tasks. Out: figures on stdout; exit 3 when a --fail-if condition
+holds. Refuses tasks beside a reference or conditions, which are about texts.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
-from crumb.cli.option_groups import ENGINE, ONE_WAY, OUTPUT, TEXT
-from crumb.cli.output import bytes_text, log_cost, print_json, progress_bar
+from cyclopts import Parameter
+
+from crumb.cli.option_groups import ENGINE, ONE_WAY, OUTPUT, TASKS, TEXT
+from crumb.cli.output import bytes_text, log_cost, print_json, print_table, progress_bar
 from crumb.cli.whole_number import OptionalWhole
+from crumb.errors import UsageError
 from crumb.evaluation.comparison import evaluate as run_evaluate
 from crumb.evaluation.execution import ExecutorKind
 from crumb.evaluation.report import Evaluation, FailCondition, Figure
+from crumb.evaluation.tasks import evaluate_tasks as run_evaluate_tasks
 from crumb.fitting.evaluation_cost import estimating
 from crumb.requests.evaluate_request import EvaluateRequest
+from crumb.requests.tasks_request import TasksRequest, make_tasks_request
 from crumb.run.memory_plan import ActivationKind
+
+
+@TASKS
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """Measure on tasks in place of a text.
+
+    Attributes:
+        tasks: tasks of lm-evaluation-harness, such as arc_easy,hellaswag, or .yaml files that
+            say what a task is; needs the extra `tasks`. They are run in this process.
+        examples: how many answered questions are shown before each; by default as the task says.
+        chat: ask in the model's chat template.
+        context: most tokens of a question; by default 4096 or what the model has.
+    """
+
+    tasks: Annotated[tuple[str, ...], Parameter(negative=())] = ()
+    examples: OptionalWhole = None
+    chat: Annotated[bool, Parameter(negative=())] = False
+    context: OptionalWhole = None
+
+    def request(self, model: str, limit: int | None, activations: ActivationKind) -> TasksRequest:
+        """What is asked. Raises: UsageError."""
+        return make_tasks_request(
+            model,
+            ",".join(self.tasks),
+            examples=self.examples,
+            limit=limit,
+            chat=self.chat,
+            context_tokens=self.context,
+            activations=activations.value,
+        )
+
+
+TASK_DEFAULTS = TaskOptions()
 
 
 def evaluate(
@@ -31,6 +73,7 @@ def evaluate(
     executor: Annotated[ExecutorKind, ENGINE] = ExecutorKind.NATIVE,
     fail_if: Annotated[tuple[str, ...], OUTPUT, ONE_WAY] = (),
     json: Annotated[bool, OUTPUT, ONE_WAY] = False,
+    tasks: TaskOptions = TASK_DEFAULTS,
 ) -> None:
     """Measure a model, quantized or not; with --reference also how far it moved.
 
@@ -42,13 +85,18 @@ def evaluate(
         protocol: gptq (windows of 2048, all but the first token scored) or llama.cpp (512, second
             half scored).
         window: another window length in tokens; the result says which.
-        limit: score only so many windows.
+        limit: score only so many windows, or questions of each task.
         activations: f32 measures the weights; int8 measures what running them costs, with the
             f16 cache. A reference is always run in f32.
         executor: native, or array: slow and plain, the oracle of the other.
         fail_if: exit with 3 if this holds, as 'kl > 0.05' or 'perplexity_ratio > 1.1'; repeatable.
         json: print the figures as JSON.
     """
+    if tasks.tasks:
+        if reference is not None or fail_if:
+            raise UsageError("tasks have no reference and no conditions", where="--tasks")
+        evaluate_on_tasks(tasks.request(model, limit, activations), json)
+        return
     gates = [FailCondition.parse(condition) for condition in fail_if]
     for gate in gates:
         gate.check_usable(reference is not None)
@@ -60,6 +108,30 @@ def evaluate(
     print_json(evaluation) if json else print_evaluation(evaluation)
     for gate in gates:
         gate.check(evaluation)
+
+
+def evaluate_on_tasks(request: TasksRequest, as_json: bool) -> None:
+    """Measure on tasks, and print the figures."""
+    with progress_bar() as bar:
+        evaluation = run_evaluate_tasks(request, bar)
+    if as_json:
+        print_json(evaluation)
+        return
+    print(
+        f"{evaluation.model}\n  lm-eval {evaluation.harness}, {evaluation.activations} "
+        f"activations, {evaluation.cache} cache, context {evaluation.context_tokens}"
+    )
+    rows = [
+        (
+            each.task,
+            each.metric if each.filter == "none" else f"{each.metric} ({each.filter})",
+            figure_text(Figure(each.value, each.standard_error)),
+            str(each.questions),
+            "" if each.examples is None else str(each.examples),
+        )
+        for each in evaluation.figures
+    ]
+    print_table(("task", "metric", "value", "questions", "examples"), rows)
 
 
 def figure_text(figure: Figure, digits: int = 4) -> str:

@@ -18,6 +18,7 @@ SAMPLING = Parameter(group=Group("Sampling", sort_key=7))
 ENGINE = Parameter(group=Group("Engine", sort_key=8))
 OUTPUT = Parameter(group=Group("Output", sort_key=9))
 ACCESS = Parameter(group=Group("Access", sort_key=10))
+TASKS = Parameter(group=Group("Tasks", sort_key=8))
 LIMITS = Parameter(group=Group("Limits", sort_key=11))
 
 ONE_WAY = Parameter(negative=())
