@@ -243,8 +243,7 @@ class Scheduler:
             return None, engine.run_to_features(parts)
         begin = time.perf_counter()
         logits = engine.run(parts)
-        if not self._reading:
-            self.speculation.times.note(len(logits), time.perf_counter() - begin)
+        self._composer.note(chosen, parts, time.perf_counter() - begin)
         return logits, engine.features(len(logits)) if any(reads_features) else None
 
     def _distribute(

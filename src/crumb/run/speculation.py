@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crumb.run.generation import Guesses
+from crumb.run.pacing import StepTimes
 
 MATCHES = (8, 5, 3)
 """Tokens that must have been there before, the longest tried first."""
@@ -31,12 +32,6 @@ PROBE_STEPS = 64
 
 PROBE_TOKENS = 3
 """Of a draft that is only made to see how things are: enough to be worth something again."""
-
-LONGEST = 2.0
-"""A step that took more times as long as usual was interrupted by something else."""
-
-ROW_COST = 0.1
-"""What one more row adds to a step of one, as long as nothing was measured."""
 
 
 class Speculator:
@@ -89,34 +84,6 @@ class Speculator:
         """Whether it has been long enough that a draft was declined."""
         self._untried += 1
         return self._untried >= PROBE_STEPS
-
-
-class StepTimes:
-    """How long an engine's steps take, by their rows."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def note(self, rows: int, seconds: float) -> None:
-        """A step took so long."""
-        before = self._seconds.get(rows, seconds)
-        seconds = min(seconds, LONGEST * before)
-        self._seconds[rows] = before + LEARNING_RATE * (seconds - before)
-
-    def seconds(self, rows: int) -> float:
-        """Of a step: measured, or between what was measured of fewer and of more rows."""
-        if rows in self._seconds:
-            return self._seconds[rows]
-        fewer = max((each for each in self._seconds if each < rows), default=None)
-        more = min((each for each in self._seconds if each > rows), default=None)
-        if fewer is None:
-            return self._seconds[more] if more is not None else 1.0
-        begin = self._seconds[fewer]
-        if more is None:
-            one = self._seconds[min(self._seconds)]
-            return begin + ROW_COST * one * (rows - fewer)
-        share = (rows - fewer) / (more - fewer)
-        return begin + share * (self._seconds[more] - begin)
 
 
 class Speculation:

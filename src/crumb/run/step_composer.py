@@ -2,25 +2,25 @@
 
 In: the requests that decode and those whose prompts are read. Out: parts, and whose they are. A
 step decodes a token of as many sequences as it has rows for, in rotation; a share of the rows is
-kept for prompts while any are read. Guessed tokens come in where no prompt waits.
+kept for prompts while any are read, as much as texts may wait for. Guessed tokens come in where no
+prompt waits.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from crumb.run.consumers import Consumer
 from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.handle import Handle
+from crumb.run.pacing import PromptPace
 from crumb.run.speculation import Speculation
 
 PROMPT_SHARE = 4
 """One row in so many is kept for prompts while any are read."""
-
-ROWS_BESIDE = 48
-"""Rows of prompts in a step that also decodes: more would let texts wait for several steps."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +48,7 @@ class StepComposer:
 
     def __init__(self, engine: Engine, speculation: Speculation) -> None:
         self._engine, self.speculation = engine, speculation
+        self._pace = PromptPace(speculation.times)
         self._prompts_next = False  # whose turn it is where a step has a single row
 
     def compose(
@@ -67,11 +68,25 @@ class StepComposer:
                 decoding.rotate(-1)
         parts = [StepPart(each.sequence, (each.consumer.next_token,)) for each in chosen]
         if reading:
-            chunk_rows = min(rows - len(parts), ROWS_BESIDE) if parts else rows
+            room = rows - len(parts)
+            chunk_rows = self._pace.rows(len(parts), room) if parts else rows
             self._add_chunks(reading, chosen, parts, chunk_rows, rows_out - len(parts))
         elif len(chosen) == len(decoding):
             self._add_drafts(chosen, parts, min(rows, rows_out) - len(parts))
         return chosen, parts
+
+    def note(self, chosen: Sequence[Active], parts: Sequence[StepPart], seconds: float) -> None:
+        """A step that was composed here took so long."""
+        rows = sum(len(part.tokens) for part in parts)
+        read = sum(
+            len(part.tokens)
+            for each, part in zip(chosen, parts, strict=True)
+            if each.unread_tokens > 0
+        )
+        if not read:
+            self.speculation.times.note(rows, seconds)
+        elif read < rows:
+            self._pace.note(rows - read, read, seconds)
 
     def _add_drafts(self, chosen: list[Active], parts: list[StepPart], rows: int) -> None:
         """Guessed tokens behind the next ones, where that pays."""

@@ -14,13 +14,13 @@ from crumb.embedded import MODELS
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.requests.generate_request import GenerateRequest, make_request
 from crumb.run.language_model import LanguageModel
+from crumb.run.pacing import StepTimes
 from crumb.run.speculation import (
     MOST_DRAFTED,
     PROBE_STEPS,
     PROBE_TOKENS,
     Speculation,
     Speculator,
-    StepTimes,
 )
 
 REPEATING = "The cat sat on the mat. The dog sat on the log. " * 6
