@@ -60,7 +60,8 @@ def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> fl
     if settings.method is not Method.GPTQ:
         return once
     passes = 1 + (settings.refits if settings.scales is Scales.SEARCH else 0)
-    return passes * (once + rows * columns**2) + rows * columns**2
+    refining = settings.refinements * rows * columns * (SWEEP_WORK + 6 * columns)
+    return passes * (once + rows * columns**2) + rows * columns**2 + refining
 
 
 def input_work(in_features: int, tokens: int) -> float:
@@ -160,7 +161,7 @@ def peak_bytes(
             if isinstance(operation, Linear):
                 columns, rows = operation.in_features, min(operation.out_features, ROWS_AT_ONCE)
                 solve = 24 * rows * columns
-                statistics = 16 * columns**2 if settings.method is Method.GPTQ else 0
+                statistics = 20 * columns**2 if settings.method is Method.GPTQ else 0
                 peak = max(peak, solve + statistics + 8 * tokens * columns)
                 widths += [operation.in_features, operation.out_features]
             if isinstance(operation, Experts):

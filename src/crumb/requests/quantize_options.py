@@ -69,6 +69,7 @@ class QuantizeOptions(TypedDict, total=False):
     act_order: bool
     static_groups: bool
     refits: int
+    refinements: int
     token_power: float
     block_columns: int
     strict: bool

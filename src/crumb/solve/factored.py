@@ -53,6 +53,28 @@ class Factored:
         return unit
 
     @cached_property
+    def damped_diagonal(self) -> Floats:
+        """The diagonal of H with its damping, in the sweep's order, (in_features,)."""
+        return (self.diagonal[self.order] + self.added).astype(np.float32)
+
+    @cached_property
+    def coupling(self) -> Floats:
+        """N = (H + damping) / its diagonal, column by column, in the sweep's order.
+
+        Shapes: (in_features, in_features). Below R, the root still has H.
+        """
+        coupling = np.empty(self.root.shape, np.float32)
+        for begin in range(0, len(coupling), STRIP):
+            rows = slice(begin, min(begin + STRIP, len(coupling)))
+            before = self.root[rows, :begin]
+            coupling[rows, :begin], coupling[:begin, rows] = before, before.T
+            corner = np.tril(self.root[rows, rows], -1)
+            coupling[rows, rows] = corner + corner.T
+        coupling[np.diag_indices(len(coupling))] = self.damped_diagonal
+        coupling /= self.damped_diagonal
+        return coupling
+
+    @cached_property
     def importance(self) -> Floats:
         """What an error in each column costs, in the matrix's order, (in_features,).
 

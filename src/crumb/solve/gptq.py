@@ -27,6 +27,7 @@ from crumb.solve.problem import (
     join_parameters,
     join_reports,
 )
+from crumb.solve.refine import refined
 from crumb.solve.round import solve_round
 from crumb.solve.sweep import Layer, Pass
 
@@ -58,6 +59,8 @@ def solve_gptq(problem: LayerProblem, factored: Factored | None = None) -> Layer
 def _swept(problem: LayerProblem, factored: Factored) -> LayerSolution:
     """Rows do not depend on each other, so slabs of them share the processors."""
     _ = factored.unit, factored.importance  # made once, before threads ask for them
+    if problem.settings.refinements:
+        _ = factored.coupling
 
     def work(begin: int) -> LayerSolution:
         return _swept_rows(problem, factored, slice(begin, begin + SLAB_ROWS))
@@ -77,6 +80,7 @@ def _swept_rows(problem: LayerProblem, factored: Factored, rows: slice) -> Layer
     best = layer.sweep(_first_parameters(layer, weights))
     if settings.scales is Scales.SEARCH and settings.static_groups:
         best = _refitted(layer, best)
+    best = refined(layer, best)
     codes = layer.in_matrix_order(best.codes)
     report = SolveReport(
         error=layer.true_error(best),

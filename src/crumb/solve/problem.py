@@ -41,6 +41,7 @@ class SolveSettings:
     act_order: bool = True  # columns by descending diagonal of H
     static_groups: bool = True  # scales from the original weights, before the sweep
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
+    refinements: int = 0  # rounds of codes and scales under all of H, after the sweeps
     block_columns: int = 128
     token_power: float = 0.5  # of the loss's squared gradient, as a token's weight; 0: all alike
     strict: bool = False  # a fallback is an error
@@ -68,6 +69,7 @@ AS_PUBLISHED = SolveSettings(
     act_order=False,
     static_groups=False,
     refits=0,
+    refinements=0,
     token_power=0.0,
     solved_embedding_bits=0,
 )

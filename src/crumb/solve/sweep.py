@@ -112,6 +112,16 @@ class Layer:
         """Fit every group to what its codes are to be nearest to, in the matrix's order."""
         return fit_scales(targets, self.factored.importance, self.format, *self.settings.grid)
 
+    def loss(self, error: Floats) -> NDArray[np.float64]:
+        """Each row's error under the damped H, (rows,)."""
+        loss = np.zeros(len(error), np.float64)
+        for begin in range(0, self.in_features, ENERGY_COLUMNS):
+            columns = slice(begin, min(begin + ENERGY_COLUMNS, self.in_features))
+            unit = self.factored.unit[: columns.stop, columns]
+            whole = product(error[:, : columns.stop], unit)
+            loss += np.square(whole, dtype=np.float64) @ self.squares[columns]
+        return loss
+
     def energy(self) -> float:
         """tr(W H W^T): the mean squared output of the layer."""
         total = 0.0
