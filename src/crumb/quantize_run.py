@@ -22,6 +22,7 @@ from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
 from crumb.calibrate.walk import ExpertGroup, Group, StageWalk
 from crumb.checkpoints.crumb.workspace import Workspace
+from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import TensorMap
 from crumb.errors import placed
 from crumb.fitting.quantize_cost import (
@@ -37,7 +38,6 @@ from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.products import multiply
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.embed import Embed
-from crumb.operations.linear import Linear
 from crumb.operations.operation import Context, TensorSpec
 from crumb.progress import ProgressClock, ProgressListener
 from crumb.requests.quantize_request import (
@@ -49,13 +49,14 @@ from crumb.run.model import Model
 from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
+from crumb.solve.on_grid import codes_on_grid
 from crumb.solve.problem import (
     LayerProblem,
     SolveReport,
     check_finite,
     join_reports,
 )
-from crumb.solve.round import solve_round
+from crumb.solve.round import solve_round, zero_share
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,6 @@ class LayerInput:
 def embedded(stage: Stage) -> list[TensorSpec]:
     """The tables a stage looks up."""
     return [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
-
-
-def linears(stage: Stage) -> list[Linear]:
-    """The linear layers of a stage."""
-    return [
-        operation
-        for operation in stage.operations
-        if isinstance(operation, Linear) and not operation.exact
-    ]
 
 
 def make_record(
@@ -134,6 +126,7 @@ class QuantizeRun:
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
         flowing = cut_batches(self.tokens)
+        self.take_codes()
         if self.request.settings.weighs_tokens:
             self.weigh_tokens()
         for index, stage in enumerate(self.model.plan.stages):
@@ -146,9 +139,34 @@ class QuantizeRun:
                 flowing = self.calibrated_stage(index, flowing)
         return self.records
 
+    def take_codes(self) -> None:
+        """Matrices that lie on their format's grid already: their codes as they are."""
+        for spec in self.model.plan.tensors():
+            if not spec.matrix or not self.unfinished(spec.name):
+                continue
+            taken = self.on_grid(spec)
+            if taken is not None:
+                record = make_record(*taken, self.fallbacks.get(spec.name), None)
+                self.workspace.store(spec.name, taken[0], record | {"on_grid": True})
+                self.advance(0.0, f"{spec.name}, on its grid already")
+
+    def on_grid(self, spec: TensorSpec) -> tuple[PackedTensor, SolveReport] | None:
+        """A matrix in codes that decode to the very weights, or None."""
+        format, entry = self.formats[spec.name], self.tensors.entry(spec.name)
+        if not isinstance(entry, StoredArray):
+            return None
+        parts, reports = [], []
+        for _, weights in slices(self.tensors, spec):
+            taken = codes_on_grid(weights, format, entry.dtype)
+            if taken is None:
+                return None
+            parts.append(pack_tensor(*taken, format))
+            reports.append((SolveReport(None, None, zero_share(weights)), len(weights)))
+        return stack_rows(parts), join_reports(reports)
+
     def weigh_tokens(self) -> None:
         """How much each token counts for each layer, unless no layer is left to solve."""
-        if not any(map(self.unfinished, self.formats)):
+        if not self.unsolved(self.model.plan.stages):
             return
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
             for begin, weights in slices(self.tensors, spec):
@@ -176,7 +194,10 @@ class QuantizeRun:
         """Quantize a stage's linear layers and run the tokens through the result."""
         stage = self.model.plan.stages[index]
         last = stage is self.model.plan.stages[-1]
-        if last and not any(self.unfinished(linear.weight) for linear in linears(stage)):
+        if not self.unsolved(self.model.plan.stages[index:]):
+            for spec in stage.tensors():
+                if spec.matrix:
+                    self.matrix(spec, None)
             return flowing
         walk = StageWalk(self.texts, index, flowing)
         for group in walk.groups():
@@ -274,6 +295,12 @@ class QuantizeRun:
             parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
             reports.append((solution.report, len(solution.codes)))
         return stack_rows(parts), join_reports(reports)
+
+    def unsolved(self, stages: Sequence[Stage]) -> bool:
+        """Whether statistics are still needed for a matrix of these stages."""
+        looked_up = {spec.name for stage in stages for spec in embedded(stage)}
+        names = {spec.name for stage in stages for spec in stage.tensors()} - looked_up
+        return any(map(self.unfinished, names))
 
     def unfinished(self, name: str) -> bool:
         return name in self.formats and self.workspace.finished(name) is None

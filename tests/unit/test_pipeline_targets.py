@@ -12,14 +12,18 @@ import numpy as np
 import pytest
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
+from crumb.calibrate.token_weights import GradientPass
+from crumb.calibrate.walk import StageWalk
 from crumb.checkpoints.tensor_map import StoredPacked
-from crumb.formats.catalog import ZeroKind
+from crumb.formats.catalog import ZeroKind, make_format
+from crumb.formats.grid import decode_reference, encode_reference, make_parameters
 from crumb.formats.layouts.gguf_conversion import exact_type
 from crumb.kernels.tile import unpack_tensor
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.progress import Progress
 from crumb.run.model import open_model
 from crumb.solve.problem import AS_PUBLISHED, Method, SolveSettings
+from crumb.solve.scales import minmax
 
 CALIBRATION = Calibration("excerpt-calibration", sequences=4, length_tokens=64)
 
@@ -182,3 +186,40 @@ def test_progress_for_a_target_ends_at_its_total(request_of_wide: QuantizeReques
     quantize(request_of_wide, progress=seen.append)
     assert seen[-1].share == pytest.approx(1, rel=1e-9)
     assert seen[-1].seconds_left == pytest.approx(0, abs=1e-6)
+
+
+def test_a_model_that_lies_on_its_targets_grid_keeps_its_codes_and_needs_no_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file of type Q4_1 does, once it was exported to float16."""
+    format = make_format(4, 32, ZeroKind.MINIMUM)
+    tensors = make_tensors(tied=False, blocks=2)
+    codes = {}
+    for name, weights in tensors.items():
+        if name in (EMBEDDING, HEAD) or weights.ndim == 1:
+            continue
+        scales = minmax(weights, format)
+        parameters = make_parameters(format, *scales)
+        codes[name] = encode_reference(weights, parameters, format)
+        tensors[name] = decode_reference(codes[name], parameters, format).astype(np.float16)
+    model = write_checkpoint(tmp_path / "exported", tensors)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is left to solve")
+
+    monkeypatch.setattr(GradientPass, "run", refuse)
+    monkeypatch.setattr(StageWalk, "statistics", refuse)
+    request = QuantizeRequest(
+        str(model), tmp_path / "out", target="gguf:q4_1", head="float", calibration=CALIBRATION
+    )
+    told: list[Progress] = []
+    result = quantize(request, told.append)
+    entries = open_model(str(request.out)).checkpoint.tensors.entries
+    assert len(codes) == 14
+    for name, expected in codes.items():
+        entry = entries[name]
+        assert isinstance(entry, StoredPacked)
+        assert (entry.read_codes(slice(None))[0] == expected).all()
+        assert result.manifest["tensors"][name]["on_grid"] is True
+    assert "on_grid" not in result.manifest["tensors"][EMBEDDING]
+    assert sum("on its grid already" in step.doing for step in told) == 14
