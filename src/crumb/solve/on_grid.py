@@ -56,18 +56,18 @@ def codes_on_grid(
         return None
     if rows > SAMPLE_ROWS and codes_on_grid(weights[:SAMPLE_ROWS], format, dtype) is None:
         return None
-    found = _search(weights.reshape(-1, width), format, dtype)
-    if found is None:
+    lying = _search(weights.reshape(-1, width), format, dtype)
+    if lying is None:
         return None
     groups = (rows, columns // width)
-    scale = found.scale.reshape(groups).astype(np.float16)
-    offset = found.offset.reshape(groups)
+    scale = lying.scale.reshape(groups).astype(np.float16)
+    offset = lying.offset.reshape(groups)
     parameters = GroupParameters(scale)
     if format.zero is ZeroKind.VARIABLE:
         parameters = GroupParameters(scale, zero_point=offset.astype(np.uint8))
     elif format.zero is ZeroKind.MINIMUM:
         parameters = GroupParameters(scale, minimum=offset.astype(np.float16))
-    return found.codes.reshape(rows, columns), parameters
+    return lying.codes.reshape(rows, columns), parameters
 
 
 def _search(weights: Floats, format: Format, dtype: np.dtype[Any]) -> _Groups | None:

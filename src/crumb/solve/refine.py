@@ -62,11 +62,11 @@ def _with_scales(layer: Layer, best: Pass) -> Pass:
         gain = np.einsum("rc,rc->r", inside, pull, dtype=np.float64)
         cost = np.einsum("rc,rc->r", inside, weighed, dtype=np.float64)
         old = scale[:, group].astype(np.float64)
-        wanted = old + gain / np.where(cost > 0, cost, 1.0)
-        stored = np.clip(wanted, -65504, 65504).astype(np.float16)
-        step = stored.astype(np.float64) - old
-        better = (cost > 0) & (stored != 0) & (2 * step * gain > np.square(step) * cost)
-        scale[better, group] = stored[better]
+        best_scale = old + gain / np.where(cost > 0, cost, 1.0)
+        half = np.clip(best_scale, -65504, 65504).astype(np.float16)
+        step = half.astype(np.float64) - old
+        better = (cost > 0) & (half != 0) & (2 * step * gain > np.square(step) * cost)
+        scale[better, group] = half[better]
         error[:, columns] -= np.where(better, step, 0.0).astype(np.float32)[:, None] * inside
     parameters = replace(best.parameters, scale=scale)
     decoded = _decoded(layer, replace(best, parameters=parameters))
