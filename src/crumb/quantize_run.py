@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,9 +110,11 @@ class QuantizeRun:
         workspace: Workspace,
         choice: Choice,
         tokens: NDArray[np.int64],
+        gradients: Path,
         progress: ProgressListener,
     ) -> None:
         self.model, self.request, self.workspace = model, request, workspace
+        self.gradients = gradients  # the folder of the pass that weighs tokens
         self.entries = dict(
             model.checkpoint.tensors.entries
         )  # finished matrices in place of theirs
@@ -171,7 +174,7 @@ class QuantizeRun:
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
             for begin, weights in slices(self.tensors, spec):
                 check_finite(weights, spec.name, begin)
-        gradients = GradientPass(self.model.checkpoint, self.tokens, self.workspace.gradients)
+        gradients = GradientPass(self.model.checkpoint, self.tokens, self.gradients)
 
         def told(stage: Stage, passes: float) -> None:
             work = stage_work(stage, self.tokens.size, self.tokens.shape[1])

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from crumb.errors import UsageError
 from crumb.formats.catalog import ROW, ZeroKind
+from crumb.requests.budget import take_budget
 from crumb.requests.keywords import check_known
 from crumb.requests.number import as_float, as_integer
 from crumb.requests.quantize_request import Calibration, QuantizeRequest
@@ -44,6 +45,10 @@ FREE_GROUPS = (None, "gptq")
 """Targets that leave open how weights are grouped."""
 
 
+UNIFORM = ("bits", "target", "group_size", "zero", "embedding", "head")
+"""Keywords that say the format of many matrices at once."""
+
+
 class QuantizeOptions(TypedDict, total=False):
     """Everything that may be said of a quantization beside the model and its output."""
 
@@ -53,6 +58,13 @@ class QuantizeOptions(TypedDict, total=False):
     zero: ZeroKind | str
     embedding: int | str
     head: int | str
+    memory: int | str | None
+    context_tokens: int | None
+    parallel: int | None
+    cache: str | None
+    bits_per_weight: float | None
+    file_size: int | str | None
+    from_plan: str | Path | None
     tensor: Mapping[str, str] | Iterable[tuple[str, str]]
     restart: bool
     pack: bool
@@ -85,6 +97,7 @@ def make_quantize_request(
     values: dict[str, Any] = dict(options)
     as_published = values.pop("as_published", False)
     effort = kind_named(Effort, values.pop("effort", Effort.DEFAULT), "effort")
+    values |= _planned(values)
     check_known(values, "a quantization", *records)
     target = values["target"] = _lower(values.get("target"))
     if target not in FREE_GROUPS and values.keys() & {"group_size", "zero"}:
@@ -110,6 +123,30 @@ def make_quantize_request(
         pairs = values["tensor"]
         values["tensor"] = tuple(pairs.items() if isinstance(pairs, Mapping) else map(tuple, pairs))
     return QuantizeRequest(str(model), Path(out), solve=solve, calibration=calibration, **values)
+
+
+def _planned(values: dict[str, Any]) -> dict[str, Any]:
+    """A budget, or the file of a plan, from its keywords, which `values` loses.
+
+    Raises: UsageError where something else says the formats too.
+    """
+    budget, from_plan = take_budget(values), values.pop("from_plan", None)
+    if budget is None and from_plan is None:
+        return {}
+    others = [name for name in UNIFORM if values.get(name) is not None]
+    if budget is not None and from_plan is not None:
+        others.append("from_plan")
+    if others:
+        raise UsageError(
+            "a budget or a plan says the formats already",
+            found=", ".join(others),
+            do="Drop one; tensor={PATTERN: FORMAT} decides some matrices beside a budget",
+        )
+    if values.get("method") == Method.ROUND:
+        raise UsageError(
+            "a budget needs calibration, and rounding does without", where="method", found="round"
+        )
+    return {"budget": budget, "from_plan": None if from_plan is None else Path(from_plan)}
 
 
 def choose_solver(

@@ -16,6 +16,7 @@ from crumb.architectures.plan import Plan
 from crumb.errors import UsageError, placed
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.operations.operation import TensorSpec
+from crumb.requests.budget import Budget
 from crumb.requests.number import as_integer
 from crumb.requests.target import Asked, Target, format_named, parse_target
 from crumb.solve.problem import Method, SolveSettings, check_super_blocks
@@ -61,13 +62,16 @@ class QuantizeRequest:
     pack: bool = True  # a reference pack lies beside the weights, and what it cost is measured
     target: str | None = None  # gguf:TYPE or gptq
     tensor: tuple[tuple[str, str], ...] = ()  # (pattern, format): the last that matches counts
+    budget: Budget | None = None  # chooses the format of what no pattern names
+    from_plan: Path | None = None  # likewise, from what a budget came to before
 
     def __post_init__(self) -> None:
         for name in ("bits", "group_size", *STAGES[1:]):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, _whole(name, value))
-        for stage in STAGES:  # also a head that turns out to be tied
+        planned = self.budget is not None or self.from_plan is not None
+        for stage in () if planned else STAGES:  # also a head that turns out to be tied
             with placed(stage):
                 self.format_of(stage)
         for pattern, name in self.tensor:
@@ -96,7 +100,8 @@ class QuantizeRequest:
             return self.container.format_of(stage, Asked(bits, self.group_size, self.zero))
         if bits is None:
             raise UsageError(
-                "nothing says how many bits", do="Give bits, or a target such as gguf:q3_k"
+                "nothing says how many bits",
+                do="Give bits, a target such as gguf:q3_k, or a budget such as memory 6GiB",
             )
         return make_format(bits, self.group_size, self.zero)
 
@@ -163,14 +168,8 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
     """
     formats: dict[str, Format] = {}
     fallbacks: dict[str, str] = {}
-    matrices = _matrices(plan)
-    for pattern, _ in request.tensor:
-        if not any(matches(pattern, name) for name in matrices):
-            raise UsageError(
-                "no matrix has such a name",
-                where=pattern,
-                do="See the names with `crumb show MODEL --tensors`",
-            )
+    matrices = matrices_of(plan)
+    _check_patterns(request, matrices)
     for name, (stage, spec) in matrices.items():
         format, reason = _that_fits(request.wanted(stage, name), spec, request)
         if format is not None:
@@ -182,7 +181,29 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
     return Choice(formats, fallbacks)
 
 
-def _matrices(plan: Plan) -> dict[str, tuple[str, TensorSpec]]:
+def named_formats(plan: Plan, request: QuantizeRequest) -> dict[str, Format | None]:
+    """The formats of the matrices that a pattern names; None: float. Raises: UsageError."""
+    matrices = matrices_of(plan)
+    _check_patterns(request, matrices)
+    named = {
+        name: stage
+        for name, (stage, _) in matrices.items()
+        if any(matches(pattern, name) for pattern, _ in request.tensor)
+    }
+    return {name: request.wanted(stage, name) for name, stage in named.items()}
+
+
+def _check_patterns(request: QuantizeRequest, matrices: Mapping[str, object]) -> None:
+    for pattern, _ in request.tensor:
+        if not any(matches(pattern, name) for name in matrices):
+            raise UsageError(
+                "no matrix has such a name",
+                where=pattern,
+                do="See the names with `crumb show MODEL --tensors`",
+            )
+
+
+def matrices_of(plan: Plan) -> dict[str, tuple[str, TensorSpec]]:
     """Stage and shape of every matrix, in the plan's order, a tied one where it comes first."""
     matrices: dict[str, tuple[str, TensorSpec]] = {}
     for stage in plan.stages:

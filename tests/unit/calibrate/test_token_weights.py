@@ -16,6 +16,7 @@ from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
 from crumb.calibrate import token_weights
 from crumb.calibrate.statistics import accumulate, effective_tokens
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
+from crumb.operations.embed import Embed
 from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
 from crumb.requests.quantize_options import make_quantize_request
@@ -28,18 +29,21 @@ def linear(weight: str, outputs: int) -> Linear:
     return Linear("x", "y", weight, None, 4, outputs)
 
 
-def squares_at_once(folder: Path, tokens: Any) -> dict[str, Any]:
+def squares_at_once(folder: Path, tokens: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     squares: dict[str, Any] = {}
+    features: dict[str, Any] = {}
 
     def visit(operation: Any, _: Any, gradients: Any) -> None:
         if isinstance(operation, Linear | Experts):
             name = operation.weight if isinstance(operation, Linear) else operation.down
             squares[name] = (gradients[0] ** 2).mean(-1).ravel()
+        elif isinstance(operation, Embed):
+            features[operation.weight] = (gradients[0] ** 2).mean((0, 1))
 
     backward = Backward(open_model(str(folder)), tokens, visit=visit)
     logits = backward.logits()
     backward.gradients(next_token_loss(logits, tokens)[1] * tokens[:, 1:].size)
-    return squares
+    return squares, features
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -53,11 +57,14 @@ def test_the_pass_gives_the_squares_of_a_pass_at_once(
     monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 40)  # two texts, then one
     monkeypatch.setattr(token_weights, "HEAD_TOKENS", 7)
     checkpoint = open_model(str(folder)).checkpoint
-    found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0).squares
-    expected = squares_at_once(folder, tokens)
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=2e-3, atol=1e-6 * values.max())
+    found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0)
+    squares, features = squares_at_once(folder, tokens)
+    assert set(found.squares) == set(squares)
+    assert set(found.features) == set(features) != set()
+    for name, values in squares.items():
+        np.testing.assert_allclose(found.squares[name], values, rtol=2e-3, atol=1e-6 * values.max())
+    for name, values in features.items():
+        np.testing.assert_allclose(found.features[name], values, rtol=2e-3)
 
 
 def test_a_killed_pass_goes_on_where_it_was(
