@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from crumb.errors import UsageError
 from crumb.evaluation.proof import prove
 from crumb.files.free_space import check_free_space
 from crumb.files.model_files import read_json
+from crumb.fitting.allocation import FormatPlan
 from crumb.fitting.quantize_cost import estimate
 from crumb.fitting.writing_cost import with_writing
 from crumb.formats.catalog import Format
+from crumb.planning import gradients_folder, plan_of, with_plan
 from crumb.progress import Cost, CostListener, Progress, ProgressListener, untold
 from crumb.quantize_run import QuantizeRun
 from crumb.requests.quantize_request import (
@@ -75,6 +78,12 @@ def quantize(
     DoesNotFit.
     """
     model = open_model(request.model)
+    allocation, gradients, drawing = None, None, cache(lambda: draw(model, request.calibration))
+    if request.is_planned:
+        check_source(model, {})
+        allocation = plan_of(model, request, drawing, progress)
+        gradients = gradients_folder(model, request)
+        request = with_plan(model.plan, request, allocation)
     choice = choose(model.plan, request)
     formats = choice.formats
     check_source(model, formats)
@@ -82,7 +91,7 @@ def quantize(
     costs = cost_of(model, formats, request)
     cost(costs)
     progress(Progress(0.0, "calibration text", None))
-    drawn = None if asked is None else draw(model, asked)
+    drawn = None if asked is None else drawing()
     key = job_key(model, request, drawn)
     with open_workspace(request.out, key, request.restart) as workspace:
         if workspace is None:
@@ -90,13 +99,24 @@ def quantize(
         tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
         missing_bytes = costs.working_bytes - workspace.stored_bytes()
         check_free_space(request.out, missing_bytes, "the output and the work on it", ROOM)
-        run = QuantizeRun(model, request, workspace, choice, tokens, progress)
-        manifest = make_manifest(key, drawn, run.all_stages())
+        folder = gradients or workspace.gradients
+        run = QuantizeRun(model, request, workspace, choice, tokens, folder, progress)
+        manifest = make_manifest(key, drawn, run.all_stages(), allocation)
         assemble_directory(model.checkpoint, workspace, manifest)
         if request.pack:
             prove(model, workspace.partial / "model")
         workspace.publish()
     return result_of(request.out)
+
+
+def plan(request: QuantizeRequest, progress: ProgressListener = untold) -> FormatPlan:
+    """The formats that a budget comes to, written beside the output; nothing is quantized.
+
+    Raises: what `quantize` raises.
+    """
+    model = open_model(request.model)
+    check_source(model, {})
+    return plan_of(model, request, lambda: draw(model, request.calibration), progress)
 
 
 def cost_of(model: Model, formats: Mapping[str, Format], request: QuantizeRequest) -> Cost:
@@ -146,9 +166,13 @@ def job_key(
 
 
 def make_manifest(
-    key: dict[str, Any], drawn: CalibrationTokens | None, records: dict[str, dict[str, Any]]
+    key: dict[str, Any],
+    drawn: CalibrationTokens | None,
+    records: dict[str, dict[str, Any]],
+    allocation: FormatPlan | None,
 ) -> dict[str, Any]:
     """Where the model came from and what was done to each tensor; no times, so bytes repeat."""
+    chosen = {} if allocation is None else {"allocation": allocation.record()}
     return {
         "manifest_version": 1,
         "job": key,
@@ -159,6 +183,7 @@ def make_manifest(
             "python": platform.python_version(),
         },
         "fallbacks": sorted(name for name, record in records.items() if record["fallback"]),
+        **chosen,
         "tensors": records,
     }
 

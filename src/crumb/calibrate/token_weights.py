@@ -190,7 +190,8 @@ class GradientPass:
 
     def _no_squares(self, index: int) -> dict[str, Floats]:
         return {
-            name: np.zeros(self.tokens.shape, np.float32) for name in layer_names(self.stages[index])
+            name: np.zeros(self.tokens.shape, np.float32)
+            for name in layer_names(self.stages[index])
         }
 
     def _finish(self, index: int, squares: Mapping[str, Floats]) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from crumb.cli.option_groups import CALIBRATION, FORMAT, ONE_WAY, OUTPUT, SOLVER
+from crumb.cli.option_groups import BUDGET, CALIBRATION, FORMAT, ONE_WAY, OUTPUT, SOLVER
 from crumb.cli.output import bytes_text, log_cost, print_json, progress_bar
+from crumb.cli.plan import print_plan
 from crumb.cli.whole_number import WHOLE, OptionalWhole, Whole
 from crumb.errors import UsageError
 from crumb.exporting import model_name
 from crumb.formats.catalog import ZeroKind
 from crumb.pipeline import QuantizeRequest, QuantizeResult
+from crumb.pipeline import plan as run_plan
 from crumb.pipeline import quantize as run_quantize
+from crumb.planning import plan_path
 from crumb.requests.quantize_options import Effort, make_quantize_request
+from crumb.run.memory_plan import CacheKind
 from crumb.solve.problem import Method, Scales
 
 NAMES_SHOWN = 3
@@ -41,6 +45,14 @@ def quantize(
     embedding: Annotated[str | None, FORMAT] = None,
     head: Annotated[str | None, FORMAT] = None,
     tensor: Annotated[list[str] | None, FORMAT, ONE_WAY] = None,
+    memory: Annotated[str | None, BUDGET] = None,
+    context: Annotated[OptionalWhole, BUDGET] = None,
+    parallel: Annotated[OptionalWhole, BUDGET] = None,
+    cache: Annotated[CacheKind | None, BUDGET] = None,
+    bits_per_weight: Annotated[float | None, BUDGET] = None,
+    file_size: Annotated[str | None, BUDGET] = None,
+    plan: Annotated[bool, BUDGET, ONE_WAY] = False,
+    from_plan: Annotated[Path | None, BUDGET] = None,
     calibration: Annotated[str | None, CALIBRATION] = None,
     sequences: Annotated[OptionalWhole, CALIBRATION] = None,
     length: Annotated[OptionalWhole, CALIBRATION] = None,
@@ -68,6 +80,14 @@ def quantize(
         embedding: bits (default 8; 6 and below are solved too), a GGUF type, a format or float.
         head: likewise, unless it is tied to the embedding.
         tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
+        memory: such as 6GiB, of the whole process: each matrix gets the format that loses least.
+        context: tokens of each sequence that the memory is for (default 4096, or the model's).
+        parallel: sequences of that length at once.
+        cache: how keys and values are kept.
+        bits_per_weight: such as 3.25, of the whole file: likewise.
+        file_size: such as 3GB, of the weight files: likewise.
+        plan: show the formats that the budget comes to and write OUT.plan.json; quantize nothing.
+        from_plan: such a file, whose formats are taken.
         calibration: NAME or FILE, several with weights; embedded:48,self:16 by default.
         sequences: calibration sequences (default 64).
         length: tokens of each (default 512).
@@ -91,6 +111,13 @@ def quantize(
         "embedding": bits_or_name(embedding),
         "head": bits_or_name(head),
         "tensor": tuple(parse_tensor(word) for word in tensor or ()) or None,
+        "memory": memory,
+        "context_tokens": context,
+        "parallel": parallel,
+        "cache": cache,
+        "bits_per_weight": bits_per_weight,
+        "file_size": file_size,
+        "from_plan": from_plan,
         "calibration": calibration,
         "sequences": sequences,
         "length_tokens": length,
@@ -100,9 +127,14 @@ def quantize(
         "pack": pack,
     }
     said = {name: value for name, value in options.items() if value is not None}
-    request = make_quantize_request(
-        model, out or default_out(model, bits, group_size, zero, target), **said
-    )
+    budget = memory or file_size or (bits_per_weight and f"{bits_per_weight:g}bpw")
+    named = default_out(model, bits, group_size, zero, target, budget or from_plan)
+    request = make_quantize_request(model, out or named, **said)
+    if plan:
+        with progress_bar() as bar:
+            formats = run_plan(request, bar)
+        print_json(formats) if json else print_plan(formats, plan_path(request.out))
+        return
     result = run_shown(request)
     print_json(summary(result)) if json else print_summary(result)
 
@@ -140,9 +172,14 @@ def default_out(
     group_size: str | None = None,
     zero: ZeroKind | None = None,
     target: str | None = None,
+    budget: str | Path | None = None,
 ) -> Path:
-    """Where the result goes when the user does not say."""
+    """Where the result goes when the user does not say; `budget`: its words, or a plan's file."""
     name = model_name(model)
+    if isinstance(budget, Path):
+        return Path(f"{name}-{budget.name.partition('.')[0]}")
+    if budget:
+        return Path(f"{name}-{budget.replace(' ', '')}")
     container, _, type = (target or "").lower().partition(":")
     if type:
         return Path(f"{name}-{type}")
@@ -170,7 +207,9 @@ def print_summary(result: QuantizeResult) -> None:
         f"{state}: {result.out}  {bytes_text(result.file_bytes)}, "
         f"{result.bits_per_weight:.3f} bits per weight of the whole file"
     )
-    measured = result.manifest.get("measured")
+    allocation, measured = (result.manifest.get(key) for key in ("allocation", "measured"))
+    if allocation:
+        print(f"mean KL expected of these formats: {allocation['expected_kl']:.3g} nats")
     if measured:
         text, kl, error = measured["text"], measured["kl"], measured["kl_standard_error"]
         around = "" if error is None else f" ± {error:.5f}"

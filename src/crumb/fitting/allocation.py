@@ -8,9 +8,10 @@ Refuses budgets that the smallest formats do not fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -62,6 +63,11 @@ class FormatPlan(msgspec.Struct, frozen=True):
     def formats(self) -> dict[str, Format]:
         """By tensor name."""
         return {each.tensor: parse_format(each.format) for each in self.matrices}
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest says of it; its matrices are there anyway."""
+        said = {name: value for name, value in asdict(self.budget).items() if value is not None}
+        return {"budget": said, "expected_kl": self.expected_kl, "memory_bytes": self.memory_bytes}
 
 
 def plan_formats(
@@ -160,8 +166,8 @@ def _within(menus: list[Menu], size: Size, limit: int, where: Path) -> Allocatio
         raise DoesNotFit(
             "nothing fits this budget",
             where=where,
-            expected=f"{least / 1e6:.1f} MB at least",
-            found=f"{limit / 1e6:.1f} MB",
+            expected=f"{least / 1e6:.2f} MB at least",
+            found=f"{limit / 1e6:.2f} MB",
             do="Give more, ask for a shorter context or --cache int8, or take a smaller model",
         )
     beside = least - smallest.size_bytes

@@ -16,13 +16,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Stage
+from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import LinearGroup, StageWalk, walk_model
+from crumb.calibrate.walk import ExpertGroup, LinearGroup, StageWalk, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import write_json
+from crumb.fitting.gradient_cost import gradient_work
+from crumb.fitting.stage_cost import stage_work
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.formats.grid import decode_reference
 from crumb.kernels.threads import parallel_map
@@ -101,6 +103,12 @@ class SensitivityPass:
             while stages[behind] is not walk.stage:
                 told(stages[behind], WALK_WORK)
                 behind += 1
+            if isinstance(group, ExpertGroup):
+                raise UsageError(
+                    "a budget does not reach experts yet",
+                    where=self.checkpoint.plan.family,
+                    do="Give --bits, and --tensor PATTERN=FORMAT for some matrices",
+                )
             path = self.folder / LOSSES / f"{walk.stage.name}.{group.first}.json"
             losses |= _stored(path, lambda: self._group(walk, group, weights))  # noqa: B023
         told(stages[-1], WALK_WORK)
@@ -179,6 +187,12 @@ class SensitivityPass:
         formats = list(possible(spec))
         values = parallel_map(loss, formats)
         return {format.name: value for format, value in zip(formats, values, strict=True)}
+
+
+def pass_work(plan: Plan, shape: tuple[int, int]) -> float:
+    """Operations of a pass; shape is (texts, length)."""
+    works = sum(stage_work(stage, shape[0] * shape[1], shape[1]) for stage in plan.stages)
+    return gradient_work(plan, shape) + WALK_WORK * works
 
 
 def possible(spec: TensorSpec) -> Iterator[Format]:

@@ -70,13 +70,17 @@ class QuantizeRequest:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, _whole(name, value))
-        planned = self.budget is not None or self.from_plan is not None
-        for stage in () if planned else STAGES:  # also a head that turns out to be tied
+        for stage in () if self.is_planned else STAGES:  # also a head that turns out to be tied
             with placed(stage):
                 self.format_of(stage)
         for pattern, name in self.tensor:
             with placed(pattern):
                 self._named("blocks", name)
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether a plan says the formats, and bits, groups and zero do not."""
+        return self.budget is not None or self.from_plan is not None
 
     @property
     def container(self) -> Target | None:

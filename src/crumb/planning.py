@@ -1,0 +1,161 @@
+"""A budget becomes a format for each matrix: by the plan that lies there, or a new one.
+
+In: a model, a QuantizeRequest with a budget or the file of a plan. Out: a FormatPlan, written
+beside the output, and the request with the format of every matrix. What the pass behind it learned
+lies beside the output too, so that another budget takes seconds.
+Refuses plans of another model, and quantizations that budgets do not reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import msgspec
+
+from crumb import __version__
+from crumb.architectures.plan import Plan, Stage
+from crumb.errors import CrumbError, UsageError
+from crumb.fitting.allocation import FormatPlan, plan_formats, read_plan, write_plan
+from crumb.fitting.sensitivity import (
+    GRADIENTS,
+    LADDER,
+    Losses,
+    SensitivityPass,
+    pass_work,
+    read_losses,
+    write_losses,
+)
+from crumb.fitting.stage_cost import stage_work
+from crumb.formats.catalog import parse_format
+from crumb.machine.memory import resident_bytes
+from crumb.progress import ProgressClock, ProgressListener
+from crumb.requests.quantize_request import QuantizeRequest, matrices_of, named_formats
+from crumb.run.model import Model
+from crumb.texts.mixture import CalibrationTokens
+
+TABLE = "losses.json"
+
+Draw = Callable[[], CalibrationTokens]
+
+
+def plan_of(
+    model: Model, request: QuantizeRequest, drawn: Draw, progress: ProgressListener
+) -> FormatPlan:
+    """The plan that the request names, or that an earlier run wrote for it, or a new one."""
+    if request.from_plan is not None:
+        return _of_this(read_plan(request.from_plan), model, request.from_plan)
+    if request.budget is None:
+        raise UsageError(
+            "nothing to plan without a budget", do="Give memory, bits_per_weight or file_size"
+        )
+    resident = resident_bytes()
+    named = named_formats(model.plan, request)
+    pass_key = key_of(model, request)
+    key = pass_key | {"tensors": [list(pair) for pair in request.tensor]}
+    path = plan_path(request.out)
+    earlier = _earlier(path)
+    if earlier is not None and (earlier.key, earlier.budget) == (key, request.budget):
+        return earlier
+    losses = losses_of(model, request, pass_key, drawn, progress)
+    made = plan_formats(model.checkpoint, losses, request.budget, named, resident, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_plan(path, made)
+    return made
+
+
+def plan_path(out: Path) -> Path:
+    """Where the plan of an output lies."""
+    return out.with_name(out.name + ".plan.json")
+
+
+def sensitivity_folder(request: QuantizeRequest, key: dict[str, object]) -> Path:
+    """Where the pass of a model and its calibration lies, beside the output."""
+    digest = hashlib.sha256(msgspec.json.encode(key, order="sorted")).hexdigest()[:8]
+    name = Path(request.model.partition("@")[0]).name or "model"
+    return request.out.with_name(f"{name}.sensitivities-{digest}")
+
+
+def gradients_folder(model: Model, request: QuantizeRequest) -> Path | None:
+    """Of the pass that weighs tokens, whose result the quantization reads again."""
+    folder = sensitivity_folder(request, key_of(model, request)) / GRADIENTS
+    return folder if folder.exists() else None
+
+
+def key_of(model: Model, request: QuantizeRequest) -> dict[str, object]:
+    """What decides the losses."""
+    solve = {name: value for name, value in asdict(request.solve).items() if value is not None}
+    return {
+        "crumb": __version__,
+        "source_sha256": model.checkpoint.sha256(),
+        "calibration": asdict(request.calibration),
+        "solve": solve,
+        "formats": [format.name for format in LADDER],
+    }
+
+
+def losses_of(
+    model: Model,
+    request: QuantizeRequest,
+    key: dict[str, object],
+    drawn: Draw,
+    progress: ProgressListener,
+) -> Losses:
+    """What each format of each matrix costs: read, or found by the pass."""
+    folder = sensitivity_folder(request, key)
+    losses = read_losses(folder / TABLE, key)
+    if losses is not None:
+        return losses
+    tokens = drawn().tokens
+    total, clock, done = pass_work(model.plan, tokens.shape), ProgressClock(progress), 0.0
+
+    def told(stage: Stage, passes: float) -> None:
+        nonlocal done
+        done += passes * stage_work(stage, tokens.size, tokens.shape[1])
+        clock(min(done / total, 1.0), f"{stage.name}, sensitivities")
+
+    losses = SensitivityPass(model.checkpoint, tokens, request.settings, folder).run(told)
+    write_losses(folder / TABLE, key, losses)
+    return losses
+
+
+def with_plan(plan: Plan, request: QuantizeRequest, formats: FormatPlan) -> QuantizeRequest:
+    """The request with every matrix named; what most bytes lie in stands for the blocks."""
+    names = {each.tensor: each.format for each in formats.matrices}
+    matrices = matrices_of(plan)
+    pairs = [(name, names.get(name, "float")) for name in matrices]
+    sizes: Counter[str] = Counter()
+    for each in formats.matrices:
+        sizes[each.format] += each.size_bytes
+    usual = parse_format(sizes.most_common(1)[0][0])
+    return replace(
+        request,
+        budget=None,
+        from_plan=None,
+        bits=usual.bits,
+        group_size=usual.group_size,
+        zero=usual.zero,
+        tensor=tuple(pairs),
+    )
+
+
+def _of_this(formats: FormatPlan, model: Model, path: Path) -> FormatPlan:
+    source = model.checkpoint.sha256()
+    if formats.key.get("source_sha256") != source:
+        raise UsageError(
+            "the plan is of another model",
+            where=path,
+            expected=f"source_sha256 {source}",
+            found=str(formats.key.get("source_sha256"))[:80],
+        )
+    return formats
+
+
+def _earlier(path: Path) -> FormatPlan | None:
+    try:
+        return read_plan(path)
+    except CrumbError:
+        return None

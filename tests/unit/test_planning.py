@@ -1,0 +1,225 @@
+"""Budgets: what they refuse, what they come to, and that what was learned once is read again.
+
+In: the tiny model, a random text. Out: plans whose sizes are those of the files that come of them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import LLAMA, write_model
+
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.errors import DoesNotFit, UsageError
+from crumb.fitting.sensitivity import SensitivityPass, sample
+from crumb.pipeline import plan, quantize
+from crumb.planning import plan_path
+from crumb.requests.quantize_options import make_quantize_request
+from crumb.run.backward import Backward
+from crumb.run.model import open_model
+
+WIDE = LLAMA | {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model."""
+    return write_model(tmp_path_factory.mktemp("source"), WIDE)
+
+
+@pytest.fixture(scope="module")
+def tokens(source: Path) -> Any:
+    """What the model itself writes: there the loss's gradients are those of the divergence."""
+    rng = np.random.default_rng(1)
+    written = rng.integers(0, 64, (24, 1))
+    for _ in range(23):
+        last = np.exp(log_probabilities(str(source), written)[:, -1])
+        drawn = (last.cumsum(-1) < rng.random((24, 1))).sum(-1)
+        written = np.concatenate([written, drawn[:, None]], axis=1)
+    return written
+
+
+@pytest.fixture
+def asked(source: Path, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """asked(**options): a request whose calibration is these tokens."""
+
+    class Drawn:
+        def __init__(self) -> None:
+            self.tokens, self.sources = tokens, ()
+
+        def sha256(self) -> str:
+            return "0"
+
+    monkeypatch.setattr("crumb.pipeline.draw", lambda model, calibration: Drawn())
+    monkeypatch.setattr("crumb.pipeline.check_draw", lambda model, calibration: None)
+
+    def make(out: str = "out", **options: Any) -> Any:
+        options = {"calibration": "embedded", "sequences": 24, "length_tokens": 24} | options
+        return make_quantize_request(str(source), tmp_path / out, pack=False, **options)
+
+    return make
+
+
+def test_a_file_is_as_large_as_its_plan_and_within_the_budget(asked: Any) -> None:
+    request = asked(bits_per_weight=4.5)
+    result = quantize(request)
+    chosen = json.loads(plan_path(request.out).read_text())
+    assert result.file_bytes == chosen["file_bytes"]
+    assert result.bits_per_weight == chosen["bits_per_weight"] <= 4.5
+    formats = {each["tensor"]: each["format"] for each in chosen["matrices"]}
+    tensors = result.manifest["tensors"]
+    assert formats == {name: record["format"] for name, record in tensors.items()}
+    assert len(set(formats.values())) > 1
+    allocation = result.manifest["allocation"]
+    assert allocation["expected_kl"] == chosen["expected_kl"] > 0
+    assert allocation["budget"]["bits_per_weight"] == 4.5
+
+
+def test_a_larger_budget_never_expects_more_loss(asked: Any) -> None:
+    plans = [
+        plan(asked(out=str(bits), bits_per_weight=float(bits))) for bits in np.linspace(3.4, 9, 20)
+    ]
+    losses = [each.expected_kl for each in plans]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 2 * losses[-1]
+
+
+def test_another_budget_does_not_run_the_pass_again(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan(asked(bits_per_weight=4.0))
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the losses lie beside the output")
+
+    monkeypatch.setattr(SensitivityPass, "run", refuse)
+    assert plan(asked(out="other", file_size="1MB")).file_bytes <= 1_000_000
+
+
+def test_a_pass_that_was_stopped_goes_on(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = asked(bits_per_weight=4.0)
+    whole, counted = SensitivityPass._group, []
+
+    def stopping(self: SensitivityPass, *arguments: Any) -> Any:
+        counted.append(0)
+        if len(counted) == 3:
+            raise KeyboardInterrupt
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(SensitivityPass, "_group", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        plan(request)
+    begun = len(counted)
+    again = plan(request)
+    groups = 4 * WIDE["num_hidden_layers"] + 1
+    assert len(counted) - begun == groups - 2  # two were finished
+    shutil.rmtree(next(request.out.parent.glob("*.sensitivities-*")))
+    plan_path(request.out).unlink()
+    assert plan(request) == again
+
+
+def test_memory_is_that_of_the_dry_run(asked: Any) -> None:
+    roomy = plan(asked(memory="4GiB", context_tokens=32))
+    assert roomy.memory_bytes is not None
+    assert {each.format for each in roomy.matrices} == {"int8-g128-fixed"}
+    less = roomy.memory_bytes - 40_000
+    tight = plan(asked(out="tight", memory=less, context_tokens=32))
+    assert tight.memory_bytes is not None
+    assert tight.memory_bytes <= less
+    assert tight.expected_kl > roomy.expected_kl
+
+
+def test_a_matrix_that_is_named_has_its_format(asked: Any) -> None:
+    request = asked(bits_per_weight=8.0, tensor={"down_proj": "int8-g128-fixed", "k_proj": "float"})
+    chosen = plan(request).formats
+    assert {chosen[name].name for name in chosen if "down_proj" in name} == {"int8-g128-fixed"}
+    assert not any("k_proj" in name for name in chosen)
+    tensors = open_checkpoint(quantize(request).out).tensors.entries
+    assert all(each.lies_as_floats for name, each in tensors.items() if "k_proj" in name)
+
+
+def test_a_plan_is_read_back_and_may_be_edited(asked: Any, tmp_path: Path) -> None:
+    request = asked(bits_per_weight=4.5)
+    plan(request)
+    content = json.loads(plan_path(request.out).read_text())
+    content["matrices"][1]["format"] = "int6-g64-fixed"
+    edited = tmp_path / "edited.json"
+    edited.write_text(json.dumps(content))
+    name = content["matrices"][1]["tensor"]
+    result = quantize(asked(out="again", from_plan=edited))
+    assert result.manifest["tensors"][name]["format"] == "int6-g64-fixed"
+
+
+def test_a_plan_of_another_model_is_refused(asked: Any, tmp_path: Path) -> None:
+    request = asked(bits_per_weight=4.5)
+    plan(request)
+    content = json.loads(plan_path(request.out).read_text())
+    content["key"]["source_sha256"] = "0" * 64
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="another model"):
+        plan(asked(from_plan=other))
+
+
+def test_a_budget_below_the_smallest_formats_is_refused(asked: Any) -> None:
+    with pytest.raises(DoesNotFit, match="at least"):
+        plan(asked(bits_per_weight=1.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"memory": "1GiB", "bits_per_weight": 4}, "more than one budget"),
+        ({"memory": "1GiB", "bits": 4}, "a budget or a plan says the formats"),
+        ({"file_size": "1GB", "embedding": 8}, "a budget or a plan says the formats"),
+        ({"file_size": "1GB", "context_tokens": 64}, "only memory depends on this"),
+        ({"memory": "lots"}, "not an amount of memory"),
+        ({"bits_per_weight": 0}, "bits out of range"),
+        ({"bits_per_weight": 4, "method": "round"}, "a budget needs calibration"),
+        ({"memory": "1GiB", "parallel": 0}, "a count out of range"),
+    ],
+)
+def test_what_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        make_quantize_request("model", "out", **options)
+
+
+def test_the_losses_are_what_the_divergence_grows_by(
+    source: Path, tokens: Any, asked: Any, tmp_path: Path
+) -> None:
+    """One matrix at a time, its codes solved as the pass solves them, the others float."""
+    model, request = open_model(str(source)), asked(bits=4, group_size=64)
+    losses = SensitivityPass(model.checkpoint, tokens, request.settings, tmp_path / "pass").run()
+    assert set(losses) == {spec.name for spec in model.plan.tensors() if spec.matrix}
+    float_logits = log_probabilities(str(source), tokens)
+    for name in ("layers.0.self_attn.v_proj", "layers.1.mlp.down_proj", "embed_tokens"):
+        matrix = next(each for each in losses if name in each)
+        formats = {"*": "float", matrix: "int3-g64-fixed"}
+        out = quantize(asked(out=name, bits=4, effort="fast", tensor=formats)).out
+        logits = log_probabilities(str(out), tokens)
+        kl = (np.exp(float_logits) * (float_logits - logits)).sum(-1).mean()
+        assert losses[matrix]["int3-g64-fixed"] == pytest.approx(kl, rel=0.5)
+
+
+def log_probabilities(model: str, tokens: Any) -> Any:
+    logits = np.asarray(Backward(open_model(model), tokens).logits(), np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_a_sample_is_within_the_rows_and_evenly_spread() -> None:
+    assert sample(5, 64) == list(range(5))
+    rows = sample(4096, 64)
+    assert (len(rows), rows[0], rows[-1]) == (64, 0, 4095)
+    assert len(set(rows)) == 64
