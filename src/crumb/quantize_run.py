@@ -21,7 +21,7 @@ from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.routed import Routed, RoutedTokens
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import ExpertGroup, Group, StageWalk
+from crumb.calibrate.walk import ExpertGroup, Group, HeadGroup, StageWalk
 from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import TensorMap
@@ -215,6 +215,12 @@ class QuantizeRun:
         weights = None if self.token_weights is None else self.token_weights.of(group.layers)
         if isinstance(group, ExpertGroup):
             self.experts(RoutedTokens(walk, group, weights))
+            return
+        if isinstance(group, HeadGroup):
+            for head in range(group.heads.heads):
+                spec = group.heads.matrix(head)
+                self.solved((spec,), partial(walk.head_statistics, group, head, weights))
+                self.advance(input_work(spec.shape[1], self.tokens.size), spec.name)
             return
         specs = [linear.tensors()[0] for linear in group.linears]
         self.solved(specs, lambda: walk.statistics(group, weights))

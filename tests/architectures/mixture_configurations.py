@@ -38,6 +38,15 @@ GPT_OSS = USUAL | LOCAL | {"model_type": "gpt_oss", "sliding_window": 17, "swigl
 GLM4 = USUAL | {"model_type": "glm4_moe", "n_routed_experts": 12, "num_experts_per_tok": 3}
 GLM4 |= {"moe_intermediate_size": 22, "n_shared_experts": 2, "routed_scaling_factor": 1.8}
 GLM4 |= {"partial_rotary_factor": 0.4, "n_group": 4, "topk_group": 2}
+DEEPSEEK = USUAL | {"model_type": "deepseek_v3", "n_routed_experts": 12, "num_experts_per_tok": 3}
+DEEPSEEK |= {"moe_intermediate_size": 22, "n_shared_experts": 2, "routed_scaling_factor": 1.8}
+DEEPSEEK |= {"n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "kv_lora_rank": 21}
+DEEPSEEK |= {"q_lora_rank": 17, "qk_nope_head_dim": 11, "qk_rope_head_dim": 6, "v_head_dim": 13}
+DEEPSEEK |= {"num_key_value_heads": 3}
+del DEEPSEEK["head_dim"]
+EVEN = DEEPSEEK | {"model_type": "deepseek_v2", "kv_lora_rank": 22, "qk_nope_head_dim": 12}
+SCALES = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
+SCALES |= {"mscale": 0.9, "mscale_all_dim": 0.7}
 
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL,
@@ -56,6 +65,11 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "glm4_moe": GLM4 | {"attention_bias": True, "use_qk_norm": True},
     "glm4_moe-ungrouped": GLM4
     | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 0},
+    "deepseek_v2": EVEN | {"q_lora_rank": None, "rope_scaling": SCALES},
+    "deepseek_v2-groups": EVEN | {"topk_method": "group_limited_greedy", "attention_bias": True},
+    "deepseek_v3": DEEPSEEK | {"rope_scaling": SCALES},
+    "deepseek_v3-halves": DEEPSEEK
+    | {"rope_interleave": False, "norm_topk_prob": False, "attention_bias": True},
     "granitemoe": GRANITE,
     "granitemoe-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
 }

@@ -24,6 +24,7 @@ from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.transposed import transposed_names
 from crumb.operations.attention import Attention
 from crumb.operations.embed import Embed
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.operations.norm import Norm
 from crumb.operations.rotary import Rotary
@@ -207,6 +208,19 @@ def stacked(configuration: Mapping[str, Any], weights: dict[str, Any]) -> dict[s
             if form.transposed:
                 whole = whole.swapaxes(1, 2)
             given[form.name.format(block=block)] = np.ascontiguousarray(whole)
+    return with_whole_heads(configuration, given)
+
+
+def with_whole_heads(configuration: Mapping[str, Any], weights: dict[str, Any]) -> dict[str, Any]:
+    """Keys and values of all heads in one matrix, as files hold those of a latent."""
+    family, given = families()[configuration["model_type"]], dict(weights)
+    for block in range(configuration["num_hidden_layers"] if "latent_up" in family.tensors else 0):
+        name = family.tensors["latent_up"].format(block=block)
+        parts: list[Any] = []
+        for head in range(configuration["num_attention_heads"]):
+            parts.append(given.pop(f"{name}.{head}.key.weight").T)
+            parts.append(given.pop(f"{name}.{head}.value.weight"))
+        given[f"{name}.weight"] = np.concatenate(parts)
     return given
 
 
@@ -221,7 +235,7 @@ def tolerance(plan: Plan, logits: NDArray[np.float32]) -> float:
     units = 0.0
     for stage in plan.stages:
         for operation in stage.operations:
-            if isinstance(operation, Linear):
+            if isinstance(operation, Linear | HeadLinear):
                 units += math.sqrt(operation.in_features)
             elif isinstance(operation, Norm):
                 units += math.sqrt(operation.features)

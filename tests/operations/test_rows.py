@@ -18,6 +18,7 @@ from crumb.operations.attention import QUERY_BLOCK, Attention
 from crumb.operations.embed import Embed
 from crumb.operations.experts import CLAMPED, Experts
 from crumb.operations.gate import Gate
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.join import Join
 from crumb.operations.linear import Linear
 from crumb.operations.multiply import Multiply
@@ -80,6 +81,12 @@ def route(bias: bool = False, **changed: Any) -> Case:
     return op, (drawn(1, 7, 12),), {"b": drawn(12)} if bias else {}, 0
 
 
+def head_linear(heads: int, inputs: int, outputs: int) -> Case:
+    op = HeadLinear("x", "y", "w.{head}", heads, inputs, outputs)
+    weights = {spec.name: drawn(*spec.shape, seed=k) for k, spec in enumerate(op.tensors())}
+    return op, (drawn(1, 7, heads * inputs),), weights, 0
+
+
 ELEMENTS = drawn(1, 7, 21), drawn(1, 7, 21, seed=1)
 
 CASES: dict[str, Case] = {
@@ -138,6 +145,8 @@ CASES: dict[str, Case] = {
     "latent attention": attention(latent=True, shape=(4, 1, 21), value_dim=17),
     "latent attention with sinks": attention(latent=True, shape=(3, 1, 9), value_dim=5, sinks="s"),
     "attention of many queries": attention(tokens=QUERY_BLOCK + 5, window=20, shape=(2, 1, 3)),
+    "matrices of heads": head_linear(3, 21, 13),
+    "matrices of heads of whole vectors": head_linear(5, 32, 16),
     "experts": experts(),
     "experts with biases": experts(biases=True, function="gelu"),
     "experts with clamped gates": experts(biases=True, function=CLAMPED, slope=1.702, limit=0.7),

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from crumb.architectures.block import Added, Block, BlockRow, Normed, SelfAttention
+from crumb.architectures.block import (
+    Added,
+    Block,
+    BlockRow,
+    FeedForward,
+    Normed,
+    SelfAttention,
+    Sum,
+)
 from crumb.architectures.configuration import as_integer, refuse
 from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
@@ -142,6 +150,32 @@ def sequential(*mlp: BlockRow, attention: BlockRow | None = None) -> Block:
     return (*first, Normed("mlp_norm"), *mlp, Added("mlp"))
 
 
+def sigmoid_routing(reader: Reader) -> Routing:
+    """DeepSeek's: groups as good as their two best, a bias for the choice alone."""
+    return Routing(
+        "sigmoid",
+        "sum" if reader.flag("norm_topk_prob") else "none",
+        biased=True,
+        groups=reader.size("groups"),
+        top_groups=reader.size("top_groups"),
+        group_best=2,
+        floor=1e-20,
+        factor=reader.number("factor"),
+    )
+
+
+def with_shared(
+    reader: Reader, block: int, routing: Routing, attention: BlockRow | None = None
+) -> Block:
+    """A block whose experts have one beside them that every token uses; the first are dense."""
+    if block < reader.size("dense_first", lowest=0):
+        return sequential(FeedForward(), attention=attention)
+    inner = reader.size("expert_inner") * reader.size("shared")
+    shared = FeedForward(output="shared", prefix="shared_", inner=inner)
+    added = Sum("mlp", "shared", "mlp")
+    return sequential(mixture(reader, routing), shared, added, attention=attention)
+
+
 def is_sparse(reader: Reader, block: int) -> bool:
     """Whether a block has experts, in families where some have and some have not."""
     key, listed = reader.find("dense_blocks")
@@ -175,3 +209,23 @@ QWEN_TENSORS = {
     },
 }
 """What most families call their experts."""
+
+SHARED_KEYS: Mapping[str, str | tuple[str, ...]] = {
+    "experts": ("n_routed_experts", "num_local_experts", "num_experts"),
+    "used": "num_experts_per_tok",
+    "expert_inner": "moe_intermediate_size",
+    "shared": "n_shared_experts",
+    "dense_first": "first_k_dense_replace",
+    "groups": "n_group",
+    "top_groups": "topk_group",
+    "factor": "routed_scaling_factor",
+}
+SHARED_TENSORS = {
+    **QWEN_TENSORS,
+    "router_choice": "model.layers.{block}.mlp.gate.e_score_correction_bias",
+    **{
+        f"shared_{role}": f"model.layers.{{block}}.mlp.shared_experts.{role}_proj"
+        for role in ("gate", "up", "down")
+    },
+}
+"""What DeepSeek and GLM call them."""

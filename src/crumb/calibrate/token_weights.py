@@ -24,6 +24,7 @@ from crumb.kernels.products import multiply
 from crumb.kernels.threads import parallel_map
 from crumb.operations.embed import Embed
 from crumb.operations.experts import Experts
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Array, Context, Gradients, Operation
 from crumb.run.array_executor import run_stage
@@ -48,14 +49,16 @@ HEAD_TOKENS = 128
 """Tokens of one sequence whose logits are in memory together, for each thread."""
 
 
-Layer = Linear | Experts
-"""What gradients are looked at behind; all experts of a block are one."""
+Layer = Linear | HeadLinear | Experts
+"""What gradients are looked at behind; all experts of a block are one, and all heads."""
 
 
 def name_and_outputs(layer: Layer) -> tuple[str, int]:
     """What a layer's squares go by, and the features that it writes."""
     if isinstance(layer, Experts):
         return layer.down, layer.in_features
+    if isinstance(layer, HeadLinear):
+        return layer.weight, layer.heads * layer.out_features
     return layer.weight, layer.out_features
 
 

@@ -3,8 +3,8 @@
 In: a stage and the buffers that flow into it, batch by batch. Out: each group's input statistics,
 then, once the group's new matrices are among the tensors, the buffers behind it.
 Linear layers that read the same input form one group: (q, k, v), o, (gate, up), down; all experts
-of a block form one. The layers before a group already run with their quantized weights, as GPTQ's
-"true sequential" order asks, and each operation runs exactly once.
+of a block form one, and so do matrices of heads. The layers before a group already run with their
+quantized weights, as GPTQ's "true sequential" order asks, and each operation runs exactly once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from crumb.architectures.plan import Stage
 from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.operations.experts import Experts
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.run.program import Floats
 from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
@@ -56,7 +57,23 @@ class ExpertGroup:
         return self.first + 1
 
 
-Group = LinearGroup | ExpertGroup
+@dataclass(frozen=True)
+class HeadGroup:
+    """Matrices of heads, each of which reads its own head's features."""
+
+    first: int  # their index in the stage's operations
+    heads: HeadLinear
+
+    @property
+    def layers(self) -> tuple[HeadLinear, ...]:
+        return (self.heads,)
+
+    @property
+    def end(self) -> int:
+        return self.first + 1
+
+
+Group = LinearGroup | ExpertGroup | HeadGroup
 
 
 def layer_groups(stage: Stage) -> list[Group]:
@@ -66,6 +83,8 @@ def layer_groups(stage: Stage) -> list[Group]:
         last = groups[-1] if groups else None
         if isinstance(operation, Experts):
             groups.append(ExpertGroup(index, operation))
+        elif isinstance(operation, HeadLinear):
+            groups.append(HeadGroup(index, operation))
         elif not isinstance(operation, Linear):
             continue
         elif (
@@ -104,11 +123,20 @@ class StageWalk:
     def inputs(self, group: Group) -> list[Floats]:
         """What the group reads, (rows, in_features) of each batch."""
         layer = group.layers[0]
-        return self.features(layer.input, layer.in_features)
+        heads = layer.heads if isinstance(layer, HeadLinear) else 1
+        return self.features(layer.input, heads * layer.in_features)
 
     def features(self, name: str, width: int) -> list[Floats]:
         """A buffer that is live where the walk has come to, (rows, width) of each batch."""
         return [each.features(name, width) for each in self.flowing]
+
+    def head_statistics(
+        self, group: HeadGroup, head: int, weights: NDArray[np.float32] | None = None
+    ) -> LayerStatistics:
+        """Second moment of one head's features. Raises: SolveError."""
+        width = group.heads.in_features
+        own = [each[:, head * width : (head + 1) * width] for each in self.inputs(group)]
+        return accumulate(own, group.heads.matrix(head).name, weights)
 
     def statistics(
         self, group: LinearGroup, weights: NDArray[np.float32] | None = None

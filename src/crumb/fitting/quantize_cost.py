@@ -27,6 +27,7 @@ from crumb.kernels.threads import single_blas
 from crumb.machine.processors import processors
 from crumb.operations.embed import Embed
 from crumb.operations.experts import Experts
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.operations.operation import TensorSpec
 from crumb.progress import Cost
@@ -93,6 +94,11 @@ def total_work(
         if stage.name != "head":
             work += stage_work(stage, count, tokens[1])
         work += sum(expert_work(op, count) for op in stage.operations if isinstance(op, Experts))
+        work += sum(
+            op.heads * input_work(op.in_features, count)
+            for op in stage.operations
+            if isinstance(op, HeadLinear)
+        )
         inputs = {op.input: op.in_features for op in stage.operations if isinstance(op, Linear)}
         work += sum(input_work(width, count) for width in inputs.values())
         specs = [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
@@ -167,6 +173,9 @@ def peak_bytes(
             if isinstance(operation, Experts):
                 peak = max(peak, expert_bytes(operation, tokens, settings))
                 widths.append(operation.in_features)
+            if isinstance(operation, HeadLinear):
+                widths += [operation.heads * operation.in_features]
+                widths += [operation.heads * operation.out_features]
         if stage.name != "head" and settings.method is Method.GPTQ:
             linears = 4 * sum(prod(spec.shape) for spec in stage.tensors() if spec.matrix)
             flowing = 4 * tokens * (max(widths) + widths[-1])

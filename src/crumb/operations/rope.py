@@ -58,6 +58,12 @@ class Rope:
             return _mscale(factor, settings["mscale"]) / _mscale(factor, settings["mscale_all_dim"])
         return _mscale(factor, 1.0)
 
+    def sharpness(self) -> float:
+        """Factor on scores beside the root of the head's width (mscale_all_dim of DeepSeek)."""
+        settings = dict(self.scaling)
+        every = settings.get("mscale_all_dim", 0.0)
+        return _mscale(settings["factor"], every) ** 2 if every else 1.0
+
     def __str__(self) -> str:
         scaling = "".join(f",{key}={value:g}" for key, value in self.scaling)
         for name, factors in (("short", self.short_factors), ("long", self.long_factors)):

@@ -23,6 +23,7 @@ from crumb.calibrate import routed
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.show import describe
 from crumb.operations.experts import Experts, passes, uses_of
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.operation import Context
 from crumb.pipeline import draw
 from crumb.requests.quantize_options import make_quantize_request
@@ -143,14 +144,39 @@ def test_an_expert_that_no_token_comes_to_borrows_all(tmp_path: Path) -> None:
     assert all(each["borrowed"] == 1.0 for each in unused)
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", STACKED])
+def test_a_head_is_calibrated_on_its_own_features(
+    tmp_path: Path, moments: dict[str, Floats]
+) -> None:
+    folder, out = write_mixture(tmp_path / "model", "deepseek_v3"), tmp_path / "out"
+    crumb.quantize(folder, out=out, token_power=0.0, **WORDS)
+    request = make_quantize_request(folder, out, token_power=0.0, **WORDS)
+    finished = open_model(str(out))
+    flowing: dict[str, Any] = start_buffers(draw(finished, request).tokens)
+    names = []
+    for stage in finished.plan.stages[:3]:
+        context = Context(finished.stage_weights(stage))
+        for place, op in enumerate(stage.operations):
+            if isinstance(op, HeadLinear):
+                x = flowing[op.input].reshape(-1, op.heads, op.in_features).astype(np.float64)
+                for head in range(op.heads):
+                    exact = x[:, head].T @ x[:, head] / len(x)
+                    names.append(op.matrix(head).name)
+                    bound = 2e-5 * exact.max()
+                    np.testing.assert_allclose(moments[names[-1]], exact, rtol=0, atol=bound)
+            run_span(stage, place, place + 1, flowing, context)
+            flowing |= start_buffers(draw(finished, request).tokens)
+    assert len(names) == 2 * 2 * 3
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", STACKED, "deepseek_v3"])
 def test_calibrated_experts_are_nearer_to_the_float_model_than_rounded_ones(
     variant: str, tmp_path: Path
 ) -> None:
     """Everything else is left float, so that only experts differ."""
     folder = write_mixture(tmp_path / "model", variant)
-    words = WORDS | {"sequences": 24, "tensor": [("self_attn", "float")]}
+    words = WORDS | {"sequences": 24, "tensor": [("*self_attn*_proj.weight", "float")]}
     words |= {"head": "float", "embedding": "float"}
+
     kl = {
         method: crumb.quantize(folder, out=tmp_path / method, method=method, **words).manifest[
             "measured"

@@ -18,6 +18,7 @@ from crumb.calibrate.statistics import accumulate, effective_tokens
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
 from crumb.operations.embed import Embed
 from crumb.operations.experts import Experts
+from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.run import whole_texts
@@ -34,8 +35,8 @@ def squares_at_once(folder: Path, tokens: Any) -> tuple[dict[str, Any], dict[str
     features: dict[str, Any] = {}
 
     def visit(operation: Any, _: Any, gradients: Any) -> None:
-        if isinstance(operation, Linear | Experts):
-            name = operation.weight if isinstance(operation, Linear) else operation.down
+        if isinstance(operation, Linear | HeadLinear | Experts):
+            name = operation.down if isinstance(operation, Experts) else operation.weight
             squares[name] = (gradients[0] ** 2).mean(-1).ravel()
         elif isinstance(operation, Embed):
             features[operation.weight] = (gradients[0] ** 2).mean((0, 1))
