@@ -20,12 +20,12 @@ from tiny_models import VARIANTS, write_model
 import crumb
 from crumb import quantize_run
 from crumb.calibrate import routed
+from crumb.calibrate.drawing import draw
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.show import describe
 from crumb.operations.experts import Experts, passes, uses_of
 from crumb.operations.headlinear import HeadLinear
 from crumb.operations.operation import Context
-from crumb.pipeline import draw
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.run.array_executor import run_span
 from crumb.run.model import Model, open_model, start_buffers
@@ -97,7 +97,7 @@ def test_an_expert_is_calibrated_on_the_tokens_that_the_finished_model_routes_to
     result = crumb.quantize(folder, out=out, token_power=0.0, **WORDS)
     request = make_quantize_request(folder, out, token_power=0.0, **WORDS)
     finished = open_model(str(out))
-    rows = inputs_of_experts(finished, draw(finished, request).tokens)
+    rows = inputs_of_experts(finished, draw(finished, request.calibration).tokens)
     assert rows
     for name, (x, share) in rows.items():
         x, share = x.astype(np.float64), share.astype(np.float64)
@@ -114,7 +114,7 @@ def test_an_expert_of_few_tokens_borrows_those_of_its_block(
     result = crumb.quantize(folder, out=out, token_power=0.0, **WORDS)
     request = make_quantize_request(folder, out, token_power=0.0, **WORDS)
     finished = open_model(str(out))
-    rows = inputs_of_experts(finished, draw(finished, request).tokens)
+    rows = inputs_of_experts(finished, draw(finished, request.calibration).tokens)
     records = result.manifest["tensors"]
     few = [name for name in rows if "gate" in name and records[name]["routed"]["borrowed"] > 0.0]
     assert few
@@ -151,7 +151,7 @@ def test_a_head_is_calibrated_on_its_own_features(
     crumb.quantize(folder, out=out, token_power=0.0, **WORDS)
     request = make_quantize_request(folder, out, token_power=0.0, **WORDS)
     finished = open_model(str(out))
-    flowing: dict[str, Any] = start_buffers(draw(finished, request).tokens)
+    flowing: dict[str, Any] = start_buffers(draw(finished, request.calibration).tokens)
     names = []
     for stage in finished.plan.stages[:3]:
         context = Context(finished.stage_weights(stage))
@@ -164,7 +164,7 @@ def test_a_head_is_calibrated_on_its_own_features(
                     bound = 2e-5 * exact.max()
                     np.testing.assert_allclose(moments[names[-1]], exact, rtol=0, atol=bound)
             run_span(stage, place, place + 1, flowing, context)
-            flowing |= start_buffers(draw(finished, request).tokens)
+            flowing |= start_buffers(draw(finished, request.calibration).tokens)
     assert len(names) == 2 * 2 * 3
 
 
