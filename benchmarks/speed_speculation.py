@@ -1,8 +1,9 @@
 """Guessed tokens on and off, on texts that repeat themselves and on texts that do not.
 
 In: a model with a chat template. Out: JSON: for each text the ratio of decoding speeds with guesses
-to those without, in turns within one process, and how many guesses came true. Both must give
-the same tokens. Refuses nothing: a ratio below 1 is a result.
+to those without, in turns within one process, and how many guesses came true. The texts are answers
+as a capable model writes them, and the model's own. Both ways must give the same tokens.
+Refuses nothing: a ratio below 1 is a result.
 """
 
 from __future__ import annotations
@@ -12,44 +13,35 @@ import json
 import statistics
 from typing import Any
 
+import numpy as np
+from answers import OTHER, REPEATING
+
 import crumb
 from crumb.machine.processors import processors
 from crumb.run.language_model import LanguageModel
 
-CODE = """def read_lines(path):
-    with open(path) as file:
-        return [line.strip() for line in file]
-
-
-def count_words(lines):
-    counts = {}
-    for line in lines:
-        for word in line.split():
-            counts[word] = counts.get(word, 0) + 1
-    return counts
-
-
-def most_common(counts, limit):
-    ordered = sorted(counts.items(), key=lambda item: item[1], reverse=True)
-    return ordered[:limit]
-"""
-FACTS = (
-    "The river Rhine rises in the Swiss Alps. It flows through Lake Constance and forms the "
-    "border between Germany and France for 182 kilometres. At Basel it turns north. The Rhine is "
-    "navigable from Rheinfelden to the North Sea, and Rotterdam at its mouth is the largest port "
-    "of Europe."
-)
-
-REPEATING = {
-    "code edit": f"Rename the function count_words to word_counts and print the file:\n{CODE}",
-    "quotes": f"Quote every sentence of this text word for word:\n{FACTS}",
-    "copy": f"Repeat this text exactly:\n{FACTS}\n{FACTS}",
-}
-OTHER = {
+OWN = {
     "story": "Tell a story about a lighthouse keeper and a storm.",
-    "explanation": "Explain how a bicycle stays upright.",
     "list": "Give ten ideas for a rainy Sunday with children.",
+    "copy": "Repeat this text exactly:\nThe river Rhine rises in the Swiss Alps. It flows through "
+    "Lake Constance and forms the border between Germany and France for 182 kilometres. At Basel "
+    "it turns north.",
 }
+"""What the model answers itself."""
+
+
+def forced(model: LanguageModel, answer: str) -> dict[str, Any]:
+    """Options under which a model writes this answer, each token from its own logits."""
+    tokens = model.tokenizer.encode(answer, special=False)
+    vocabulary = model.engine.plan.vocabulary
+
+    def hook(made: tuple[int, ...], logits: Any) -> Any:
+        del logits
+        allowed = np.zeros(vocabulary, bool)
+        allowed[tokens[len(made)]] = True
+        return allowed
+
+    return {"logits_hook": hook, "max_tokens": len(tokens), "ignore_end": True}
 
 
 def ratio(model: LanguageModel, words: str, rounds: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -88,10 +80,12 @@ def main() -> None:
     }
     figures: dict[str, Any] = {"threads": arguments.threads}
     with crumb.load(arguments.model, threads=arguments.threads) as model:
-        for name, words in (REPEATING | OTHER).items():
+        for name, (words, answer) in (REPEATING | OTHER).items():
+            figures[name] = ratio(model, words, arguments.rounds, forced(model, answer))
+        for name, words in OWN.items():
             for kind, sampling in kinds.items():
                 options = {"max_tokens": arguments.tokens, "repetition_penalty": 1.0, **sampling}
-                figures[f"{name}, {kind}"] = ratio(model, words, arguments.rounds, options)
+                figures[f"own {name}, {kind}"] = ratio(model, words, arguments.rounds, options)
     print(json.dumps(figures, indent=2))
 
 

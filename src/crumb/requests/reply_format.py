@@ -31,6 +31,7 @@ class ReplyFormat:
     kind: ReplyKind
     schema: Mapping[str, Any] | bool | None = None  # of JSON_SCHEMA
     text: str | None = None  # of GRAMMAR and REGEX
+    opens: tuple[str, ...] = ()  # marks at which it begins, before and after which text is free
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,8 @@ class TextState:
         )
         self._detokenizer = Detokenizer(tokenizer, prompt_tokens, tokenizer.numbers(request.marks))
         self._stops = StopStrings(request.stop)
-        goes_on = request.ignore_end and request.format is None  # a form may have no other end
+        is_held = request.format is not None and not request.format.opens
+        goes_on = request.ignore_end and not is_held  # a form may have no other end
         self._ends = frozenset() if goes_on else tokenizer.end_tokens
         limits = [limit for limit in (request.max_tokens, room_tokens) if limit is not None]
         self._limit_tokens = min(limits, default=None)

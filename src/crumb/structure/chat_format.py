@@ -122,12 +122,18 @@ class ChatFormat:
         tools: Sequence[Tool],
         tokenizer: Tokenizer,
     ) -> ReplyFormat | None:
-        """A form that was asked for, or the calls that are required."""
+        """A form that was asked for, the calls that are required, or those that may be made."""
         mark = _marks_of(tokenizer)
         if asked.tool_choice is ToolChoice.REQUIRED:
             chosen = [tool for tool in tools if asked.tool_name in (None, tool.name)]
             grammar = self.tools.grammar(chosen, asked.parallel_tool_calls, mark)
             return ReplyFormat(ReplyKind.GRAMMAR, text=grammar)
+        if asked.format is None and tools:
+            return ReplyFormat(
+                ReplyKind.GRAMMAR,
+                text=self.tools.grammar(tools, asked.parallel_tool_calls, mark),
+                opens=self.tools.openings(tools),
+            )
         row = self.reasoning
         if asked.format is None or row is None or not row.in_channels:
             return asked.format

@@ -1,8 +1,9 @@
 """Guides one answer: first its thoughts, which may be ended, then the form it is held to.
 
 In: ThinkingRules, a ReplyFormat, then each token as it is chosen. Out: which tokens may come next.
-The form begins where the thoughts end. While it thinks a model may not end its answer, where
-there is a form, and once it has thought as long as it may, the closing mark is written for it.
+The form begins where the thoughts end; that of calls which may be made, where a call opens. While
+it thinks a model may not end its answer, where there is a form, and once it has thought as long as
+it may, the closing mark is written for it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from enum import Enum
 
 import numpy as np
 
+from crumb.errors import UsageError
 from crumb.requests.reply_format import ReplyFormat, ThinkingRules
+from crumb.structure.call_watch import CallWatch
 from crumb.structure.matcher import Allowed, GrammarMatcher, GrammarVocabulary
 from crumb.tokenizer.tokenizer import Tokenizer
 
@@ -39,10 +42,12 @@ class Guide:
         thinking: ThinkingRules | None,
         matcher: GrammarMatcher | None,
         end_tokens: Collection[int] = (),
+        calls: CallWatch | None = None,
     ) -> None:
+        """`calls`: in place of a matcher, where calls alone are held to a form."""
         self._tokenizer, self._size = tokenizer, vocabulary_size
         self._thinking, self._matcher = thinking, matcher
-        self._ends = sorted(end_tokens)
+        self._ends, self._calls = sorted(end_tokens), calls
         self._tail = ""
         self._thought_tokens = 0
         self._forced: deque[int] = deque()
@@ -71,7 +76,7 @@ class Guide:
         if self._forced:
             return self._only(self._forced[0])
         if self._matcher is None:
-            return None
+            return None if self._calls is None else self._calls.allowed()
         if self.place is Passage.THOUGHTS:
             allowed = np.ones(self._size, np.bool_)
             allowed[self._ends] = False
@@ -85,6 +90,8 @@ class Guide:
 
     def accept(self, token: int) -> None:
         """A token was chosen."""
+        if self._calls is not None and self.place is not Passage.THOUGHTS:
+            self._calls.accept(token)
         if self.place is Passage.CONTENT:
             if self._matcher is not None:
                 self._matcher.accept(token)
@@ -113,6 +120,8 @@ class Guide:
 
     def _begin_thoughts(self, thinking: ThinkingRules) -> None:
         self.place, self._tail = Passage.THOUGHTS, ""
+        if self._calls is not None:
+            self._calls.release()
         if thinking.most_tokens == 0:
             self._end_thoughts(thinking)
 
@@ -146,6 +155,16 @@ class Guide:
         return allowed
 
 
+def _watch(
+    tokenizer: Tokenizer, vocabulary: GrammarVocabulary, form: ReplyFormat
+) -> CallWatch | None:
+    """What holds calls to their schemas; None where these cannot be held to."""
+    try:
+        return CallWatch(tokenizer, GrammarMatcher(vocabulary, form), form.opens)
+    except UsageError:
+        return None
+
+
 def make_guide(
     tokenizer: Tokenizer,
     vocabulary: GrammarVocabulary | None,
@@ -157,6 +176,12 @@ def make_guide(
     if form is None and thinking is None:
         return None
     matcher = None
+    if form is not None and form.opens:
+        assert vocabulary is not None, "a form needs it"
+        calls = _watch(tokenizer, vocabulary, form)
+        if calls is None and thinking is None:
+            return None
+        return Guide(tokenizer, size, thinking, None, calls=calls)
     if form is not None:
         assert vocabulary is not None, "a form needs it"
         matcher = GrammarMatcher(vocabulary, form, after_thoughts=thinking is not None)

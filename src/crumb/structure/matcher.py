@@ -32,6 +32,9 @@ small model may never end one."""
 LEADING_SPACES = r"/[\x20\x0A]{0,2}/"
 """Between a model's thoughts and its answer."""
 
+BEFORE_MARK = r"/[^<\[{]{0,16}/"
+"""What a token may hold of the text before the mark that it begins."""
+
 
 @dataclass(frozen=True)
 class GrammarVocabulary:
@@ -73,7 +76,10 @@ class GrammarMatcher:
         """`after_thoughts`: white space may come first. Raises: UsageError."""
         self._vocabulary = vocabulary
         text = lark_of(form)
-        text = behind(LEADING_SPACES, text) if after_thoughts else text
+        if form.opens:
+            text = behind(BEFORE_MARK, text)
+        elif after_thoughts:
+            text = behind(LEADING_SPACES, text)
         grammar = LLMatcher.grammar_from_lark(text)
         complaint = LLMatcher.validate_grammar(grammar, vocabulary.native)
         if complaint:

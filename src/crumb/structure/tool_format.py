@@ -48,6 +48,11 @@ class ToolFormat:
     call_id: Callable[[], str] = call_id
     is_id: Callable[[str], bool] | None = None  # whether templates take such an id; None: any
     in_words: bool = False  # the template knows no tools: a message tells of them
+    opens: Callable[[Sequence[Tool]], tuple[str, ...]] | None = None  # None: the first mark
+
+    def openings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Texts that open a call for certain: what follows is held to the grammar."""
+        return self.marks[:1] if self.opens is None else self.opens(tools)
 
 
 def read_between(

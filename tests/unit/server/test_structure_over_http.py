@@ -130,6 +130,38 @@ def test_a_call_that_was_cut_by_the_limit_ends_with_length(puppet: Puppet) -> No
     assert choice["finish_reason"] == "length"
 
 
+def test_a_call_that_a_model_makes_by_itself_is_valid_whole_and_streamed(puppet: Puppet) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"place": {"enum": PLACES}, "days": {"type": "integer", "maximum": 9}},
+        "required": ["place", "days"],
+    }
+    tools = [{"type": "function", "function": FUNCTION | {"parameters": schema}}]
+    wrong = '{"name": "rain", "arguments": {"place": "Paris", "days": "many", "why": 1}}'
+    said = f"Let me see.\n<tool_call>\n{wrong}\n</tool_call>"
+    asked = {"messages": MESSAGES, "tools": tools, "max_tokens": 300, "temperature": 0}
+    puppet.will_say(said)
+    answer = puppet.live.post(CHAT, **asked)
+    message = answer["choices"][0]["message"]
+    assert message["content"].startswith("Let me see.")
+    call = message["tool_calls"][0]["function"]
+    assert call["name"] == "weather"
+    arguments = json.loads(call["arguments"])
+    assert arguments.keys() == {"place", "days"}
+    assert arguments["place"] in PLACES
+    assert isinstance(arguments["days"], int)
+    puppet.reset()
+    puppet.will_say(said)
+    parts = [
+        each["function"].get("arguments", "")
+        for event in puppet.live.events(CHAT, **asked)
+        if event != "[DONE]" and event["choices"]
+        for each in event["choices"][0]["delta"].get("tool_calls", ())
+    ]
+    assert len(parts) > 2
+    assert json.loads("".join(parts)) == arguments
+
+
 def test_tools_that_may_not_be_called_are_not_shown(puppet: Puppet) -> None:
     asked = {"messages": MESSAGES, "tools": TOOLS, "max_tokens": 1}
     hidden = puppet.live.post(CHAT, **asked, tool_choice="none")["usage"]["prompt_tokens"]

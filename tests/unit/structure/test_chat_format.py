@@ -108,7 +108,10 @@ def test_a_required_call_is_a_grammar_and_a_choice_of_none_hides_the_tools(
     hidden = ChatRequest((USER,), (TOOL,), ToolChoice.NONE)
     assert form.shown_tools(hidden) is None
     assert form.plan(hidden, "", tokenizer).tools == ()
-    assert form.plan(ChatRequest((USER,), (TOOL,)), "", tokenizer).form is None
+    free = form.plan(ChatRequest((USER,), (TOOL,)), "", tokenizer)
+    assert free.form is not None
+    assert free.form.opens == ("<tool_call>",)
+    assert form.plan(ChatRequest((USER,)), "", tokenizer).form is None
 
 
 def test_a_form_in_channels_stands_in_the_last_one(tokenizer: Tokenizer) -> None:

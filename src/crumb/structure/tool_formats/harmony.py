@@ -82,4 +82,7 @@ FORMAT = ToolFormat(
     marks=(START, CHANNEL, MESSAGE, CONSTRAIN, FINISH, CALL, RETURN),
     read=read,
     grammar=grammar,
+    opens=lambda tools: tuple(
+        f"{CHANNEL}commentary to=functions.{tool.name} {CONSTRAIN}json{MESSAGE}" for tool in tools
+    ),
 )

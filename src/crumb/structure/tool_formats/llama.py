@@ -6,6 +6,7 @@ They may stand behind <|python_tag|>. Anything else in an answer is content.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from crumb.structure.json_calls import read_call
@@ -61,4 +62,7 @@ FORMAT = ToolFormat(
     marks=(OPEN,),
     read=read,
     grammar=grammar,
+    opens=lambda tools: tuple(
+        f'{{"name": {json.dumps(tool.name)}, "parameters": ' for tool in tools
+    ),
 )

@@ -51,4 +51,5 @@ FORMAT = ToolFormat(
     marks=(OPEN, CLOSE),
     read=read,
     grammar=grammar,
+    opens=lambda tools: (f"{OPEN}[{{",),  # an empty list is no call
 )
