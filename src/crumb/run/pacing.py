@@ -65,12 +65,16 @@ class PromptPace:
         self._times = times
         self._row_seconds: float | None = None  # of one row of a prompt beside texts
 
-    def rows(self, decoding: int, most: int) -> int:
-        """So many beside this many texts, from 1 to `most`."""
+    def rows(self, decoding: int, reading: int, most: int) -> int:
+        """So many of `reading` prompts beside so many texts, from 1 to `most`.
+
+        Where more prompts wait than there are texts, they have as much more of the time.
+        """
         if self._row_seconds is None or not self._times.is_measured:
             return min(FIRST_ROWS, most)
         plain = self._times.seconds(decoding)
-        budget = max((MOST_STEPS - 1.0) * plain, UNNOTICED_SECONDS)
+        share = max(1.0, reading / decoding)
+        budget = max(share * (MOST_STEPS - 1.0) * plain, UNNOTICED_SECONDS)
         return min(max(int(budget / self._row_seconds), LEAST_ROWS), most)
 
     def note(self, decoding: int, prompt_rows: int, seconds: float) -> None:

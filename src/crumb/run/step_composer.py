@@ -69,7 +69,7 @@ class StepComposer:
         parts = [StepPart(each.sequence, (each.consumer.next_token,)) for each in chosen]
         if reading:
             room = rows - len(parts)
-            chunk_rows = self._pace.rows(len(parts), room) if parts else rows
+            chunk_rows = self._pace.rows(len(parts), len(reading), room) if parts else rows
             self._add_chunks(reading, chosen, parts, chunk_rows, rows_out - len(parts))
         elif len(chosen) == len(decoding):
             self._add_drafts(chosen, parts, min(rows, rows_out) - len(parts))

@@ -119,13 +119,13 @@ def test_readers_wait_for_few_steps_while_a_long_prompt_is_read(
 def test_before_anything_was_measured_the_pace_is_a_guess() -> None:
     times = StepTimes()
     pace = PromptPace(times)
-    assert pace.rows(4, 200) == FIRST_ROWS
-    assert pace.rows(4, 3) == 3
+    assert pace.rows(4, 1, 200) == FIRST_ROWS
+    assert pace.rows(4, 1, 3) == 3
     pace.note(4, 10, 1.0)
-    assert pace.rows(4, 200) == FIRST_ROWS
+    assert pace.rows(4, 1, 200) == FIRST_ROWS
     times.note(4, 0.01)
     pace.note(4, 10, 1.01)
-    assert pace.rows(4, 200) == LEAST_ROWS
+    assert pace.rows(4, 1, 200) == LEAST_ROWS
 
 
 def test_a_step_that_something_else_held_up_changes_the_pace_little() -> None:
@@ -134,7 +134,9 @@ def test_a_step_that_something_else_held_up_changes_the_pace_little() -> None:
     for _ in range(20):
         times.note(4, 0.02)
         pace.note(4, 10, 0.03)
-    before = pace.rows(4, 200)
+    before = pace.rows(4, 1, 200)
+    assert pace.rows(4, 4, 200) == before
+    assert pace.rows(4, 12, 200) == pytest.approx(3 * before, abs=3), "more wait than read"
     assert 15 <= before <= 25
     pace.note(4, 10, 9.0)
-    assert pace.rows(4, 200) >= 0.8 * before - 1
+    assert pace.rows(4, 1, 200) >= 0.8 * before - 1
