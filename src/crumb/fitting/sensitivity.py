@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import ExpertGroup, LinearGroup, StageWalk, walk_model
+from crumb.calibrate.walk import ExpertGroup, HeadGroup, LinearGroup, StageWalk, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import write_json
@@ -103,9 +103,9 @@ class SensitivityPass:
             while stages[behind] is not walk.stage:
                 told(stages[behind], WALK_WORK)
                 behind += 1
-            if isinstance(group, ExpertGroup):
+            if isinstance(group, ExpertGroup | HeadGroup):
                 raise UsageError(
-                    "a budget does not reach experts yet",
+                    "a budget does not reach experts and matrices of heads yet",
                     where=self.checkpoint.plan.family,
                     do="Give --bits, and --tensor PATTERN=FORMAT for some matrices",
                 )
