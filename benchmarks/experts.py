@@ -58,7 +58,7 @@ class RandomTiles(StoredPacked):
 
     used_bytes = size_bytes
 
-    def map(self) -> PackedTensor:
+    def map(self, at_once: bool = True) -> PackedTensor:  # noqa: ARG002
         rng = np.random.default_rng(self.shape)
         tiles = rng.integers(0, 256, stored_shape(self.format, *self.shape), np.uint8)
         block = 32 + 2 * self.format.bits * self.format.group_width(self.shape[1])

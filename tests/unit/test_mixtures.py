@@ -63,6 +63,33 @@ def test_a_step_reads_the_experts_that_its_tokens_use(mixture: Path) -> None:
     assert OperationCost(parts=8, parts_used=2).share_read(2) == pytest.approx(1 - 0.75**2)
 
 
+def resident_of(path: Path) -> int:
+    """Bytes of a file's mapping that this process has touched."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    resident = [
+        next(each for each in lines if "Rss:" in each) for line in lines if str(path) in line
+    ]
+    return 1024 * sum(int(line.split()[1]) for line in resident)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not say")
+def test_experts_that_no_token_uses_are_never_read(tmp_path: Path) -> None:
+    """Of 32 a step of one token uses two in each of two blocks, read as they lie in the file."""
+    sizes = {"num_experts": 32, "num_experts_per_tok": 2, "moe_intermediate_size": 512}
+    sizes |= {"hidden_size": 256, "num_hidden_layers": 2}
+    folder = write_model(tmp_path, dict(VARIANTS["qwen3_moe"]) | sizes)
+    file = folder / "model.safetensors"
+    experts, size = 2 * 32 * 3 * 512 * 256 * 4, file.stat().st_size
+    assert experts > 0.98 * size
+    engine = Engine(open_checkpoint(folder), EngineSettings(context_tokens=64, step_tokens=8))
+    loaded = resident_of(file)
+    assert 0 < loaded < 0.1 * size
+    sequence = engine.begin([5], reuse=False)
+    engine.run([StepPart(sequence, [5], Rows.LAST)])
+    read = resident_of(file) - loaded
+    assert experts * 2 / 32 * 0.9 < read < experts * 2 / 32 * 1.6
+
+
 MX_VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
 HIDDEN, INNER = 64, 32
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.family import Family
 from crumb.architectures.plan import Plan
-from crumb.checkpoints.safetensors import NAMES, StoredArray
+from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.operations.headlinear import HeadLinear
@@ -53,13 +53,11 @@ class HeadRows:
             begin = self.entry.offset_bytes + self.begin * row_bytes
             shape = (self.rows, columns)
             return replace(self.entry, shape=shape, offset_bytes=begin, size_bytes=size)
-        dtype, source = np.dtype(np.float32), self.entry.source
+        dtype = np.dtype(np.float32)
         if isinstance(self.entry, StoredArray | StoredFloats):
             dtype = self.entry.dtype
-        if isinstance(self.entry, StoredArray):
-            source = NAMES[dtype]
         shape = (columns, self.rows) if self.turned else (self.rows, columns)
-        return StoredFloats(dtype, shape, size, source, self.read)
+        return StoredFloats(dtype, shape, size, self.entry.source, self.read)
 
 
 def heads_apart(family: Family, plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -120,9 +120,9 @@ class StoredArray:
                     )
                 done += count
 
-    def map(self) -> NDArray[Any]:
+    def map(self, at_once: bool = True) -> NDArray[Any]:
         """The array where it lies in the file, read-only. Raises: CheckpointError, DoesNotFit."""
-        raw = map_bytes(self.path, self.offset_bytes, self.size_bytes)
+        raw = map_bytes(self.path, self.offset_bytes, self.size_bytes, at_once)
         return raw.view(self.dtype).reshape(self.shape)
 
     def read_columns(self, columns: slice) -> NDArray[Any]:

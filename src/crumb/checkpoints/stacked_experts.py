@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.family import Family, Stacked
 from crumb.architectures.plan import Plan
-from crumb.checkpoints.safetensors import NAMES, StoredArray
+from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.formats.grid import take_rows
@@ -133,5 +133,4 @@ def _floats(entry: Entry, part: ExpertPart) -> StoredFloats:
         return np.ascontiguousarray(taken)
 
     size = entry.dtype.itemsize * int(np.prod(part.shape))
-    source = NAMES[entry.dtype] if isinstance(entry, StoredArray) else entry.source
-    return StoredFloats(entry.dtype, part.shape, size, source, read)
+    return StoredFloats(entry.dtype, part.shape, size, entry.source, read)

@@ -66,9 +66,9 @@ class StoredPacked:
         """The matrix in memory. Raises: CheckpointError."""
         return self._assembled(self.tiles.read())
 
-    def map(self) -> PackedTensor:
+    def map(self, at_once: bool = True) -> PackedTensor:
         """The matrix as it lies in the file. Raises: CheckpointError, DoesNotFit."""
-        return self._assembled(self.tiles.map())
+        return self._assembled(self.tiles.map(at_once))
 
     def read_into(self, memory: NDArray[np.uint8]) -> PackedTensor:
         """The matrix in memory of the caller's, size_bytes of it. Raises: CheckpointError."""
@@ -131,8 +131,6 @@ class StoredCodes:
         assert codes.shape == self.shape, self.source
         return pack_tensor(codes, parameters, self.format)
 
-    map = read
-
     def read_float(self, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Some rows in f32, columns as the layer's input has them. Raises: CheckpointError."""
         codes, parameters = self.read_codes(slice(*rows.indices(self.shape[0])[:2]))
@@ -179,11 +177,9 @@ class StoredFloats:
         with np.errstate(over="ignore"):
             return self.read(rows).astype(np.float32, copy=False)
 
-    map = read
-
 
 Entry = StoredArray | StoredPacked | StoredCodes | StoredFloats
-"""All have shape, source, size_bytes, used_bytes, lies_as_floats, read, map and read_float."""
+"""All have shape, source, size_bytes, used_bytes, lies_as_floats, read and read_float."""
 
 Quantized = StoredPacked | StoredCodes
 """Those that give a PackedTensor; they also have format, order and read_codes."""

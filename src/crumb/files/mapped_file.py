@@ -32,11 +32,11 @@ _mappings: WeakValueDictionary[Identity, mmap.mmap] = WeakValueDictionary()
 _turn = Lock()
 
 
-def map_bytes(path: Path, offset_bytes: int, size_bytes: int) -> Bytes:
+def map_bytes(path: Path, offset_bytes: int, size_bytes: int, at_once: bool = True) -> Bytes:
     """A range of a file where it lies, read-only. Raises: CheckpointError, DoesNotFit.
 
-    All of its pages are mapped at once where the system can: one by one they cost ten times the
-    time when first touched.
+    All of its pages are mapped `at_once` where the system can: one by one they cost ten times the
+    time when first touched. What may never be touched is better left where it is.
     """
     with read_errors(path):
         mapping = _mapping(path, offset_bytes + size_bytes)
@@ -44,7 +44,8 @@ def map_bytes(path: Path, offset_bytes: int, size_bytes: int) -> Bytes:
         return _frozen(np.empty(0, np.uint8))
     before = offset_bytes % mmap.PAGESIZE
     with contextlib.suppress(OSError, ValueError):  # before Linux 5.14
-        mapping.madvise(MAP_PAGES_NOW, offset_bytes - before, before + size_bytes)
+        if at_once:
+            mapping.madvise(MAP_PAGES_NOW, offset_bytes - before, before + size_bytes)
     return np.frombuffer(mapping, np.uint8, size_bytes, offset_bytes)
 
 

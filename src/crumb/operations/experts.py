@@ -251,7 +251,8 @@ def _native(op: Experts, program: NativeProgram) -> None:
         chosen=program.buffer(op.chosen),
         out=program.buffer(op.output),
         **{
-            role: [program.matrix(op.of(role, expert)) for expert in everyone]
+            # Experts that no token uses are never read.
+            role: [program.matrix(op.of(role, expert), at_once=False) for expert in everyone]
             for role in ("gate", "up", "down")
         },
         **{role: biases(role) for role in ("gate_bias", "up_bias", "down_bias")},

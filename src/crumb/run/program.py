@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.tensor_map import Quantized, StoredPacked
+from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.tensor_map import Quantized, StoredFloats, StoredPacked
 from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.dispatch import selected_set, sub_code, zero_code
 from crumb.kernels.engine import (
@@ -156,13 +157,15 @@ class Program:
     def vector(self, name: str | None) -> Floats | None:
         return None if name is None else self.tensors.read_float(name)
 
-    def matrix(self, name: str) -> int:
+    def matrix(self, name: str, at_once: bool = True) -> int:
         if name not in self.matrices:
             entry = self.tensors.entry(name)
-            if not isinstance(entry, Quantized):
-                self.matrices[name] = self.add_plain(name, entry.map())
+            if isinstance(entry, StoredArray):
+                self.matrices[name] = self.add_plain(name, entry.map(at_once))
+            elif isinstance(entry, StoredFloats):
+                self.matrices[name] = self.add_plain(name, entry.read())
             elif runs_packed(name, entry, self.ordered):
-                self.matrices[name] = self.add_packed(self.placed(entry))
+                self.matrices[name] = self.add_packed(self.placed(entry, at_once))
             else:
                 self.matrices[name] = self.add_plain(name, self.tensors.read_float(name))
         return self.matrices[name]
@@ -183,10 +186,12 @@ class Program:
             table,
         )
 
-    def placed(self, entry: Quantized) -> PackedTensor:
+    def placed(self, entry: Quantized, at_once: bool) -> PackedTensor:
         """A matrix where it is to run from: the file's mapping, or the next place of one block."""
-        if self.settings.weights is WeightsKind.MAPPED or not isinstance(entry, StoredPacked):
-            return entry.map()
+        if not isinstance(entry, StoredPacked):
+            return entry.read()
+        if self.settings.weights is WeightsKind.MAPPED:
+            return entry.map(at_once)
         begin, size = self.copied_bytes, entry.size_bytes
         self.copied_bytes += -(-size // 64) * 64
         return entry.read_into(self.copies[begin : begin + size])
