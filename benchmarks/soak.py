@@ -23,7 +23,7 @@ from typing import Any
 from http_load import HOST, ask, head_of
 from machine import describe_machine, one_line
 from report import RESULTS, write_record
-from serving import PATH, body_of, ours, prompt_of
+from serving import PATH, body_of, model_file, ours, prompt_of
 
 GROWTH = 1.25
 """Memory at the end over that after the first fifth; more is growth."""
@@ -210,7 +210,7 @@ def metrics(port: int) -> dict[str, float]:
 def main() -> None:
     """Run, print, write, and say whether all was well."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("model", help="a file, or smollm2")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--polite", type=int, default=32)
     parser.add_argument("--rude", type=int, default=32)
@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
     options = parser.parse_args()
+    options.model = str(model_file(options.model, options))
     machine = describe_machine()
     print(one_line(machine))
     with ours(options) as port:
