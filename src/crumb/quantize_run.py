@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
+from crumb.calibrate.block_trainer import BlockTrainer, TrainingSettings, trained_linears
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.routed import Routed, RoutedTokens
 from crumb.calibrate.statistics import LayerStatistics
@@ -33,6 +34,7 @@ from crumb.fitting.quantize_cost import (
     input_work,
     matrix_work,
     total_work,
+    training_work,
 )
 from crumb.fitting.stage_cost import stage_work
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
@@ -169,7 +171,7 @@ class QuantizeRun:
 
     def weigh_tokens(self) -> None:
         """How much each token counts for each layer, unless no layer is left to solve."""
-        if not self.unsolved(self.model.plan.stages):
+        if not self.unfinished_stages(0):
             return
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
             for begin, weights in slices(self.tensors, spec):
@@ -197,18 +199,44 @@ class QuantizeRun:
         """Quantize a stage's linear layers and run the tokens through the result."""
         stage = self.model.plan.stages[index]
         last = stage is self.model.plan.stages[-1]
-        if not self.unsolved(self.model.plan.stages[index:]):
+        if not self.unfinished_stages(index):
             for spec in stage.tensors():
                 if spec.matrix:
                     self.matrix(spec, None)
             return flowing
+        trainer = self.trainer
+        if trainer is not None:
+            trainer.enter(index, self.texts, flowing)
         walk = StageWalk(self.texts, index, flowing)
         for group in walk.groups():
             self.group(walk, group)
             if last:
                 return flowing  # nothing needs the logits
         self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
-        return walk.flowing
+        return walk.flowing if trainer is None else self.trained(trainer, walk)
+
+    @cached_property
+    def trainer(self) -> BlockTrainer | None:
+        """What trains the blocks, if they are to be."""
+        if not self.request.settings.trains:
+            return None
+        steps = self.request.settings.training_steps
+        settings = TrainingSettings(steps, self.request.calibration.seed)
+        return BlockTrainer(self.model.checkpoint, self.tokens, self.workspace, settings)
+
+    def trained(self, trainer: BlockTrainer, walk: StageWalk) -> list[Batch]:
+        """Train the block that the walk went through, and run the tokens through the result."""
+        length = self.tokens.shape[1]
+        work = training_work(walk.stage, self.formats, self.request.settings, length)
+
+        def told(share: float) -> None:
+            self.advance(work * share, f"{walk.stage.name}, training")
+
+        tensors = self.texts.checkpoint.tensors
+        rounded = trainer.train(self.formats, tensors, self.token_weights, told)
+        for name, tensor in rounded.items():
+            self.records[name], self.entries[name] = tensor.record, tensor.entry
+        return trainer.leave(self.texts) if rounded else walk.flowing
 
     def group(self, walk: StageWalk, group: Group) -> None:
         """Quantize the layers of one group."""
@@ -304,6 +332,16 @@ class QuantizeRun:
             parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
             reports.append((solution.report, len(solution.codes)))
         return stack_rows(parts), join_reports(reports)
+
+    def unfinished_stages(self, index: int) -> bool:
+        """Whether a stage from this one on has something left to solve or to train."""
+        stages = self.model.plan.stages[index:]
+        if self.trainer is None:
+            return self.unsolved(stages)
+        names = [
+            each.weight for stage in stages[:-1] for each in trained_linears(stage, self.formats)
+        ]
+        return self.unsolved(stages) or self.trainer.untrained(names)
 
     def unsolved(self, stages: Sequence[Stage]) -> bool:
         """Whether statistics are still needed for a matrix of these stages."""

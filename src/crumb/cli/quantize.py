@@ -71,7 +71,7 @@ def quantize(
         out: output directory; default is the model's name with the format behind it.
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
-        effort: default (a backward pass weighs the calibration tokens) or fast (all count alike).
+        effort: fast, default (a backward pass weighs tokens too) or best (blocks are trained too).
         method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
         act_order: choose columns by descending diagonal of H (default).

@@ -13,7 +13,9 @@ from math import prod
 
 import numpy as np
 
-from crumb.architectures.plan import Plan
+from crumb.architectures.plan import Plan, Stage
+from crumb.calibrate.block_trainer import trained_linears
+from crumb.calibrate.block_training import ARRAYS, STEP_TOKENS, TRAINING_WORK
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.fitting.gradient_cost import (
     gradient_disk_bytes,
@@ -65,6 +67,22 @@ def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> fl
     return passes * (once + rows * columns**2) + rows * columns**2 + refining
 
 
+def training_work(
+    stage: Stage, formats: Mapping[str, Format], settings: SolveSettings, length: int
+) -> float:
+    """Operations of training a stage's codes; length is that of a calibration text."""
+    if not settings.trains or not trained_linears(stage, formats):
+        return 0.0
+    tokens = settings.training_steps * max(STEP_TOKENS // length, 1) * length
+    return TRAINING_WORK * stage_work(stage, tokens, length)
+
+
+def training_bytes(stage: Stage, formats: Mapping[str, Format], features: int, tokens: int) -> int:
+    """Memory of training a stage: its matrices several times over, and all texts at its borders."""
+    weights = sum(each.in_features * each.out_features for each in trained_linears(stage, formats))
+    return 4 * (ARRAYS * weights + 4 * tokens * features)
+
+
 def input_work(in_features: int, tokens: int) -> float:
     """Operations of one input's statistics and their factor (f64 counts double)."""
     return float(in_features) ** 2 * tokens + 2.0 * float(in_features) ** 3 / 3
@@ -93,6 +111,7 @@ def total_work(
     for stage in plan.stages:
         if stage.name != "head":
             work += stage_work(stage, count, tokens[1])
+            work += training_work(stage, formats, settings, tokens[1])
         work += sum(expert_work(op, count) for op in stage.operations if isinstance(op, Experts))
         work += sum(
             op.heads * input_work(op.in_features, count)
@@ -179,7 +198,8 @@ def peak_bytes(
         if stage.name != "head" and settings.method is Method.GPTQ:
             linears = 4 * sum(prod(spec.shape) for spec in stage.tensors() if spec.matrix)
             flowing = 4 * tokens * (max(widths) + widths[-1])
-            peak = max(peak, linears + flowing + lanes_bytes(plan, index, shape))
+            training = training_bytes(stage, formats, widths[-1], tokens) if settings.trains else 0
+            peak = max(peak, linears + flowing + max(lanes_bytes(plan, index, shape), training))
     return peak + FIXED_BYTES
 
 
@@ -230,6 +250,7 @@ def working_bytes(
 
     Before, there is the pass that weighs the tokens.
     """
-    at_end = output_bytes(checkpoint, formats) + packed_bytes(checkpoint.plan, formats)
+    copies = 2 if settings.trains else 1  # solved codes, and trained ones beside them
+    at_end = output_bytes(checkpoint, formats) + copies * packed_bytes(checkpoint.plan, formats)
     weighs = settings.weighs_tokens
     return max(at_end, gradient_disk_bytes(checkpoint.plan, tokens) if weighs else 0)

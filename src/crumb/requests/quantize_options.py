@@ -31,11 +31,13 @@ class Effort(StrEnum):
 
     FAST = "fast"  # every calibration token counts alike
     DEFAULT = "default"  # a backward pass says how much each token counts
+    BEST = "best"  # and each block is trained against the float block's output
 
 
 EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
     Effort.FAST: {"token_power": 0.0},
     Effort.DEFAULT: {},
+    Effort.BEST: {"training_steps": 400},
 }
 """What an effort says of SolveSettings."""
 
@@ -82,6 +84,7 @@ class QuantizeOptions(TypedDict, total=False):
     static_groups: bool
     refits: int
     refinements: int
+    training_steps: int
     token_power: float
     block_columns: int
     strict: bool

@@ -42,6 +42,7 @@ class SolveSettings:
     static_groups: bool = True  # scales from the original weights, before the sweep
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
     refinements: int = 0  # rounds of codes and scales under all of H, after the sweeps
+    training_steps: int = 0  # of each block's codes and scales, after the solver
     block_columns: int = 128
     token_power: float = 0.5  # of the loss's squared gradient, as a token's weight; 0: all alike
     strict: bool = False  # a fallback is an error
@@ -56,6 +57,11 @@ class SolveSettings:
     def weighs_tokens(self) -> bool:
         """Whether a backward pass says how much each calibration token counts."""
         return self.method is Method.GPTQ and self.token_power > 0.0
+
+    @property
+    def trains(self) -> bool:
+        """Whether each block is trained against the float one's output."""
+        return self.method is Method.GPTQ and self.training_steps > 0
 
     @property
     def grid(self) -> tuple[Scales, int]:
