@@ -30,14 +30,14 @@ OUTSIDE = 0.49
 
 
 @dataclass
-class Moments:
+class AdamMeans:
     """Running means of a gradient and of its square, as Adam has them."""
 
     first: Floats
     second: Floats
 
     @classmethod
-    def of(cls, values: Floats) -> Moments:
+    def of(cls, values: Floats) -> AdamMeans:
         return cls(np.zeros_like(values), np.zeros_like(values))
 
     def direction(self, gradient: Floats, rows: slice, step: int) -> Floats:
@@ -63,11 +63,11 @@ class TrainedMatrix:
     scale: Floats  # (rows, groups)
     offset: Floats  # (rows, groups)
     group: NDArray[np.int32]  # (columns,)
-    code_moments: Moments = field(init=False)
-    scale_moments: Moments = field(init=False)
+    code_means: AdamMeans = field(init=False)
+    scale_means: AdamMeans = field(init=False)
 
     def __post_init__(self) -> None:
-        self.code_moments, self.scale_moments = Moments.of(self.latent), Moments.of(self.scale)
+        self.code_means, self.scale_means = AdamMeans.of(self.latent), AdamMeans.of(self.scale)
 
     @classmethod
     def of(
@@ -114,12 +114,12 @@ class TrainedMatrix:
                 levels -= self.offset[rows][:, self.group]
             of_scale = np.add.reduceat(along * levels, starts, axis=1) * self.scale[rows]
             along *= self.scale[rows][:, self.group]
-            moved = self.code_moments.direction(along, rows, step)
+            moved = self.code_means.direction(along, rows, step)
             latent = self.latent[rows]
             latent -= np.float32(CODE_RATE * rate) * moved
             np.clip(latent, np.float32(-OUTSIDE), highest, out=latent)
             if self.format.row.super_block is None:
-                grown = self.scale_moments.direction(of_scale, rows, step)
+                grown = self.scale_means.direction(of_scale, rows, step)
                 self.scale[rows] *= 1 - np.float32(SCALE_RATE * rate) * grown
 
         over_rows(len(gradient), work)
