@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from crumb.calibrate.drawing import draw
 from crumb.calibrate.walk import walk_model
-from crumb.checkpoints.gguf.architecture import names_of
 from crumb.checkpoints.gguf.configuration import gguf_model_of
 from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
@@ -41,8 +40,7 @@ def importance_matrix(model: Model, calibration: Calibration) -> dict[str, NDArr
     """Mean of squares of each linear layer's input in the float model, by GGUF tensor name."""
     drawn = draw(model, calibration)
     target = gguf_model_of(model.checkpoint.configuration)
-    named = names_of(target.family, target.sizes.blocks)
-    theirs = {each.ours: each.theirs for each in named}
+    theirs = {each.ours: each.theirs for each in target.names()}
     found: dict[str, NDArray[np.float32]] = {}
     for walk, group in walk_model(model.checkpoint, drawn.tokens):
         squares = walk.statistics(group).hessian.diagonal().astype(np.float32)

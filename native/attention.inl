@@ -1,7 +1,7 @@
 // Attention over a paged cache. In: AttentionJob, pages filled by store_cache. Out: rows of `out`.
 // For each query and head: scores add the head's features in order; the largest, the sum by lane of
 // the position and the mixture of values in order of positions do not depend on the queries beside
-// it, on the pages, or on how the prompt was cut. Refuses nothing. Twin: run/array_executor.py.
+// it, on the pages, or on how the prompt was cut. Refuses nothing. Twin: operations/attention.py.
 
 template <int kind>
 CRUMB_INLINE Floats load_cached(const uint8_t* at, int64_t index) {
@@ -111,8 +111,15 @@ struct Queries {
     return job.causal ? segment.past + row(q) + 1 : segment.past + segment.rows;
   }
   int64_t begin(int64_t q) const {
-    const int64_t from = job.window ? segment.past + row(q) + 1 - job.window : 0;
-    return from > 0 ? from : 0;
+    const int64_t at = place(q), from = job.window ? at + 1 - job.window : 0;
+    const int64_t cut = job.chunk ? at - at % job.chunk : 0;
+    return from > cut ? from : cut;
+  }
+  int64_t place(int64_t q) const { return segment.past + row(q); }
+  float scale(int64_t q) const {
+    if (job.rate == 0.0f) return job.scale;
+    const double spans = __builtin_floor(double(place(q) + job.first) / double(job.span));
+    return job.scale * float(1.0 + double(job.rate) * __builtin_log1p(spans));
   }
   const uint8_t* page(int64_t index) const {
     return job.cache.pool + segment.pages[index] * job.cache.page_bytes +
@@ -182,25 +189,52 @@ CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t que
     score_some<kind, count, 1>(of, query, query_stride, page, scores, stride);
 }
 
+// What a head adds to the scores of a query, whose place counts from the first score's.
+struct Tilt {
+  const float* slope;  // null: nothing
+  float factor;
+  bool rounded;
+  int64_t origin, query;
+};
+
+CRUMB_INLINE float as_bfloat(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+// Of the sixteen scores from `k` on.
+CRUMB_INLINE Floats tilted(const Tilt& tilt, int64_t k) {
+  float lane[16];
+  const float slope = *tilt.slope;
+  if (tilt.rounded) {
+    const float at_query = as_bfloat(slope * float(tilt.origin + tilt.query));
+    const int32_t first = int32_t(tilt.origin + k);
+    for (int j = 0; j < 16; ++j) lane[j] = as_bfloat(slope * float(first + j)) - at_query;
+  } else {
+    const int32_t first = int32_t(k - tilt.query);
+    for (int j = 0; j < 16; ++j) lane[j] = slope * float(first + j);
+  }
+  return load_floats(lane) * all_floats(tilt.factor);
+}
+
 // Scores become weights, 0 where a position is not seen; returns one over their sum, to which the
 // score `sink` adds where it is not null.
 float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap,
-             const float* sink) {
+             const float* sink, const Tilt& tilt) {
+  for (int64_t k = 0; cap > 0.0f && k < count; k += 16) {
+    const Floats x = load_floats(scores + k);
+    store_floats(scores + k, all_floats(cap) * hyperbolic_tangent(x / all_floats(cap)));
+  }
   for (int64_t k = 0; k < begin; ++k) scores[k] = -3e38f;
   for (int64_t k = end; k < count; ++k) scores[k] = -3e38f;
   Floats most = all_floats(-3e38f);
   for (int64_t k = 0; k < count; k += 16) {
     Floats x = load_floats(scores + k);
-    if (cap > 0.0f) {
-      x = max(x, all_floats(-1e30f));
-      x = all_floats(cap) * hyperbolic_tangent(x / all_floats(cap));
-      store_floats(scores + k, x);
-    }
+    if (tilt.slope) store_floats(scores + k, x = x + tilted(tilt, k));
     most = max(x, most);
-  }
-  if (cap > 0.0f) {  // capping made hidden positions -cap
-    for (int64_t k = 0; k < begin; ++k) scores[k] = -3e38f;
-    for (int64_t k = end; k < count; ++k) scores[k] = -3e38f;
   }
   const float highest = sink && *sink > largest(most) ? *sink : largest(most);
   const Floats top = all_floats(highest);
@@ -304,7 +338,8 @@ void attend(const Queries& of) {
   for (int q = 0; q < count; ++q) {
     const float* x = job.query + (of.segment.first_row + of.row(q)) * job.query_stride +
                      of.query_head(q) * job.head_dim;
-    for (int64_t d = 0; d < job.head_dim; ++d) query[q * job.head_dim + d] = x[d] * job.scale;
+    const float scale = of.scale(q);
+    for (int64_t d = 0; d < job.head_dim; ++d) query[q * job.head_dim + d] = x[d] * scale;
   }
   score_pages<kind, count>(of, query, job.head_dim, first_page,
                            (end + kPageTokens - 1) / kPageTokens, scores, stride);
@@ -313,7 +348,9 @@ void attend(const Queries& of) {
   for (int q = 0; q < count; ++q)
     inverse[q] = soften(scores + q * stride, of.begin(q) - origin, of.end(q) - origin,
                         padded_to(positions, kPageTokens), job.soft_cap,
-                        job.sinks ? job.sinks + of.query_head(q) : nullptr);
+                        job.sinks ? job.sinks + of.query_head(q) : nullptr,
+                        {job.slopes ? job.slopes + of.query_head(q) : nullptr, job.slope_factor,
+                         job.rounded, origin, of.place(q) - origin});
   const int64_t padded = padded_to(of.value_dim(), 16);
   constexpr int kMixed = count < kMixedQueries ? count : kMixedQueries;
   constexpr int kVectors = kMixed > 4 ? 2 : 4;  // at most 16 sums

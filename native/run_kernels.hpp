@@ -174,6 +174,12 @@ struct AttentionJob {
   int value_dim = -1;    // features of a value; -1: as many as of a key
   bool latent = false;   // values are the first features of the keys
   const float* sinks = nullptr;  // (heads) scores of nothing: they take a share of the weights
+  int64_t chunk = 0;  // the text is cut at multiples of it, and a query sees its own; 0: uncut
+  const float* slopes = nullptr;  // (heads): slope_factor * slope * (key's place - query's) is added
+  float slope_factor = 1.0f;
+  bool rounded = false;  // products of slopes and places, to bfloat16
+  float rate = 0.0f, span = 1.0f;  // a query at p is multiplied by 1 + rate ln(1 + (p + first) / span)
+  int64_t first = 0;               // with the quotient rounded down
 };
 
 static constexpr int64_t padded_to(int64_t count, int64_t multiple) {

@@ -27,7 +27,7 @@ from crumb.operations.table import output_widths, row_of
 
 Array = NDArray[Any]
 
-PAGES = 10
+PAGES = 20
 
 STEP = 1e-4
 """Of central differences in f64: their error is of the order STEP squared."""

@@ -7,17 +7,20 @@ namespace {
 struct Attention final : Operation {
   int query, key, value, out, heads, key_value_heads, head_dim;  // value -1: latent
   int value_dim;
-  const float* sinks;
-  float scale, soft_cap;
-  bool causal;
-  int64_t window;
+  const float *sinks, *slopes;
+  float scale, soft_cap, slope_factor, rate, span;
+  bool causal, rounded;
+  int64_t window, chunk, first;
   Cache cache;
 
   explicit Attention(Maker& maker)
       : query(maker.buffer("query")), key(maker.buffer("key")), value(maker.of.integer("value") < 0 ? -1 : maker.buffer("value")),
         out(maker.buffer("out")), scale(maker.of.number("scale")),
-        soft_cap(maker.of.number("soft_cap")), causal(maker.of.flag("causal")),
-        window(maker.of.integer("window")) {
+        soft_cap(maker.of.number("soft_cap")), slope_factor(maker.of.number("slope_factor")),
+        rate(maker.of.number("rate")), span(maker.of.number("span")),
+        causal(maker.of.flag("causal")), rounded(maker.of.flag("rounded")),
+        window(maker.of.integer("window")), chunk(maker.of.integer("chunk")),
+        first(maker.of.integer("first")) {
     Limits& limits = maker.engine.limits;
     const int64_t width = maker.width(query), narrow = maker.width(key);
     const int64_t count = maker.of.integer("heads"), few = maker.of.integer("key_value_heads");
@@ -25,13 +28,15 @@ struct Attention final : Operation {
             "attention: heads do not divide");
     const int64_t dim = width / count;
     require(limits.selected_rows == 0, "attention: behind select");
-    require(window >= 0, "attention: negative window");
+    require(window >= 0 && chunk >= 0, "attention: negative window");
+    require(span > 0 && first >= 0, "attention: temperature");
     require(narrow == dim * few && maker.width(out) % count == 0, "attention: widths differ");
     const int64_t mixed = maker.width(out) / count;
     require(value < 0 ? mixed <= dim : maker.width(value) == mixed * few,
             "attention: widths differ");
     value_dim = int(mixed);
     sinks = maker.of.floats("sinks", count, "attention: a sink for each head", true);
+    slopes = maker.of.floats("slopes", count, "attention: a slope for each head", true);
     heads = int(count), key_value_heads = int(few), head_dim = int(dim);
     const ArrayView pages = maker.of.array("pages", Element::kUint8, 2, true);
     const int64_t kind = maker.of.integer("cache");
@@ -56,7 +61,7 @@ struct Attention final : Operation {
                                 step.segment_count, heads, key_value_heads, head_dim, scale,
                                 soft_cap, causal, window, worker.thread, worker.threads,
                                 reinterpret_cast<float*>(worker.scratch), value_dim, value < 0,
-                                sinks});
+                                sinks, chunk, slopes, slope_factor, rounded, rate, span, first});
   }
 };
 

@@ -66,6 +66,21 @@ OPT |= {"ffn_dim": 71, "word_embed_proj_dim": None, "num_attention_heads": 5}
 FALCON = of(LAYERED, "falcon", "hidden_act", "intermediate_size", "num_key_value_heads")
 FALCON |= {"layer_norm_epsilon": 0.02, "ffn_hidden_size": 71}
 
+BLOOM = {
+    "model_type": "bloom",
+    "vocab_size": 97,
+    "hidden_size": 42,
+    "n_layer": 3,
+    "n_head": 6,
+    "seq_length": 160,
+    "layer_norm_epsilon": 0.02,
+    "pad_token_id": 3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROWING = {"type": "yarn", "factor": 8.0, "original_max_position_embeddings": 20}
+GROWING |= {"llama_4_scaling_beta": 0.3, "mscale": 1.0, "mscale_all_dim": 1.0}
+MINISTRAL3 = of(BASE, "ministral3", **ODD, head_dim=14, rope_scaling=GROWING)
 GPT2 = {
     "model_type": "gpt2",
     "vocab_size": 97,
@@ -135,6 +150,12 @@ DENSE: dict[str, Configuration] = {
     | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     "falcon-sequential": FALCON
     | {"parallel_attn": False, "multi_query": False, "ffn_hidden_size": None},
+    "falcon-slopes": FALCON
+    | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    "bloom": BLOOM,
+    "bloom-normed": BLOOM | UNTIED | {"apply_residual_connection_post_layernorm": True},
+    "ministral3": MINISTRAL3,
+    "ministral3-window": MINISTRAL3 | TIED | {"sliding_window": 11, "head_dim": 10},
     "ministral": of(BASE, "ministral", head_dim=14, sliding_window=11, layer_types=WINDOWS),
 }
 
@@ -145,6 +166,14 @@ GEMMA3_OF_SIX = GEMMA3 | {"query_pre_attn_scalar": 14, "sliding_window_pattern":
 GEMMA3_OF_SIX |= {"final_logit_softcapping": 9.0, "rope_local_base_freq": 10000.0}
 
 FOR_GGUF: dict[str, Configuration] = {
+    "bloom": DENSE["bloom"],
+    "falcon": DENSE["falcon"],
+    "falcon-new": DENSE["falcon-new"] | {"bias": False},
+    "falcon-shared": DENSE["falcon-shared"],
+    "phi3": DENSE["phi3"],
+    "phi3-short": DENSE["phi3-short"]
+    | {"original_max_position_embeddings": 260, "max_position_embeddings": 300},
+    "phi3-long": DENSE["phi3-long"] | {"sliding_window": None, "tie_word_embeddings": False},
     "gpt2": DENSE["gpt2"],
     "qwen3": DENSE["qwen3"] | NO_WINDOW,
     "gemma": DENSE["gemma"],

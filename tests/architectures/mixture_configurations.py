@@ -5,7 +5,10 @@ In: nothing. Out: MIXTURES, by variant, spelled as transformers 4 writes them.
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 USUAL: dict[str, Any] = {
     "vocab_size": 97,
@@ -73,3 +76,21 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "granitemoe": GRANITE,
     "granitemoe-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
 }
+
+SMOOTH = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 20}
+SMOOTH |= {"truncate": False}
+WHOLE_PAIR = float(str(np.float32((20 / (2 * math.pi)) ** (5 / (1 - 1e-6)))))
+"""A base with which that yarn ends all but at a pair: llama.cpp, which rounds up, agrees."""
+
+MIXTURES_FOR_GGUF: dict[str, dict[str, Any]] = {
+    "mixtral": MIXTRAL,
+    "qwen2_moe": QWEN2 | {"use_sliding_window": False},
+    "qwen3_moe": QWEN3,
+    "olmoe": OLMOE | {"num_key_value_heads": 4},
+    "granitemoe": GRANITE,
+    "granitemoe-tied": MIXTURES["granitemoe-tied"],
+    "gpt_oss": GPT_OSS | {"swiglu_limit": 7.0, "rope_scaling": SMOOTH, "rope_theta": WHOLE_PAIR},
+    "glm4_moe": MIXTURES["glm4_moe"] | {"n_group": 1, "topk_group": 1},
+    "glm4_moe-plain": MIXTURES["glm4_moe-ungrouped"],
+}
+"""Those that an architecture of llama.cpp can express."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from tiny_models import GOLDEN, PLACES, VARIANTS, make_tokens, write_model
+from tiny_models import ATTENTION, GOLDEN, PLACES, VARIANTS, make_tokens, write_model
 
 from crumb.architectures.registry import plan_of
 
@@ -36,12 +36,14 @@ def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
-def transformers_logits(folder: Path, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+def transformers_logits(
+    folder: Path, tokens: NDArray[np.int64], attention: str = "eager"
+) -> NDArray[np.float32]:
     """Logits of a model directory, each of whose tensors must be wanted, and none missing."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         output_loading_info=True,
-        attn_implementation="eager",
+        attn_implementation=attention,
         experts_implementation="eager",
     )
     wrong = {key: found for key, found in info.items() if found}
@@ -56,7 +58,8 @@ def golden(variant: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
     configuration = restate(VARIANTS[variant])
     with tempfile.TemporaryDirectory() as name:
         folder = write_model(Path(name), configuration)
-        logits = transformers_logits(folder, make_tokens(configuration))
+        attention = ATTENTION.get(variant, "eager")
+        logits = transformers_logits(folder, make_tokens(configuration), attention)
     plan = str(plan_of(configuration)).splitlines()
     return {"configuration": configuration, "plan": plan}, logits[:, PLACES, :]
 

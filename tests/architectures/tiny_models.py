@@ -138,6 +138,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+ATTENTION = {"falcon-slopes": "sdpa"}
+"""How transformers computes attention, where not eagerly: it would add the slopes twice."""
+
+
 def uniform(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Uniform numbers of mean 0 and variance 1, from PCG64's raw stream, which never changes."""
     raw = np.random.PCG64(seed).random_raw(math.prod(shape)).reshape(shape)

@@ -24,6 +24,7 @@ from crumb.operations.linear import Linear
 from crumb.operations.multiply import Multiply
 from crumb.operations.norm import Norm
 from crumb.operations.operation import Context, Operation
+from crumb.operations.places import Slopes, Temperature
 from crumb.operations.rope import Rope
 from crumb.operations.rotary import Rotary
 from crumb.operations.router import Router
@@ -140,6 +141,12 @@ CASES: dict[str, Case] = {
     "attention with a soft cap": attention(soft_cap=0.7),
     "attention with sinks": attention(sinks="s"),
     "attention with sinks and a window": attention(sinks="s", window=3, soft_cap=2.0),
+    "attention with slopes": attention(slopes=Slopes(), shape=(6, 2, 5)),
+    "attention with rounded slopes": attention(slopes=Slopes(0.3, rounded=True), tokens=300),
+    "attention with slopes, a window and a cap": attention(slopes=Slopes(), window=3, soft_cap=2.0),
+    "attention with a temperature": attention(temperature=Temperature(0.4, 3.0, 1)),
+    "attention in chunks": attention(chunk=4, temperature=Temperature(0.2, 2.0)),
+    "attention in chunks of many queries": attention(tokens=QUERY_BLOCK + 37, chunk=50),
     "attention of narrow values": attention(value_dim=3),
     "attention of wide values": attention(value_dim=19),
     "latent attention": attention(latent=True, shape=(4, 1, 21), value_dim=17),

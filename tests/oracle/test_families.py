@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import GOLDEN, VARIANTS, make_tokens, tolerance
+from tiny_models import ATTENTION, GOLDEN, VARIANTS, make_tokens, tolerance
 
 from crumb.architectures.registry import families, plan_of
 from crumb.errors import CrumbError
@@ -58,7 +58,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         del settings["model_type"]
         config = transformers.AutoConfig.for_model(VARIANTS[variant]["model_type"], **settings)
         model = transformers.AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager"
+            config,
+            attn_implementation=ATTENTION.get(variant, "eager"),
+            experts_implementation="eager",
         )
         torch.manual_seed(len(variant))
         looked_up = {id(each.weight) for each in model.modules() if hasattr(each, "num_embeddings")}

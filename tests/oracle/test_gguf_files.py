@@ -15,7 +15,8 @@ from tiny_models import GPT_NEOX, LLAMA, LLAMA3, QWEN2, WHOLE_HEADS, write_model
 
 from crumb.architectures.registry import families
 from crumb.checkpoints.gguf import writer
-from crumb.checkpoints.gguf.architecture import ARCHITECTURE_OF_FAMILY, names_of
+from crumb.checkpoints.gguf.architecture import BARE, names_of
+from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY
 from crumb.checkpoints.gguf.container import TensorToWrite, read_gguf, write_container
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.writer import encode_plain, write_gguf
@@ -105,10 +106,16 @@ def test_our_names_are_what_gguf_py_maps_ours_to() -> None:
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     for model_type, row in ARCHITECTURE_OF_FAMILY.items():
         known = gguf.get_tensor_name_map(numbers[row.name], 3)
-        for name in names_of(families()[model_type], 3):
+        for name in names_of(row, families()[model_type], 3):
             if (name.role == "head" and row.tied) or name.role in row.from_blocks:
                 continue
-            assert known.get_name(name.ours, try_suffixes=(".weight", ".bias")) == name.theirs
+            # Converters take these off before they look a name up.
+            spellings = (name.ours, name.ours.removeprefix("transformer."))
+            spellings += (name.ours.removesuffix("_bias"),)
+            found = [known.get_name(each, (".weight", ".bias")) for each in spellings]
+            if name.role in BARE:
+                found = [f"{each}.{BARE[name.role]}" for each in found]
+            assert name.theirs in found, name
 
 
 def test_every_type_of_value_is_read_by_gguf_py(tmp_path: Path) -> None:

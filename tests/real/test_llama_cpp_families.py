@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from dense_configurations import FOR_GGUF
 from llama_cpp_server import server_of, their_logprobs
+from mixture_configurations import MIXTURES_FOR_GGUF
 from tiny_models import (
     GPT_NEOX,
     LLAMA,
@@ -56,6 +57,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_neox-sequential": GPT_NEOX | {"use_parallel_residual": False},
     "gpt_neox-linear": GPT_NEOX | LINEAR | {"rotary_pct": 1.0},
     **FOR_GGUF,
+    **MIXTURES_FOR_GGUF,
 }
 
 GELU_ERROR = 2.0**-11

@@ -112,6 +112,9 @@ class SelfAttention:
             sinks=builder.family.tensors["sinks"].format(block=block)
             if builder.has("sinks")
             else None,
+            slopes=kind.slopes,
+            temperature=kind.temperature,
+            chunk=kind.chunk,
         )
         width = (sizes.heads * sizes.head_dim, sizes.hidden)
         return [*operations, mixed, builder.linear("output", "mixed", self.output, width, block)]

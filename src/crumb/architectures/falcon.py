@@ -3,28 +3,18 @@
 from dataclasses import replace
 
 from crumb.architectures.block import PARALLEL, PARALLEL_OF_ONE_NORM, SEQUENTIAL, Block, Normed
-from crumb.architectures.configuration import Configuration, refuse
+from crumb.architectures.bloom import BLOCK, NAMES
+from crumb.architectures.configuration import Configuration
+from crumb.architectures.family import BlockKind, alike
 from crumb.architectures.gpt_neox import FAMILY as NEOX
 from crumb.architectures.reader import Reader
+from crumb.operations.places import Slopes
 
 OLD = {"n_head": "num_attention_heads", "n_layer": "num_hidden_layers", "n_embed": "hidden_size"}
-BLOCK = "transformer.h.{block}."
-NAMES = {
-    **{role: BLOCK + name.split("{block}.")[-1] for role, name in NEOX.tensors.items()},
-    "ln_attn": BLOCK + "ln_attn",
-    "ln_mlp": BLOCK + "ln_mlp",
-    "qkv": BLOCK + "self_attention.query_key_value",
-    "output": BLOCK + "self_attention.dense",
-    "embedding": "transformer.word_embeddings",
-    "final_norm": "transformer.ln_f",
-    "head": "lm_head",
-}
 OWN_NORMS = (Normed("ln_attn"), PARALLEL[1], Normed("ln_mlp"), *PARALLEL[3:])
 
 
 def _restate(configuration: Configuration) -> Configuration:
-    if configuration.get("alibi", False):
-        raise refuse("alibi", "false: slopes on scores are not read", True)
     again = {OLD.get(key, key): value for key, value in configuration.items()}
     if not again.get("new_decoder_architecture", False):
         again["num_kv_heads"] = 1 if again.get("multi_query", True) else None
@@ -40,6 +30,14 @@ def _block(reader: Reader, _: int) -> Block:
     return PARALLEL_OF_ONE_NORM
 
 
+def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
+    """Slopes are added before scores are scaled, and as rounded as the training had them."""
+    if not reader.flag("alibi"):
+        return alike(reader)
+    slopes = Slopes(factor=reader.sizes.head_dim**-0.5, rounded=True)
+    return (BlockKind(None, slopes=slopes),) * reader.sizes.blocks
+
+
 FAMILY = replace(
     NEOX,
     model_type="falcon",
@@ -52,9 +50,10 @@ FAMILY = replace(
         "theta": "rope_theta",
     },
     defaults={**NEOX.defaults, "feed_forward": None, "rotary_share": 1.0, "parallel_attn": True},
-    tensors=NAMES,
+    tensors={**NAMES, "ln_attn": BLOCK + "ln_attn", "ln_mlp": BLOCK + "ln_mlp"},
     biases=dict.fromkeys(("qkv", "output", "up", "down"), "bias"),
     block=_block,
+    kinds=_kinds,
     restate=_restate,
     tied=True,
 )

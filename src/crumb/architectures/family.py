@@ -15,6 +15,7 @@ from typing import Any
 from crumb.architectures.block import SEQUENTIAL, Block
 from crumb.architectures.configuration import Configuration
 from crumb.architectures.reader import Reader
+from crumb.operations.places import Slopes, Temperature
 from crumb.operations.rope import Rope
 
 
@@ -74,6 +75,9 @@ class BlockKind:
     rope: Rope | None  # None: nothing rotates
     window: int | None = None  # tokens
     scale: float = 1.0  # of attention scores, beside that of all blocks
+    slopes: Slopes | None = None
+    temperature: Temperature | None = None
+    chunk: int | None = None  # tokens
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from crumb.architectures.llama import FAMILY as LLAMA
 from crumb.architectures.reader import Reader
 
 
-def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
-    window = read_window(reader.configuration, "sliding_window", 4096)
+def windows(reader: Reader, default: int | None = 4096) -> tuple[BlockKind, ...]:
+    """One window for all blocks, or none where the key is null."""
+    window = read_window(reader.configuration, "sliding_window", default)
     return (BlockKind(reader.rope(), window),) * reader.sizes.blocks
 
 
@@ -18,5 +19,5 @@ FAMILY = replace(
     model_type="mistral",
     biases={},
     defaults={**LLAMA.defaults, "key_value_heads": 8, "positions": 131072},
-    kinds=_kinds,
+    kinds=windows,
 )

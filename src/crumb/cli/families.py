@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from crumb.architectures.family import Family
 from crumb.architectures.registry import families as all_families
-from crumb.checkpoints.gguf.architecture import ARCHITECTURE_OF_FAMILY
+from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import print_json, print_table
 
@@ -47,13 +47,15 @@ def family_rows() -> list[dict[str, Any]]:
 def family_row(name: str, family: Family) -> dict[str, Any]:
     """What there is to say of one family."""
     module = importlib.import_module(f"crumb.architectures.{name}")
-    rotary = {"half": "rotary, halves", "interleaved": "rotary, pairs"}
+    positions = {"half": "rotary, halves", "interleaved": "rotary, pairs"}[family.rotary]
+    if "theta" not in family.defaults:
+        positions = "learned" if "positions" in family.tensors else "slopes"
     architecture = ARCHITECTURE_OF_FAMILY.get(name)
     return {
         "model_type": name,
         "what it is": (module.__doc__ or "").strip().splitlines()[0].partition(": ")[2],
         "norm": family.norm.kind,
-        "positions": "learned" if "positions" in family.tensors else rotary[family.rotary],
+        "positions": positions,
         "MLP": "experts" if "router" in family.tensors else "gated" if family.gated else "plain",
         "GGUF": "" if architecture is None else architecture.name,
         "real file": REAL_FILES.get(name, ""),

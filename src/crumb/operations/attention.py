@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from crumb.operations.operation import (
@@ -22,6 +23,7 @@ from crumb.operations.operation import (
     Row,
     TensorSpec,
 )
+from crumb.operations.places import Slopes, Temperature
 
 QUERY_BLOCK = 128
 """Queries whose scores are held at once."""
@@ -31,7 +33,8 @@ QUERY_BLOCK = 128
 class Attention(Operation):
     """softmax(scale q k^T + mask) v for each head; key and value heads may be fewer.
 
-    With a state slot, earlier keys and values are prepended; window counts the query itself.
+    With a state slot, earlier keys and values are prepended; window counts the query itself, and
+    in chunks a query sees those of its own: the text is cut at multiples of `chunk`.
     A soft cap c turns each score s into c tanh(s / c). A sink is the score of a key whose value is
     0. Without a value, the first value_dim features of the keys are mixed: latent attention.
     """
@@ -52,6 +55,9 @@ class Attention(Operation):
     soft_cap: float | None = None
     value_dim: int | None = None  # None: head_dim
     sinks: str | None = None  # (heads,)
+    slopes: Slopes | None = None  # added behind the soft cap
+    temperature: Temperature | None = None  # of queries
+    chunk: int | None = None  # tokens
 
     @property
     def mixed_dim(self) -> int:
@@ -88,7 +94,7 @@ def _joined(op: Attention, array: Array) -> Array:
 
 def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     xp = array_namespace(reads[0])
-    query = _grouped(op, reads[0]) * op.scale
+    query = _grouped(op, reads[0])
     parts = tuple(_heads(op, each) for each in reads[1:])  # latent: keys alone
     if context.states is not None and op.state is not None:
         if op.state in context.states:
@@ -98,11 +104,12 @@ def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tup
     key, value = parts[0], parts[-1][..., : op.mixed_dim]
     tokens = query.shape[3]
     first = key.shape[2] - tokens if op.causal else 0
+    query = query * _scales(op, query, first)
     blocks = []
     for begin in range(0, tokens, QUERY_BLOCK):
         block = query[:, :, :, begin : min(begin + QUERY_BLOCK, tokens), :]
         low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
-        weight, total, _ = _weights(op, block, key[:, :, low:high, :], first + begin - low, context)
+        weight, total, _ = _weights(op, block, key[:, :, low:high, :], first + begin, low, context)
         mixed = context.multiply(_flat(weight), value[:, :, low:high, :])
         blocks.append(xp.reshape(mixed, (*block.shape[:4], op.mixed_dim)) / total)
     return (_joined(op, xp.concat(blocks, axis=3)),)
@@ -111,7 +118,20 @@ def _reference(op: Attention, reads: tuple[Array, ...], context: Context) -> tup
 def _seen(op: Attention, place: int, tokens: int, keys: int) -> tuple[int, int]:
     """Keys that any of some queries sees, the first of which sits at `place` among the keys."""
     low = 0 if op.window is None else max(0, place - op.window + 1)
+    if op.chunk is not None:
+        low = max(low, place - place % op.chunk)
     return low, place + tokens if op.causal else keys
+
+
+def _scales(op: Attention, query: Array, first: int) -> Array:
+    """What queries are multiplied with, the first of them at place `first`: a number, or one for
+    each token, (tokens, 1).
+    """
+    if op.temperature is None:
+        return op.scale
+    factors = op.temperature.factors(np.arange(first, first + query.shape[3]))
+    xp = array_namespace(query)
+    return xp.asarray(np.float32(op.scale) * factors[:, None], device=query.device)
 
 
 def _flat(weight: Array) -> Array:
@@ -121,10 +141,11 @@ def _flat(weight: Array) -> Array:
 
 
 def _weights(
-    op: Attention, query: Array, key: Array, place: int, context: Context
+    op: Attention, query: Array, key: Array, place: int, low: int, context: Context
 ) -> tuple[Array, Array, Array]:
     """Softmax of a block of queries: its numerators, their sums, and the capped scores' slope.
 
+    `place` is that of the first query in its text, `low` that of the first key.
     Shapes: query (batch, heads, group, tokens, dim), key (batch, heads, keys, dim) ->
     (batch, heads, group, tokens, keys), (..., 1), as the first or 1.
     """
@@ -137,15 +158,12 @@ def _weights(
     if op.soft_cap is not None:
         squeezed = xp.tanh(scores / op.soft_cap)
         scores, slope = op.soft_cap * squeezed, 1.0 - squeezed * squeezed
+    if op.slopes is not None:
+        places = np.arange(place, place + tokens), np.arange(low, low + key.shape[2])
+        added = xp.asarray(op.slopes.added(op.heads, *places), device=query.device)
+        scores = scores + xp.reshape(added, (1, heads, group, tokens, key.shape[2]))
     if op.causal:
-        # Without a window only the last `tokens` keys can lie in any query's future.
-        seen = 0 if op.window is not None else place
-        queries = xp.arange(place, place + tokens, device=query.device)[:, None]
-        keys = xp.arange(seen, key.shape[2], device=query.device)[None, :]
-        hidden = keys > queries
-        if op.window is not None:
-            hidden = hidden | (keys <= queries - op.window)
-        scores[..., seen:] -= xp.astype(hidden, scores.dtype) * 1e30
+        _hide(op, scores, place, low)
     most = xp.max(scores, axis=-1, keepdims=True)
     if op.sinks is None:
         weight = xp.exp(scores - most)
@@ -156,24 +174,42 @@ def _weights(
     return weight, xp.sum(weight, axis=-1, keepdims=True) + xp.exp(sink - most), slope
 
 
+def _hide(op: Attention, scores: Array, place: int, low: int) -> None:
+    """Take what a query does not see out of its scores, in place."""
+    xp = array_namespace(scores)
+    tokens, keys = scores.shape[-2:]
+    # Where nothing is cut off, only the last `tokens` keys can lie in any query's future.
+    seen = place if op.window is None and op.chunk is None else low
+    query = xp.arange(place, place + tokens, device=scores.device)[:, None]
+    key = xp.arange(seen, low + keys, device=scores.device)[None, :]
+    hidden = key > query
+    if op.window is not None:
+        hidden = hidden | (key <= query - op.window)
+    if op.chunk is not None:
+        hidden = hidden | (key < query - query % op.chunk)
+    scores[..., seen - low :] -= xp.astype(hidden, scores.dtype) * 1e30
+
+
 def _gradient(
     op: Attention, reads: tuple[Array, ...], output: Gradients, context: Context
 ) -> tuple[Gradients, dict[str, Array]]:
     """Of whole texts: with P the softmax, dS = P (dP - sum(P dP)), dP = dO v^T."""
     xp = array_namespace(reads[0])
-    query = _grouped(op, reads[0]) * op.scale
+    query = _grouped(op, reads[0])
     parts = tuple(_heads(op, each) for each in reads[1:])
     key, value = parts[0], parts[-1][..., : op.mixed_dim]
     gradient = _grouped(op, output[0])
     to_key, to_value, to_sinks = xp.zeros_like(key), xp.zeros_like(value), 0.0
     first = key.shape[2] - query.shape[3] if op.causal else 0
+    scales = _scales(op, query, first)
+    query = query * scales
     blocks = []
     for begin in range(0, query.shape[3], QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, query.shape[3])
         block = query[:, :, :, begin:end, :]
         low, high = _seen(op, first + begin, block.shape[3], key.shape[2])
         keys, values = key[:, :, low:high, :], value[:, :, low:high, :]
-        weight, total, slope = _weights(op, block, keys, first + begin - low, context)
+        weight, total, slope = _weights(op, block, keys, first + begin, low, context)
         weight = weight / total
         flat_out = _flat(gradient[:, :, :, begin:end, :])
         to_weight = xp.reshape(
@@ -188,8 +224,8 @@ def _gradient(
         to_sinks = to_sinks - xp.sum(left * along, axis=(0, 3, 4))
         scores = _flat(weight * (to_weight - along) * slope)
         to_key[:, :, low:high, :] += context.multiply(xp.matrix_transpose(scores), _flat(block))
-        blocks.append(xp.reshape(context.multiply(scores, keys), block.shape) * op.scale)
-    to_query = _joined(op, xp.concat(blocks, axis=3))
+        blocks.append(xp.reshape(context.multiply(scores, keys), block.shape))
+    to_query = _joined(op, xp.concat(blocks, axis=3) * scales)
     if op.value is None:
         to_key[..., : op.mixed_dim] += to_value
     both = (xp.permute_dims(each, (0, 2, 1, 3)) for each in (to_key, to_value)[: len(parts)])
@@ -201,6 +237,7 @@ def _gradient(
 
 
 def _native(op: Attention, program: NativeProgram) -> None:
+    slopes, heat = op.slopes, op.temperature
     program.add(
         "attention",
         query=program.buffer(op.query),
@@ -214,12 +251,19 @@ def _native(op: Attention, program: NativeProgram) -> None:
         causal=op.causal,
         window=op.window or 0,
         sinks=program.vector(op.sinks),
+        slopes=None if slopes is None else slopes.slopes(op.heads),
+        slope_factor=1.0 if slopes is None else slopes.factor,
+        rounded=slopes is not None and slopes.rounded,
+        rate=0.0 if heat is None else heat.rate,
+        span=1.0 if heat is None else heat.span,
+        first=0 if heat is None else heat.first,
+        chunk=op.chunk or 0,
         **program.cache(op),
     )
 
 
 def _cost(op: Attention, past_tokens: float) -> OperationCost:
-    seen = past_tokens if op.window is None else min(past_tokens, op.window)
+    seen = min(past_tokens, op.window or past_tokens, op.chunk or past_tokens)
     return OperationCost(multiply_adds=seen * op.heads * (op.head_dim + op.mixed_dim))
 
 

@@ -55,6 +55,14 @@ Score score_of(const AttentionShape& shape, const float* query, const Cached* ke
   return score;
 }
 
+// The score with what its head's slope adds: two products and an addition.
+Score tilted(Score score, float slope, int64_t apart) {
+  const double added = double(slope) * double(apart);
+  score.value += added;
+  score.error += (2 * std::fabs(added) + std::fabs(score.value)) * kUnit;
+  return score;
+}
+
 // One query's mixture of values.
 void mix(const AttentionShape& shape, const std::vector<Score>& scores, const Cached* const* values,
          double* out, double* bound) {
@@ -88,9 +96,9 @@ void mix(const AttentionShape& shape, const std::vector<Score>& scores, const Ca
 
 std::string AttentionShape::name() const {
   const char* kinds[] = {"f32", "f16", "bf16", "int8"};
-  return text("%s, %d heads on %d, head_dim %d%s, window %lld, cap %g", kinds[kind], heads,
-              key_value_heads, head_dim, causal ? "" : ", all see all", (long long)window,
-              double(soft_cap));
+  return text("%s, %d heads on %d, head_dim %d%s, window %lld, cap %g%s, chunk %lld", kinds[kind],
+              heads, key_value_heads, head_dim, causal ? "" : ", all see all", (long long)window,
+              double(soft_cap), slopes.empty() ? "" : ", slopes", (long long)chunk);
 }
 
 Sequence random_sequence(const AttentionShape& shape, int64_t tokens, Random& random) {
@@ -126,8 +134,10 @@ Attended attention_reference(const AttentionShape& shape, const Sequence& of, fl
       for (int64_t p = 0; p < of.tokens; ++p) {
         if (shape.causal && p > t) continue;
         if (shape.window && p + shape.window <= t) continue;
+        if (shape.chunk && p < t - t % shape.chunk) continue;
         const int64_t from = (p * shape.key_value_heads + kept) * shape.head_dim;
         scores.push_back(score_of(shape, of.query.data() + at, of.cached_key.data() + from, scale));
+        if (!shape.slopes.empty()) scores.back() = tilted(scores.back(), shape.slopes[head], p - t);
         values.push_back(of.cached_value.data() + from);
       }
       mix(shape, scores, values.data(), attended.value.data() + at, attended.bound.data() + at);

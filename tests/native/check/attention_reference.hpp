@@ -12,6 +12,8 @@ struct AttentionShape {
   bool causal;
   int64_t window;
   float soft_cap;
+  std::vector<float> slopes = {};  // a head's each, or none
+  int64_t chunk = 0;
   std::string name() const;
 };
 

@@ -138,7 +138,8 @@ class Case {
       set.run.attention({query.data(), out.data(), stride, stride, cache, segments.data(),
                          int64_t(segments.size()), shape_.heads, shape_.key_value_heads,
                          shape_.head_dim, scale_, shape_.soft_cap, shape_.causal, shape_.window,
-                         thread, threads, scratch.data()});
+                         thread, threads, scratch.data(), -1, false, nullptr, shape_.chunk,
+                         shape_.slopes.empty() ? nullptr : shape_.slopes.data()});
     for (size_t k = 0; k < step.size(); ++k)
       for (int64_t row = segments[k].first_row; row < segments[k].first_row + segments[k].rows;
            ++row) {
@@ -208,17 +209,23 @@ void check_attention(const Sets& sets) {
     bool causal;
     int64_t window;
     float soft_cap;
+    bool sloped = false;
+    int64_t chunk = 0;
   };
   uint64_t seed = 0;
   for (int kind : {int(kFloat32), int(kFloat16), int(kInt8)})
     for (int head_dim : {4, 16, 24, 64, 72, 80})
       for (const Heads heads : {Heads{3, 3}, Heads{4, 2}, Heads{5, 1}})
         for (const Sight sight : {Sight{true, 0, 0}, Sight{true, 17, 0}, Sight{true, 1, 5},
-                                  Sight{true, 0, 30}, Sight{false, 0, 0}}) {
+                                  Sight{true, 0, 30}, Sight{false, 0, 0}, Sight{true, 0, 0, true},
+                                  Sight{true, 29, 7, true}, Sight{true, 0, 0, false, 18}}) {
           Random random(++seed);
           if (random.below(sets.every)) continue;
+          std::vector<float> slopes;
+          for (int head = 0; sight.sloped && head < heads.all; ++head)
+            slopes.push_back(std::exp2(-1.3f * float(head + 1)));
           Case one({heads.all, heads.kept, head_dim, kind, sight.causal, sight.window,
-                    sight.soft_cap}, {37, 5, 50}, random);
+                    sight.soft_cap, slopes, sight.chunk}, {37, 5, 50}, random);
           FusedBits fused;
           for (const KernelTable* set : sets.tables) one.check(*set, fused, random);
         }

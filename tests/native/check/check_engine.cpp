@@ -121,6 +121,9 @@ struct Machine {
                       {"out", whole(out)}, {"heads", whole(kHeads)},
                       {"key_value_heads", whole(kKept)}, {"scale", real(0.3)},
                       {"soft_cap", real(0)}, {"causal", true}, {"window", whole(0)}, {"sinks", {}},
+                      {"slopes", {}}, {"slope_factor", real(1)}, {"rounded", false},
+                      {"rate", real(0)}, {"span", real(1)}, {"first", whole(0)},
+                      {"chunk", whole(0)},
                       {"pages", ArrayView{pages.data(), {8, page_bytes}, Element::kUint8, true}},
                       {"cache", whole(kFloat16)}});
   }

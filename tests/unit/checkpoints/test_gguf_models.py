@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from dense_configurations import DENSE, FOR_GGUF
 from gguf_file import File, Tensor, array, scalar, text, tiny_model, wide_model
+from mixture_configurations import MIXTURES_FOR_GGUF
 from numpy.typing import NDArray
 from tiny_checkpoint import write_checkpoint
 from tiny_models import (
@@ -73,6 +74,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt_neox-linear": GPT_NEOX
     | {"rotary_pct": 1.0, "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
     **FOR_GGUF,
+    **MIXTURES_FOR_GGUF,
 }
 
 
@@ -195,6 +197,13 @@ INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "norms of heads": (DENSE["phi-norms"], "_norm in so few blocks"),
     "rotating blocks": (DENSE["smollm3"], "smollm3 cannot express this model"),
     "scale of scores": (DENSE["gemma3_text"], "gemma3 cannot express this model"),
+    "biases": (DENSE["falcon-new"], "expected no bias of"),
+    "slopes of falcon": (DENSE["falcon-slopes"] | {"bias": False}, "falcon cannot express"),
+    "sums with norms": (DENSE["bloom-normed"], "bloom cannot express this model"),
+    "scales by depth": (
+        DENSE["gpt2"] | {"scale_attn_by_inverse_layer_idx": True},
+        "gpt2 cannot express this model",
+    ),
     "no biases": (GPT_NEOX | {"attention_bias": False}, "a bias of qkv"),
     "llama3 of qwen2": (QWEN2 | NO_WINDOW | {"rope_scaling": LLAMA3}, "no such rotary scaling"),
     "yarn with betas": (

@@ -1,38 +1,26 @@
-"""Architectures of llama.cpp as data: which families they hold, tensor names, orders of rows.
+"""An architecture of llama.cpp as data: which family it holds, its keys, names, orders of rows.
 
-In: a file's metadata, or a family. Out: a row of ARCHITECTURES, or every tensor under both names.
-Refuses architectures without a row. Facts: the loaders and converters of llama.cpp.
+In: a family. Out: the record, of which gguf/architecture_rows.py has the rows, and every tensor
+under both names. Refuses nothing. Facts: the loaders and converters of llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.configuration import LIMIT, shown
 from crumb.architectures.family import Family
-from crumb.architectures.reader import Sizes
-from crumb.checkpoints.gguf.metadata import Metadata
-from crumb.errors import UnknownFamily
+from crumb.architectures.reader import Reader, Sizes
+from crumb.checkpoints.gguf.header import Value
 
 HEAD_NORMS = ("query_norm", "key_norm")
 
 Order = NDArray[np.intp]
 """The row of ours that lies at each row of a GGUF tensor."""
-
-
-def _interleave(rows: int, heads: int) -> Order:
-    """Pairs of features side by side: ours are half a head apart."""
-    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-
-
-def _part_by_part(rows: int, heads: int) -> Order:
-    """All heads' queries, then all keys, then all values: ours go head by head."""
-    return np.arange(rows).reshape(heads, 3, -1).swapaxes(0, 1).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -43,11 +31,18 @@ class Architecture:
     family: str  # the model_type that a file of it is read as
     epsilon: str
     activations: tuple[str, ...]  # those it computes; the first is what a file means
-    orders: Mapping[str, tuple[Callable[[int, int], Order], str]]  # role -> order, its head count
+    orders: Mapping[str, Callable[[int, Sizes], Order]]  # role -> order of so many rows
     windowed: str | None = None  # the model_type of a file with a sliding window
+    mixture: str | None = None  # the model_type of a file with experts
     whole_heads: bool = True  # heads * head_dim must be the hidden size
+    grouped: bool = True  # key-value heads may be fewer
     numbers: Mapping[str, str] = field(default_factory=dict)  # our word -> its key
+    counts: Mapping[str, str] = field(default_factory=dict)  # the same of whole numbers
     settings: Mapping[str, str] = field(default_factory=dict)  # key of config.json -> its key
+    fixed: Mapping[str, Value] = field(default_factory=dict)  # keys that say what the code does
+    constants: Mapping[str, Any] = field(default_factory=dict)  # key of config.json -> its value
+    seen: Callable[[Collection[str]], Mapping[str, Any]] = lambda tensors: {}
+    """Names of a file's tensors -> keys of config.json that they decide."""
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda words: {}
     """Words -> words that the code of the architecture fixes."""
     windows: bool = False  # in the blocks that the family's own rule says
@@ -55,6 +50,8 @@ class Architecture:
     from_blocks: Mapping[str, int] = field(default_factory=dict)  # role -> least depth that has it
     flags: tuple[str, ...] = ()  # keys of both; true where absent
     biases: tuple[str, ...] = ()  # roles that must have one
+    unbiased: bool = False  # no role has one
+    names: Mapping[str, str] = field(default_factory=dict)  # role -> where not as in TENSORS
     rotates: bool = True
 
     def key(self, short: str) -> str:
@@ -62,10 +59,16 @@ class Architecture:
 
     def row_order(self, role: str, rows: int, sizes: Sizes) -> Order | None:
         """How the rows of a tensor lie in the file; None as ours do."""
-        if role not in self.orders:
-            return None
-        order, heads = self.orders[role]
-        return order(rows, getattr(sizes, heads))
+        return self.orders[role](rows, sizes) if role in self.orders else None
+
+    def tensor(self, role: str) -> str:
+        """The name of a role's tensors, with {block} and without .weight."""
+        return self.names.get(role) or TENSORS[role]
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """Families whose models its files may hold."""
+        return tuple(filter(None, (self.family, self.windowed, self.mixture)))
 
 
 TENSORS: dict[str, str] = {
@@ -89,192 +92,21 @@ TENSORS: dict[str, str] = {
     "gate_up": "blk.{block}.ffn_up",
     "embedding_norm": "token_embd_norm",
     "positions": "position_embd",
+    "sinks": "blk.{block}.attn_sinks",
+    "router": "blk.{block}.ffn_gate_inp",
+    "router_choice": "blk.{block}.exp_probs_b",
+    "expert_gate": "blk.{block}.ffn_gate_exps",
+    "expert_up": "blk.{block}.ffn_up_exps",
+    "expert_down": "blk.{block}.ffn_down_exps",
+    "shared_router": "blk.{block}.ffn_gate_inp_shexp",
+    "shared_gate": "blk.{block}.ffn_gate_shexp",
+    "shared_up": "blk.{block}.ffn_up_shexp",
+    "shared_down": "blk.{block}.ffn_down_shexp",
 }
-"""Role -> tensor name, without .weight."""
+"""Role -> tensor name, without .weight; one tensor holds all experts of a block."""
 
-_GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-_RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-
-_TURNED = {"query": (_interleave, "heads"), "key": (_interleave, "key_value_heads")}
-_APPROXIMATE = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-_CAPS = {"score_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
-
-
-def _query_scale(blocks_of_largest: int) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Gemma's scale of scores is no key: the head's width, but in the largest model of each."""
-
-    def scale(words: Mapping[str, Any]) -> Mapping[str, Any]:
-        if words["blocks"] == blocks_of_largest:
-            return {"query_scale": words["hidden"] // words["heads"]}
-        return {"query_scale": words["head_dim"]}
-
-    return scale
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    row.name: row
-    for row in (
-        Architecture(
-            "llama",
-            family="llama",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-            windowed="mistral",
-            whole_heads=False,
-        ),
-        Architecture("qwen2", family="qwen2", epsilon=_RMS, activations=("silu",), orders={}),
-        Architecture(
-            "gptneox",
-            family="gpt_neox",
-            epsilon=_LAYER,
-            activations=_GELUS,
-            orders={"qkv": (_part_by_part, "heads")},
-            flags=("use_parallel_residual",),
-            biases=("qkv",),
-        ),
-        Architecture(
-            "qwen3",
-            family="qwen3",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            whole_heads=False,
-        ),
-        Architecture(
-            "gemma",
-            family="gemma",
-            epsilon=_RMS,
-            activations=_APPROXIMATE,
-            orders={},
-            whole_heads=False,
-            tied=True,
-        ),
-        Architecture(
-            "gemma2",
-            family="gemma2",
-            epsilon=_RMS,
-            activations=_APPROXIMATE,
-            orders={},
-            whole_heads=False,
-            numbers=_CAPS,
-            implied=_query_scale(46),
-            windows=True,
-            tied=True,
-        ),
-        Architecture(
-            "gemma3",
-            family="gemma3_text",
-            epsilon=_RMS,
-            activations=_APPROXIMATE,
-            orders={},
-            whole_heads=False,
-            numbers={"logit_cap": "final_logit_softcapping"},
-            settings={
-                "rope_local_base_freq": "rope.freq_base_swa",
-                "sliding_window_pattern": "attention.sliding_window_pattern",
-            },
-            implied=_query_scale(62),
-            windows=True,
-        ),
-        Architecture(
-            "smollm3",
-            family="smollm3",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-        ),
-        Architecture("olmo2", family="olmo2", epsilon=_RMS, activations=("silu",), orders={}),
-        Architecture(
-            "granite",
-            family="granite",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-            numbers={
-                "embedding_scale": "embedding_scale",
-                "attention_scale": "attention.scale",
-                "residual_scale": "residual_scale",
-                "logit_divisor": "logit_scale",
-            },
-        ),
-        Architecture(
-            "command-r",
-            family="cohere",
-            epsilon=_LAYER,
-            activations=("silu",),
-            orders={},
-            numbers={"logit_scale": "logit_scale"},
-            tied=True,
-            from_blocks=dict.fromkeys(HEAD_NORMS, 64),
-        ),
-        Architecture(
-            "cohere2",
-            family="cohere2",
-            epsilon=_LAYER,
-            activations=("silu",),
-            orders={},
-            numbers={"logit_scale": "logit_scale"},
-            windows=True,
-            tied=True,
-        ),
-        Architecture(
-            "stablelm",
-            family="stablelm",
-            epsilon=_LAYER,
-            activations=("silu",),
-            orders={},
-            flags=("use_parallel_residual",),
-        ),
-        Architecture(
-            "glm4", family="glm4", epsilon=_RMS, activations=("silu",), orders={}, whole_heads=False
-        ),
-        Architecture(
-            "starcoder2",
-            family="starcoder2",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE,
-            orders={},
-            biases=("query", "key", "value", "output", "up", "down"),
-        ),
-        Architecture(
-            "gpt2",
-            family="gpt2",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE[1:] + _APPROXIMATE[:1],
-            orders={},
-            rotates=False,
-        ),
-        Architecture(
-            "phi2",
-            family="phi",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE[1:],
-            orders={},
-            from_blocks=dict.fromkeys(HEAD_NORMS, LIMIT),
-        ),
-    )
-}
-
-ARCHITECTURE_OF_FAMILY = {
-    model_type: row
-    for row in ARCHITECTURES.values()
-    for model_type in (row.family, row.windowed)
-    if model_type is not None
-}
-
-
-def architecture_of(metadata: Metadata) -> Architecture:
-    """The row of a file. Raises: UnknownFamily, CheckpointError."""
-    name = metadata.text("general.architecture")
-    if name not in ARCHITECTURES:
-        raise UnknownFamily(
-            "this architecture of GGUF is not read",
-            where=f"{metadata.path}: general.architecture",
-            expected=f"one of {', '.join(ARCHITECTURES)}",
-            found=shown(name),
-        )
-    return ARCHITECTURES[name]
+BARE = {"router_choice": "bias", "sinks": "weight"}
+"""Roles whose names are whole with us -> what they end in there."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +116,7 @@ class Named:
     role: str
     ours: str
     theirs: str
+    expert: int | None = None  # which of those that their tensor holds
 
 
 def weight_offset(family: Family, name: Named) -> float:
@@ -294,10 +127,23 @@ def weight_offset(family: Family, name: Named) -> float:
     return form.offset
 
 
-def names_of(family: Family, blocks: int) -> Iterator[Named]:
+def names_of(row: Architecture, family: Family, blocks: int, experts: int = 0) -> Iterator[Named]:
     """Every tensor that a model of a family can have, under both names."""
     for role, name in family.tensors.items():
         for block in range(blocks if "{block}" in name else 1):
+            ours, theirs = (each.format(block=block) for each in (name, row.tensor(role)))
+            if role in BARE:
+                yield Named(role, ours, f"{theirs}.{BARE[role]}")
+                continue
             for kind in ("weight", "bias"):
-                ours = f"{name.format(block=block)}.{kind}"
-                yield Named(role, ours, f"{TENSORS[role].format(block=block)}.{kind}")
+                both = f"{ours}.{kind}", f"{theirs}.{kind}"
+                if "{expert}" not in ours:
+                    yield Named(role, *both)
+                    continue
+                for expert in range(experts):
+                    yield Named(role, both[0].format(expert=expert), both[1], expert)
+
+
+def experts_of(reader: Reader) -> int:
+    """Experts of a block; 0 where the family has none."""
+    return reader.size("experts") if "experts" in reader.family.keys else 0

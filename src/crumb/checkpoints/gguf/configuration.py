@@ -7,7 +7,7 @@ Refuses settings that the other side has no key for, and keys that would change 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,8 @@ from crumb.architectures.configuration import LIMIT, Configuration, read_flag, s
 from crumb.architectures.family import BlockKind, Family
 from crumb.architectures.reader import HIGHEST, Reader, Sizes
 from crumb.architectures.registry import families, plan_of
-from crumb.checkpoints.gguf.architecture import (
-    ARCHITECTURE_OF_FAMILY,
-    TENSORS,
-    Architecture,
-    architecture_of,
-    names_of,
-)
+from crumb.checkpoints.gguf.architecture import Architecture, Named, experts_of, names_of
+from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY, architecture_of
 from crumb.checkpoints.gguf.as_read import check_as_read, without_idle_windows
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
@@ -50,6 +45,9 @@ KEY_VALUE_HEADS, VOCABULARY = "attention.head_count_kv", "vocab_size"
 KEY_WIDTH, VALUE_WIDTH = "attention.key_length", "attention.value_length"
 THETA, ROTATED, WINDOW = "rope.freq_base", "rope.dimension_count", "attention.sliding_window"
 
+EXPERTS, GUESSING = "expert_count", "nextn_predict_layers"
+"""Blocks behind the last guess the tokens after the next: they are not read."""
+
 TIED = "tie_word_embeddings"
 
 TOKEN_IDS = {"bos_token_id": TOKEN_KEYS["bos"], "eos_token_id": TOKEN_KEYS["eos"]}
@@ -57,6 +55,12 @@ TOKEN_IDS = {"bos_token_id": TOKEN_KEYS["bos"], "eos_token_id": TOKEN_KEYS["eos"
 NEUTRAL: dict[str, tuple[Value, ...]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
+    "expert_shared_count": (0,),
+    "expert_gating_func": (0, 1),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_weights_scale": (0.0, 1.0),
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
@@ -66,7 +70,6 @@ NEUTRAL: dict[str, tuple[Value, ...]] = {
     "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0),
     "logit_scale": (0.0, 1.0),
-    "nextn_predict_layers": (0,),
     "rope.scaling.alpha": (0.0, 1.0),
     "rope.scaling.yarn_ext_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
@@ -75,21 +78,31 @@ NEUTRAL: dict[str, tuple[Value, ...]] = {
 """Keys that would change the result -> the values with which they do not."""
 
 CLASSES = {
+    "bloom": "BloomForCausalLM",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "falcon": "FalconForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
     "glm4": "Glm4ForCausalLM",
+    "glm4_moe": "Glm4MoeForCausalLM",
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
+    "olmoe": "OlmoeForCausalLM",
     "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "stablelm": "StableLmForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
@@ -98,7 +111,7 @@ CLASSES = {
 
 
 def read_configuration(
-    metadata: Metadata, tensors: Collection[str], factors: Factors | None
+    metadata: Metadata, tensors: Collection[str], factors: Mapping[str, Factors]
 ) -> dict[str, Any]:
     """The config.json of a file; the names of its tensors say which biases there are.
 
@@ -110,24 +123,10 @@ def read_configuration(
     if window and row.windowed is None and not row.windows:
         raise metadata.refuse(row.key(WINDOW), f"no window, as {row.name} of llama.cpp has none")
     model_type = row.windowed if window and row.windowed is not None else row.family
+    if row.mixture is not None and metadata.integer(row.key(EXPERTS), 0, lowest=0):
+        model_type = row.mixture
     family = families()[model_type]
-    words: dict[str, Any] = {
-        word: metadata.integer(row.key(short), highest=HIGHEST.get(word, LIMIT))
-        for word, short in KEYS.items()
-    }
-    words["key_value_heads"] = metadata.integer(row.key(KEY_VALUE_HEADS), words["heads"])
-    words["head_dim"] = _head_dim(metadata, row, words, family)
-    words["vocabulary"] = _vocabulary(metadata, row)
-    words["epsilon"] = metadata.number(row.key(row.epsilon))
-    words["activation"] = row.activations[0]
-    if row.rotates:
-        words |= _rotary(metadata, row, words["head_dim"], family, factors)
-    words |= row.implied(words)
-    words |= {
-        word: metadata.number(row.key(short))
-        for word, short in row.numbers.items()
-        if row.key(short) in metadata
-    }
+    words = _words(metadata, row, family, factors)
     configuration: dict[str, Any] = {
         "architectures": [CLASSES[model_type]],
         "model_type": model_type,
@@ -144,15 +143,48 @@ def read_configuration(
         configuration[short] = metadata.flag(row.key(short), True)
     return (
         configuration
-        | _bias_flags(family, words["blocks"], tensors)
-        | {TIED: f"{TENSORS['head']}.weight" not in tensors}
+        | dict(row.constants)
+        | dict(row.seen(tensors))
+        | _bias_flags(row, family, words["blocks"], tensors)
+        | {TIED: f"{row.tensor('head')}.weight" not in tensors}
         | _token_ids(metadata, words["vocabulary"])
     )
 
 
+def _words(
+    metadata: Metadata, row: Architecture, family: Family, factors: Mapping[str, Factors]
+) -> dict[str, Any]:
+    """Our words for what the keys say. Raises: CheckpointError."""
+    words: dict[str, Any] = {
+        word: metadata.integer(row.key(short), highest=HIGHEST.get(word, LIMIT))
+        for word, short in KEYS.items()
+    }
+    words["blocks"] -= metadata.integer(row.key(GUESSING), 0, lowest=0, highest=words["blocks"] - 1)
+    words["key_value_heads"] = metadata.integer(row.key(KEY_VALUE_HEADS), words["heads"])
+    words["head_dim"] = _head_dim(metadata, row, words, family)
+    words["vocabulary"] = _vocabulary(metadata, row)
+    words["epsilon"] = metadata.number(row.key(row.epsilon))
+    words["activation"] = row.activations[0]
+    if row.rotates:
+        words |= _rotary(metadata, row, words["head_dim"], family, factors)
+    words |= row.implied(words)
+    words |= {
+        word: metadata.number(row.key(short))
+        for word, short in row.numbers.items()
+        if row.key(short) in metadata
+    }
+    words |= {
+        word: metadata.integer(row.key(short), lowest=0)
+        for word, short in row.counts.items()
+        if row.key(short) in metadata
+    }
+    return words
+
+
 def _refuse_other_results(metadata: Metadata, row: Architecture) -> None:
-    for short, values in NEUTRAL.items():
-        if short in row.numbers.values():
+    read = {*row.numbers.values(), *row.counts.values()}
+    for short, values in (NEUTRAL | {key: (value,) for key, value in row.fixed.items()}).items():
+        if short in read:
             continue
         key = row.key(short)
         value = metadata.values.get(key, values[0])
@@ -183,7 +215,11 @@ def _vocabulary(metadata: Metadata, row: Architecture) -> int:
 
 
 def _rotary(
-    metadata: Metadata, row: Architecture, head_dim: int, family: Family, factors: Factors | None
+    metadata: Metadata,
+    row: Architecture,
+    head_dim: int,
+    family: Family,
+    factors: Mapping[str, Factors],
 ) -> dict[str, Any]:
     """The words of the rotary embedding."""
     rotated = metadata.integer(row.key(ROTATED), head_dim, highest=head_dim)
@@ -204,14 +240,16 @@ def _rotary(
     return {"theta": theta, "rotary_share": share, "rope": scaling or None}
 
 
-def _bias_flags(family: Family, blocks: int, tensors: Collection[str]) -> dict[str, bool]:
+def _bias_flags(
+    row: Architecture, family: Family, blocks: int, tensors: Collection[str]
+) -> dict[str, bool]:
     """Which of the family's flags hold: those with a bias or a tensor in the file."""
     flags: dict[str, bool] = {}
     asked = [(role, flag, "bias") for role, flag in family.biases.items()]
     asked += [(role, flag, "weight") for role, flag in family.optional.items()]
     for role, flag, kind in asked:
         if isinstance(flag, str):
-            names = (f"{TENSORS[role].format(block=block)}.{kind}" for block in range(blocks))
+            names = (f"{row.tensor(role).format(block=block)}.{kind}" for block in range(blocks))
             flags[flag] = flags.get(flag, False) or any(name in tensors for name in names)
     return flags
 
@@ -233,6 +271,11 @@ class GgufModel:
     sizes: Sizes
     rope: Rope | None  # None: nothing rotates
     metadata: dict[str, Value]
+    experts: int  # of a block; 0 without any
+
+    def names(self) -> Iterator[Named]:
+        """Every tensor that such a model can have, under both names."""
+        return names_of(self.architecture, self.family, self.sizes.blocks, self.experts)
 
 
 def gguf_model_of(configuration: Configuration) -> GgufModel:
@@ -272,14 +315,19 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         number = reader.optional_number(word)
         if number is not None:
             keys[short] = number
+    for word, short in row.counts.items():
+        if word in family.keys:
+            keys[short] = reader.size(word, lowest=0)
     for setting, short in row.settings.items():
-        if reader.configuration.get(setting) is not None:
-            keys[short] = reader.configuration[setting]
+        value = reader.configuration.get(setting, family.defaults.get(setting))
+        if value is not None:
+            keys[short] = value
+    keys |= row.fixed
     metadata: dict[str, Value] = {"general.architecture": row.name}
     metadata |= {row.key(short): value for short, value in keys.items()}
-    model = GgufModel(row, family, sizes, rope, metadata)
+    model = GgufModel(row, family, sizes, rope, metadata, experts_of(reader))
     plan = without_idle_windows(plan_of(configuration))
-    theirs = {each.ours: each.theirs for each in names_of(family, sizes.blocks)}
+    theirs = {each.ours: each.theirs for each in model.names()}
     tensors = {theirs[spec.name] for spec in plan.tensors()}
     again = read_configuration(Metadata(Path("-"), metadata), tensors, frequency_factors(rope))
     check_as_read(row.name, plan, without_idle_windows(plan_of(again)))
@@ -301,6 +349,8 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
     elif row.whole_heads and sizes.heads * sizes.head_dim != sizes.hidden:
         found = f"{sizes.heads} heads of {sizes.head_dim}"
         expected = f"heads that make up the hidden size of {sizes.hidden}"
+    elif not row.grouped and sizes.heads != sizes.key_value_heads:
+        expected, found = f"{sizes.heads} key-value heads", str(sizes.key_value_heads)
     elif row.tied and not read_flag(reader.configuration, TIED, reader.family.tied):
         expected, found = "a head that is the embedding", f"{TIED} false"
     for role, blocks in row.from_blocks.items():
@@ -309,6 +359,9 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
     for role in row.biases:
         if not reader.flag(reader.family.biases.get(role, False)):
             expected, found = f"a bias of {role}", "none"
+    for role, flag in reader.family.biases.items():
+        if row.unbiased and reader.flag(flag):
+            expected, found = f"no bias of {role}", "one"
     if expected is not None:
         raise UsageError(
             f"llama.cpp's {row.name} cannot express this model",

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,22 @@ from numpy.typing import NDArray
 
 from crumb.architectures.builder import reader_of
 from crumb.architectures.plan import Plan
+from crumb.architectures.reader import HIGHEST
 from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.gguf.architecture import (
     Architecture,
+    Named,
     Order,
-    architecture_of,
+    experts_of,
     names_of,
     weight_offset,
 )
-from crumb.checkpoints.gguf.configuration import read_configuration
+from crumb.checkpoints.gguf.architecture_rows import architecture_of
+from crumb.checkpoints.gguf.configuration import GUESSING, KEYS, read_configuration
 from crumb.checkpoints.gguf.container import GgufFile, StoredTensor, read_gguf
-from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors
+from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.checkpoints.gguf.rope_scaling import FACTOR_TENSORS, Factors
 from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, Matrix, StoredCodes, StoredFloats, TensorMap
@@ -55,9 +60,11 @@ def open_gguf(path: Path) -> Checkpoint:
     """Open a GGUF file. Raises: CheckpointError, UnknownFamily."""
     parts = _parts(path)
     metadata = parts[0].metadata
-    tensors = _joined(parts)
-    factors = _frequency_factors(tensors.pop(ROPE_FREQS, None))
     row = architecture_of(metadata)
+    tensors = _without_guesses(row, metadata, _joined(parts))
+    factors = {
+        name: _frequency_factors(tensors.pop(name)) for name in FACTOR_TENSORS if name in tensors
+    }
     configuration = read_configuration(metadata, tensors, factors)
     try:
         plan = plan_of(configuration)
@@ -119,9 +126,17 @@ def _joined(parts: list[GgufFile]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _frequency_factors(tensor: StoredTensor | None) -> Factors | None:
-    if tensor is None:
-        return None
+def _without_guesses(
+    row: Architecture, metadata: Metadata, tensors: dict[str, StoredTensor]
+) -> dict[str, StoredTensor]:
+    """Tensors but those of blocks that guess the tokens after the next. Raises: CheckpointError."""
+    guessing = metadata.integer(row.key(GUESSING), 0, lowest=0, highest=HIGHEST["blocks"])
+    last = metadata.integer(row.key(KEYS["blocks"]), highest=HIGHEST["blocks"])
+    blocks = tuple(f"blk.{block}." for block in range(max(last - guessing, 0), last))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(blocks)}
+
+
+def _frequency_factors(tensor: StoredTensor) -> Factors:
     if tensor.type.name != "F32" or len(tensor.shape) != 1 or tensor.in_features > 1 << 16:
         raise CheckpointError(
             "no frequency factors",
@@ -142,26 +157,49 @@ def _entries(
 ) -> dict[str, Entry]:
     """Entries by our names. Raises: CheckpointError for a tensor that the plan has no use for."""
     family = families()[configuration["model_type"]]
-    sizes = reader_of(family, configuration).sizes
+    reader = reader_of(family, configuration)
+    sizes, experts = reader.sizes, experts_of(reader)
     used = {spec.name: spec.shape for spec in plan.tensors()}
     entries: dict[str, Entry] = {}
-    left = dict(tensors)
-    for name in names_of(family, sizes.blocks):
-        tensor = left.pop(name.theirs, None) if name.ours in used else None
-        if tensor is not None:
-            places = None
-            if tensor.shape == used[name.ours]:  # another shape is refused with all others
-                places = _places(row.row_order(name.role, tensor.shape[0], sizes))
-            entries[name.ours] = _Rows(tensor, places, weight_offset(family, name)).entry()
-    unknown = [name for name in left if not is_harmless(name)]
+    taken: set[str] = set()
+    for name in names_of(row, family, sizes.blocks, experts):
+        whole = tensors.get(name.theirs) if name.ours in used else None
+        if whole is None:
+            continue
+        taken.add(name.theirs)
+        tensor = _part(whole, name, experts, used[name.ours])
+        places = None
+        if tensor.shape == used[name.ours]:  # another shape is refused with all others
+            places = _places(row.row_order(name.role, tensor.shape[0], sizes))
+        entries[name.ours] = _Rows(tensor, places, weight_offset(family, name)).entry()
+    unknown = [name for name in tensors.keys() - taken if not is_harmless(name)]
     if unknown:
         raise CheckpointError(
             f"a tensor that no {family.model_type} model has",
             where=path,
             expected=f"the tensors of general.architecture {row.name}",
-            found=f"{unknown[0]!r}, one of {len(unknown)}",
+            found=f"{min(unknown)!r}, one of {len(unknown)}",
         )
     return entries
+
+
+def _part(tensor: StoredTensor, name: Named, experts: int, shape: tuple[int, ...]) -> StoredTensor:
+    """The tensor itself, or one expert's share of it: its rows lie behind each other."""
+    if name.expert is None:
+        flat = prod(tensor.shape) == prod(shape) and tensor.in_features == shape[-1]
+        return replace(tensor, shape=shape) if flat else tensor
+    raw, (count, *inside) = tensor.raw, tensor.shape
+    if count != experts or not inside:
+        raise CheckpointError(
+            "a tensor does not have the shape its configuration implies",
+            where=f"{raw.path}: {tensor.name}",
+            expected=[experts, *shape],
+            found=list(tensor.shape),
+        )
+    rows, size = raw.shape[0] // experts, raw.size_bytes // experts
+    begin = raw.offset_bytes + name.expert * size
+    mine = replace(raw, shape=(rows, raw.shape[1]), offset_bytes=begin, size_bytes=size)
+    return replace(tensor, shape=tuple(inside), raw=mine)
 
 
 def _places(order: Order | None) -> Order | None:

@@ -1,6 +1,6 @@
-"""Rotary scaling in GGUF: keys for linear and yarn, a tensor of frequency factors for llama3.
+"""Rotary scaling in GGUF: keys for linear and yarn, tensors of frequency factors for others.
 
-In: a checked Rope, or a file's keys and its rope_freqs tensor. Out: keys and the tensor, or the
+In: a checked Rope, or a file's keys and tensors of factors. Out: keys and tensors, or the
 rope_scaling of a config.json. A factor divides the frequency of its pair of features.
 Refuses other scalings, and factors that no llama3 scaling gives.
 """
@@ -8,6 +8,7 @@ Refuses other scalings, and factors that no llama3 scaling gives.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,18 @@ from crumb.architectures.configuration import shown
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.errors import CheckpointError, UsageError
-from crumb.operations.rope import ORIGINAL, Rope
+from crumb.operations.rope import LONGROPE, ORIGINAL, Rope
 
 Factors = NDArray[np.float32]
 
 ROPE_FREQS = "rope_freqs.weight"
 """The tensor of frequency factors, (dimensions / 2,)."""
+
+LONGROPE_TENSORS = {
+    "long_factor": "rope_factors_long.weight",
+    "short_factor": "rope_factors_short.weight",
+}
+FACTOR_TENSORS = (ROPE_FREQS, *LONGROPE_TENSORS.values())
 
 SCALING = "rope.scaling"
 TYPE, FACTOR = f"{SCALING}.type", f"{SCALING}.factor"
@@ -40,6 +47,10 @@ most factor * high / (high - low), which is 43 for the factor of 32 of Llama 3.2
 ROUNDING = 2.0**-23
 """Of a quotient that was stored as f32."""
 
+LONGROPED = ("phi3",)
+SMOOTH = ("gpt-oss",)
+"""Architectures whose models do not round where yarn begins and ends, though llama.cpp does."""
+
 USUAL = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, ORIGINAL: 8192}
 
 
@@ -52,8 +63,11 @@ def scaling_keys(rope: Rope, architecture: str) -> dict[str, Value]:
         return {ORIGINAL_CONTEXT: int(settings[ORIGINAL])}
     if rope.kind == "default":
         return {}
+    if rope.kind == LONGROPE and architecture in LONGROPED:
+        return {ORIGINAL_CONTEXT: int(settings[ORIGINAL]), MAGNITUDE: rope.magnitude()}
     other = [key for key, usual in YARN_BETAS.items() if settings.get(key, usual) != usual]
-    if rope.kind != "yarn" or other or not settings.get("truncate", 1.0):
+    smooth = not settings.get("truncate", 1.0)
+    if rope.kind != "yarn" or other or smooth != (architecture in SMOOTH):
         raise UsageError(
             f"llama.cpp's {architecture} has no such rotary scaling",
             where="config.json: rope_scaling",
@@ -74,16 +88,21 @@ def _magnitude(factor: float) -> float:
     return Rope(2, 2.0, (("factor", factor),), "yarn").magnitude()
 
 
-def frequency_factors(rope: Rope | None) -> Factors | None:
-    """The rope_freqs tensor of a rope, None where keys say it all."""
+def frequency_factors(rope: Rope | None) -> dict[str, Factors]:
+    """The tensors of a rope, none where keys say it all."""
+    if rope is not None and rope.kind == LONGROPE:
+        factors = {"long_factor": rope.long_factors, "short_factor": rope.short_factors}
+        return {
+            name: np.array(factors[word], np.float32) for word, name in LONGROPE_TENSORS.items()
+        }
     if rope is None or rope.kind != "llama3":
-        return None
+        return {}
     plain = replace(rope, kind="default", scaling=()).frequencies()
-    return (plain / rope.frequencies()).astype(np.float32)
+    return {ROPE_FREQS: (plain / rope.frequencies()).astype(np.float32)}
 
 
 def read_scaling(
-    metadata: Metadata, architecture: str, rope: Rope, factors: Factors | None
+    metadata: Metadata, architecture: str, rope: Rope, factors: Mapping[str, Factors]
 ) -> dict[str, Any]:
     """The rope_scaling of a file, empty where it has none; `rope` is the embedding without.
 
@@ -97,12 +116,14 @@ def read_scaling(
         factor_key = old if old in metadata else factor_key
     has_factor = factor_key in metadata and metadata.number(factor_key) not in (0.0, 1.0)
     kind = metadata.text(key, "linear")
-    if kind not in ("none", "linear", "yarn"):
+    if kind not in ("none", "linear", "yarn", *((LONGROPE,) if factors else ())):
         raise metadata.refuse(key, "none, linear or yarn")
-    if factors is not None:
+    if factors:
         if has_factor and kind != "none":
-            raise metadata.refuse(factor_key, f"no factor beside the tensor {ROPE_FREQS}")
-        return _llama3_scaling(metadata, architecture, rope, factors)
+            raise metadata.refuse(factor_key, f"no factor beside the tensor {min(factors)}")
+        if ROPE_FREQS in factors:
+            return _llama3_scaling(metadata, architecture, rope, factors[ROPE_FREQS])
+        return _longrope_scaling(metadata, architecture, rope, factors)
     if kind == "none" or not has_factor:
         return {}
     if kind == "linear":
@@ -121,7 +142,48 @@ def _yarn_scaling(metadata: Metadata, architecture: str, factor: float) -> dict[
     extra = metadata.number(f"{architecture}.{MAGNITUDE}", 1.0)
     if extra != 1.0:
         scaling["attention_factor"] = _tidy(extra * _magnitude(factor), ROUNDING)
+    return scaling | ({"truncate": False} if architecture in SMOOTH else {})
+
+
+def _longrope_scaling(
+    metadata: Metadata, architecture: str, rope: Rope, factors: Mapping[str, Factors]
+) -> dict[str, Any]:
+    """The longrope scaling of a file. Raises: CheckpointError for factors that cannot be."""
+    scaling: dict[str, Any] = {"rope_type": LONGROPE}
+    for word, name in LONGROPE_TENSORS.items():
+        if name not in factors:
+            raise CheckpointError(
+                "factors of frequencies for long texts or short ones alone",
+                where=metadata.path,
+                expected=name,
+            )
+        _check_factors(f"{metadata.path}: {name}", rope, factors[name], least=0.0)
+        scaling[word] = [float(str(factor)) for factor in factors[name]]
+    extra = metadata.number(f"{architecture}.{MAGNITUDE}", 1.0)
+    positions = metadata.integer(f"{architecture}.context_length")
+    usual = _long_magnitude(positions, metadata.integer(f"{architecture}.{ORIGINAL_CONTEXT}"))
+    if not math.isclose(extra, usual, rel_tol=ROUNDING):
+        scaling["attention_factor"] = extra
     return scaling
+
+
+def _long_magnitude(positions: int, original: int) -> float:
+    """What longrope multiplies cosines and sines with where nothing says so."""
+    settings = (("factor", positions / original), (ORIGINAL, float(original)))
+    return Rope(2, 2.0, settings, LONGROPE).magnitude()
+
+
+def _check_factors(where: str, rope: Rope, factors: Factors, least: float) -> None:
+    """Refuse a wrong count, and numbers that divide no frequency. Raises: CheckpointError."""
+    if factors.shape != (rope.dimensions // 2,) or not (
+        np.isfinite(factors).all() and factors.min() > least
+    ):
+        raise CheckpointError(
+            "factors of frequencies that cannot be",
+            where=where,
+            expected=f"{rope.dimensions // 2} numbers of at least {least:.2g}",
+            found=shown(factors.tolist()),
+        )
 
 
 def _llama3_scaling(
@@ -129,15 +191,7 @@ def _llama3_scaling(
 ) -> dict[str, Any]:
     """The llama3 scaling that gives these factors, checked to give them. Raises: CheckpointError"""
     where = f"{metadata.path}: {ROPE_FREQS}"
-    if factors.shape != (rope.dimensions // 2,) or not (
-        np.isfinite(factors).all() and factors.min() >= 1 - SLACK
-    ):
-        raise CheckpointError(
-            "factors of frequencies that cannot be",
-            where=where,
-            expected=f"{rope.dimensions // 2} numbers of at least 1",
-            found=shown(factors.tolist()),
-        )
+    _check_factors(where, rope, factors, least=1 - SLACK)
     factor = float(str(factors.max()))
     if factor == 1.0:
         return {}
@@ -161,8 +215,7 @@ def _gives(scaling: dict[str, Any], rope: Rope, factors: Factors) -> bool:
     if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
         return False
     scaled = replace(rope, kind="llama3", scaling=tuple(sorted(numbers.items())))
-    made = frequency_factors(scaled)
-    assert made is not None
+    made = frequency_factors(scaled)[ROPE_FREQS]
     return bool(np.allclose(made, factors, rtol=SLACK, atol=0.0))
 
 

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
 from crumb.checkpoints.export_report import TensorReport, Told
-from crumb.checkpoints.gguf.architecture import Order, names_of, weight_offset
+from crumb.checkpoints.gguf.architecture import Order, weight_offset
 from crumb.checkpoints.gguf.configuration import GgufModel, gguf_model_of
 from crumb.checkpoints.gguf.container import TensorToWrite, write_container
 from crumb.checkpoints.gguf.header import Value
-from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS, Factors, frequency_factors
+from crumb.checkpoints.gguf.rope_scaling import Factors, frequency_factors
 from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
 from crumb.errors import placed
@@ -70,6 +70,7 @@ def export_gguf(
     types = {
         each: choose_type(entry, choice.type, choice.strict) for each, entry in entries.items()
     }
+    types = _of_stacks(gguf_model_of(checkpoint.configuration), types)
     changes = {each: start_change(types[each], choice.type) for each in entries}
 
     def encode(matrix: str, type_name: str, rows: slice) -> Bytes:
@@ -81,6 +82,18 @@ def export_gguf(
 
     with disk_errors(out, do=AGAIN):
         write_gguf(checkpoint, out, types, encode, name)
+
+
+def _of_stacks(model: GgufModel, types: Mapping[str, str]) -> dict[str, str]:
+    """The types, where experts that lie in one tensor have one: the widest that any of them has."""
+    theirs = {each.ours: each.theirs for each in model.names()}
+    widest: dict[str, str] = {}
+    for name, type_name in types.items():
+        other = widest.setdefault(theirs[name], type_name)
+        widest[theirs[name]] = max(
+            other, type_name, key=lambda each: find_type(each).bits_per_weight
+        )
+    return {name: widest[theirs[name]] for name in types}
 
 
 def write_gguf(
@@ -137,9 +150,9 @@ def _tensors(
     checkpoint: Checkpoint, model: GgufModel, types: Mapping[str, str], encode: Encode
 ) -> list[TensorToWrite]:
     """Every tensor of the plan, in its order, and the frequency factors where there are some."""
-    named = {each.ours: each for each in names_of(model.family, model.sizes.blocks)}
+    named = {each.ours: each for each in model.names()}
     plain = encode_plain(checkpoint)
-    tensors = []
+    sources: dict[str, list[_TensorSource]] = {}
     for spec in checkpoint.plan.tensors():
         name = named[spec.name]
         order = model.architecture.row_order(name.role, spec.shape[0], model.sizes)
@@ -148,16 +161,28 @@ def _tensors(
         offset = weight_offset(model.family, name)
         if offset:
             source = replace(source, encode=_shifted(checkpoint, offset))
-        tensors.append(TensorToWrite(name.theirs, type_name, spec.shape, source.parts))
+        sources.setdefault(name.theirs, []).append(source)
+    tensors = [_to_write(name, parts, model.experts) for name, parts in sources.items()]
     factors = frequency_factors(model.rope)
-    if factors is not None:
-        tensors.insert(1, _factors_to_write(factors))
+    tensors[1:1] = [_factors_to_write(name, each) for name, each in factors.items()]
     return tensors
 
 
-def _factors_to_write(factors: Factors) -> TensorToWrite:
+def _to_write(name: str, sources: list[_TensorSource], experts: int) -> TensorToWrite:
+    """One tensor, or those of all experts behind each other."""
+    first = sources[0]
+    shape = first.spec.shape if len(sources) == 1 else (experts, *first.spec.shape)
+
+    def parts() -> Iterator[Bytes]:
+        for source in sources:
+            yield from source.parts()
+
+    return TensorToWrite(name, first.type, shape, parts)
+
+
+def _factors_to_write(name: str, factors: Factors) -> TensorToWrite:
     raw = factors.view(np.uint8)
-    return TensorToWrite(ROPE_FREQS, VECTORS, factors.shape, lambda: [raw])
+    return TensorToWrite(name, VECTORS, factors.shape, lambda: [raw])
 
 
 @dataclass(frozen=True)

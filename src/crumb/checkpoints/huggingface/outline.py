@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from crumb.checkpoints.gguf.container import read_gguf_header
 from crumb.checkpoints.gguf.header import HeaderBytes
-from crumb.checkpoints.gguf.rope_scaling import ROPE_FREQS
+from crumb.checkpoints.gguf.rope_scaling import FACTOR_TENSORS
 from crumb.checkpoints.huggingface.hub import (
     UNWANTED,
     WANTED,
@@ -119,8 +119,7 @@ def _safetensors_outline(name: HubName, file: HubFile, path: Path) -> None:
 def _gguf_part(name: HubName, file: HubFile, path: Path) -> None:
     with _copied(name, file, path) as copy:
         read = read_gguf_header(HeaderBytes(path, copy, file.size_bytes))
-    factors = read.tensors.get(ROPE_FREQS)
-    _fill(name, file, [] if factors is None else [factors.raw])
+    _fill(name, file, [read.tensors[each].raw for each in FACTOR_TENSORS if each in read.tensors])
 
 
 def _fill(name: HubName, file: HubFile, arrays: Iterable[StoredArray]) -> None:

@@ -1,0 +1,326 @@
+"""The architectures of llama.cpp that are read and written: a row for each.
+
+In: a file's metadata, or a family. Out: a row of ARCHITECTURES.
+Refuses architectures without a row. Facts: the loaders and converters of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from crumb.architectures.configuration import LIMIT, shown
+from crumb.architectures.reader import Sizes
+from crumb.checkpoints.gguf.architecture import HEAD_NORMS, Architecture, Order
+from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.errors import UnknownFamily
+
+
+def _interleave(rows: int, heads: int) -> Order:
+    """Pairs of features side by side: ours are half a head apart."""
+    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
+def _part_by_part(rows: int, sizes: Sizes) -> Order:
+    """All heads' queries, then all keys, then all values: ours go by key-value head."""
+    group = sizes.heads // sizes.key_value_heads
+    apart = np.arange(rows).reshape(sizes.key_value_heads, group + 2, -1)
+    parts = apart[:, :group], apart[:, group], apart[:, group + 1]
+    return np.concatenate([part.reshape(-1) for part in parts])
+
+
+_GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+_RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+
+_TURNED: dict[str, Callable[[int, Sizes], Order]] = {
+    "query": lambda rows, sizes: _interleave(rows, sizes.heads),
+    "key": lambda rows, sizes: _interleave(rows, sizes.key_value_heads),
+}
+_APPROXIMATE = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_EXPERTS = {
+    "experts": "expert_count",
+    "used": "expert_used_count",
+    "expert_inner": "expert_feed_forward_length",
+}
+_GRANITE = {
+    "embedding_scale": "embedding_scale",
+    "attention_scale": "attention.scale",
+    "residual_scale": "residual_scale",
+    "logit_divisor": "logit_scale",
+}
+_ALL_EXPERTS = dict.fromkeys(("gate", "up", "down"), LIMIT)
+_POST_NORM = {"mlp_norm": "blk.{block}.post_attention_norm"}
+_ORIGINAL = {"original_max_position_embeddings": "rope.scaling.original_context_length"}
+_CAPS = {"score_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
+
+
+def _query_scale(blocks_of_largest: int) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Gemma's scale of scores is no key: the head's width, but in the largest model of each."""
+
+    def scale(words: Mapping[str, Any]) -> Mapping[str, Any]:
+        if words["blocks"] == blocks_of_largest:
+            return {"query_scale": words["hidden"] // words["heads"]}
+        return {"query_scale": words["head_dim"]}
+
+    return scale
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    row.name: row
+    for row in (
+        Architecture(
+            "llama",
+            family="llama",
+            mixture="mixtral",
+            counts={"experts": "expert_count", "used": "expert_used_count"},
+            epsilon=_RMS,
+            activations=("silu",),
+            orders=_TURNED,
+            windowed="mistral",
+            whole_heads=False,
+        ),
+        Architecture("qwen2", family="qwen2", epsilon=_RMS, activations=("silu",), orders={}),
+        Architecture(
+            "gptneox",
+            family="gpt_neox",
+            epsilon=_LAYER,
+            activations=_GELUS,
+            orders={"qkv": _part_by_part},
+            flags=("use_parallel_residual",),
+            biases=("qkv",),
+        ),
+        Architecture(
+            "qwen3",
+            family="qwen3",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            whole_heads=False,
+        ),
+        Architecture(
+            "gemma",
+            family="gemma",
+            epsilon=_RMS,
+            activations=_APPROXIMATE,
+            orders={},
+            whole_heads=False,
+            tied=True,
+        ),
+        Architecture(
+            "gemma2",
+            family="gemma2",
+            epsilon=_RMS,
+            activations=_APPROXIMATE,
+            orders={},
+            whole_heads=False,
+            numbers=_CAPS,
+            implied=_query_scale(46),
+            windows=True,
+            tied=True,
+        ),
+        Architecture(
+            "gemma3",
+            family="gemma3_text",
+            epsilon=_RMS,
+            activations=_APPROXIMATE,
+            orders={},
+            whole_heads=False,
+            numbers={"logit_cap": "final_logit_softcapping"},
+            settings={
+                "rope_local_base_freq": "rope.freq_base_swa",
+                "sliding_window_pattern": "attention.sliding_window_pattern",
+            },
+            implied=_query_scale(62),
+            windows=True,
+        ),
+        Architecture(
+            "smollm3",
+            family="smollm3",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders=_TURNED,
+        ),
+        Architecture("olmo2", family="olmo2", epsilon=_RMS, activations=("silu",), orders={}),
+        Architecture(
+            "granite",
+            family="granite",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders=_TURNED,
+            numbers=_GRANITE,
+        ),
+        Architecture(
+            "command-r",
+            family="cohere",
+            epsilon=_LAYER,
+            activations=("silu",),
+            orders={},
+            numbers={"logit_scale": "logit_scale"},
+            tied=True,
+            from_blocks=dict.fromkeys(HEAD_NORMS, 64),
+        ),
+        Architecture(
+            "cohere2",
+            family="cohere2",
+            epsilon=_LAYER,
+            activations=("silu",),
+            orders={},
+            numbers={"logit_scale": "logit_scale"},
+            windows=True,
+            tied=True,
+        ),
+        Architecture(
+            "stablelm",
+            family="stablelm",
+            epsilon=_LAYER,
+            activations=("silu",),
+            orders={},
+            flags=("use_parallel_residual",),
+        ),
+        Architecture(
+            "glm4", family="glm4", epsilon=_RMS, activations=("silu",), orders={}, whole_heads=False
+        ),
+        Architecture(
+            "starcoder2",
+            family="starcoder2",
+            epsilon=_LAYER,
+            activations=_APPROXIMATE,
+            orders={},
+            biases=("query", "key", "value", "output", "up", "down"),
+        ),
+        Architecture(
+            "gpt2",
+            family="gpt2",
+            epsilon=_LAYER,
+            activations=_APPROXIMATE[1:] + _APPROXIMATE[:1],
+            orders={},
+            rotates=False,
+        ),
+        Architecture(
+            "bloom",
+            family="bloom",
+            epsilon=_LAYER,
+            activations=_APPROXIMATE,
+            orders={"qkv": _part_by_part},
+            rotates=False,
+        ),
+        Architecture(
+            "falcon",
+            family="falcon",
+            epsilon=_LAYER,
+            activations=_GELUS,
+            orders={"qkv": _part_by_part},
+            names={
+                "ln_attn": "blk.{block}.attn_norm_2",
+                "ln_mlp": "blk.{block}.attn_norm",
+            },
+            seen=lambda tensors: {
+                "new_decoder_architecture": True,
+                "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
+            },
+            from_blocks={"mlp_norm": LIMIT},
+            unbiased=True,
+        ),
+        Architecture(
+            "phi3",
+            family="phi3",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            settings=_ORIGINAL,
+            windows=True,
+        ),
+        Architecture(
+            "qwen2moe",
+            family="qwen2_moe",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            counts=_EXPERTS | {"shared_inner": "expert_shared_feed_forward_length"},
+            from_blocks=_ALL_EXPERTS,
+        ),
+        Architecture(
+            "qwen3moe",
+            family="qwen3_moe",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            whole_heads=False,
+            counts=_EXPERTS,
+            constants={"norm_topk_prob": True},
+            from_blocks=_ALL_EXPERTS,
+        ),
+        Architecture(
+            "olmoe",
+            family="olmoe",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            grouped=False,
+            counts=_EXPERTS,
+            unbiased=True,
+        ),
+        Architecture(
+            "granitemoe",
+            family="granitemoe",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders=_TURNED,
+            numbers=_GRANITE,
+            counts=_EXPERTS,
+        ),
+        Architecture(
+            "gpt-oss",
+            family="gpt_oss",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            whole_heads=False,
+            counts=_EXPERTS,
+            windows=True,
+            names=_POST_NORM,
+            biases=("query",),
+        ),
+        Architecture(
+            "glm4moe",
+            family="glm4_moe",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            whole_heads=False,
+            numbers={"factor": "expert_weights_scale"},
+            counts=_EXPERTS
+            | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
+            settings={"norm_topk_prob": "expert_weights_norm"},
+            fixed={"expert_gating_func": 2},
+            names=_POST_NORM,
+        ),
+        Architecture(
+            "phi2",
+            family="phi",
+            epsilon=_LAYER,
+            activations=_APPROXIMATE[1:],
+            orders={},
+            from_blocks=dict.fromkeys(HEAD_NORMS, LIMIT),
+        ),
+    )
+}
+
+ARCHITECTURE_OF_FAMILY = {
+    model_type: row for row in ARCHITECTURES.values() for model_type in row.model_types
+}
+
+
+def architecture_of(metadata: Metadata) -> Architecture:
+    """The row of a file. Raises: UnknownFamily, CheckpointError."""
+    name = metadata.text("general.architecture")
+    if name not in ARCHITECTURES:
+        raise UnknownFamily(
+            "this architecture of GGUF is not read",
+            where=f"{metadata.path}: general.architecture",
+            expected=f"one of {', '.join(ARCHITECTURES)}",
+            found=shown(name),
+        )
+    return ARCHITECTURES[name]
