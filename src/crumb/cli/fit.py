@@ -108,6 +108,8 @@ def print_model(model: ModelFit) -> None:
         f"context {sequences}{model.context_tokens} tokens, cache {model.cache}"
     )
     print_table(COLUMNS, [row_of(row, row is model.best_row) for row in model.rows], title)
+    if any(row.decode_tokens_per_second for row in model.rows):
+        print("tokens/s: of a prompt that fills half of the context, and behind it")
     qualities = {(row.quality.measured, row.quality.of) for row in model.rows if row.quality}
     for measured, of in sorted(qualities):
         print(f"KL {'measured on' if measured else 'with ~ is expected from'} {of}")

@@ -173,7 +173,12 @@ def _fit_model(
 
 
 def _speeds(opened: Opened, settings: EngineSettings) -> dict[str, Speed | None]:
-    """By candidate: those with codes of one width and kind are as fast as each other."""
+    """By candidate: those with codes of one width and kind are as fast as each other.
+
+    The prompt fills half of the context.
+    """
+    plan = opened.checkpoint.plan
+    prompt_tokens = max(1, settings.context(plan) // 2)
     tensors = opened.checkpoint.tensors.entries
     dtypes = {
         name: entry.dtype for name, entry in tensors.items() if not isinstance(entry, Quantized)
@@ -183,7 +188,7 @@ def _speeds(opened: Opened, settings: EngineSettings) -> dict[str, Speed | None]
     for row in opened.candidates:
         kinds = tuple(sorted({format.row.name for format in row.formats.values()}))
         if kinds not in probed:
-            probed[kinds] = probe_speed(opened.checkpoint.plan, row.formats, dtypes, settings)
+            probed[kinds] = probe_speed(plan, row.formats, dtypes, settings, prompt_tokens)
         speeds[row.name] = probed[kinds]
     return speeds
 

@@ -30,8 +30,8 @@ class FitRow:
     memory: MemoryPlan
     memory_bytes: int  # all of it
     fits: bool
-    prompt_tokens_per_second: float | None
-    decode_tokens_per_second: float | None  # of all sequences together
+    prompt_tokens_per_second: float | None  # of a prompt that fills half of the context
+    decode_tokens_per_second: float | None  # of all sequences together, behind such a prompt
     quality: Quality | None  # none of a file of floats
 
 

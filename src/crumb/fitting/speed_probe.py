@@ -1,8 +1,9 @@
 """How fast a model would run here, from a short run of a few of its blocks without its weights.
 
-In: a Plan, the formats of its matrices, EngineSettings. Out: tokens per second of a prompt and of
-decoding. The engine runs a few blocks of each kind on zeros, as many as no cache holds, and the
-time of a block counts as often as the model has it. A head runs with some of its rows.
+In: a Plan, the formats of its matrices, EngineSettings, the tokens of a prompt. Out: tokens per
+second of that prompt and of decoding behind it. The engine runs a few blocks of each kind on zeros,
+as many as no cache holds, near the beginning and behind some tokens; what attention takes grows
+with the tokens it reads, and a block counts as often as the model has it.
 Refuses nothing: a plan whose blocks do not run alone has no Speed.
 """
 
@@ -31,14 +32,15 @@ from crumb.formats.packed_tensor import stored_shape
 from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Operation, TensorSpec
+from crumb.operations.table import row_of
 from crumb.run.engine import Engine, StepPart
 from crumb.run.memory_plan import EngineSettings
 
-PROMPT_TOKENS = 256
-"""Of the prompt that is read, in one step; decoding goes on behind it."""
+CHUNK_TOKENS = 256
+"""Of each of the two steps that read a prompt; decoding goes on behind them."""
 
 STEPS = 16
-"""Steps that are decoded at most, with the head and without."""
+"""Steps that are decoded at most, each time."""
 
 SECONDS = 0.03
 """After which no more steps are decoded."""
@@ -49,6 +51,9 @@ UNCACHED_BYTES = 64 << 20
 HEAD_ROWS = 8192
 """Rows of the head that run; the others are counted with them."""
 
+CLOCK = time.perf_counter
+"""What seconds are read from."""
+
 FLOAT = np.dtype(ml_dtypes.bfloat16)
 PAGE_BYTES = 4096
 
@@ -57,22 +62,26 @@ PAGE_BYTES = 4096
 class Speed:
     """What is expected of this machine."""
 
-    prompt_tokens_per_second: float  # of a prompt of PROMPT_TOKENS
-    decode_tokens_per_second: float  # of all sequences together, behind such a prompt
+    prompt_tokens_per_second: float
+    decode_tokens_per_second: float  # of all sequences together, each behind such a prompt
 
 
 @dataclass(frozen=True)
 class StepSeconds:
-    """One prompt, and one step of decoding."""
+    """Steps of some blocks."""
 
-    prompt: float
-    decode: float
+    prompt: float  # a chunk of CHUNK_TOKENS, at the beginning
+    prompt_behind: float  # behind as many
+    decode: float  # a token of every sequence, near its beginning
+    decode_behind: float  # likewise, one sequence behind two chunks
 
-    def __add__(self, other: StepSeconds) -> StepSeconds:
-        return StepSeconds(self.prompt + other.prompt, self.decode + other.decode)
 
-    def times(self, count: float) -> StepSeconds:
-        return StepSeconds(self.prompt * count, self.decode * count)
+@dataclass(frozen=True)
+class Work:
+    """What is asked about."""
+
+    prompt_tokens: int
+    sequences: int
 
 
 def probe_speed(
@@ -80,53 +89,81 @@ def probe_speed(
     formats: Mapping[str, Format],
     dtypes: Mapping[str, np.dtype[Any]],
     settings: EngineSettings,
+    prompt_tokens: int = CHUNK_TOKENS,
 ) -> Speed | None:
-    """What a model would do; None where its blocks do not run alone. It takes a tenth of a second.
+    """What a model would do; None where its blocks do not run alone. It takes tenths of a second.
 
-    `formats`: of the matrices that run packed. `dtypes`: of the floats.
+    `formats`: of the matrices that run packed. `dtypes`: of the floats. The sequences of the
+    settings decode together, each behind a prompt of so many tokens.
     """
-    if plan.max_positions <= 2 * STEPS:
+    chunk = min(CHUNK_TOKENS, (plan.max_positions - 4 * STEPS) // 2)
+    if chunk <= 0:
         return None
     sequences = settings.sequences
     small = replace(
         settings,
-        context_tokens=min(plan.max_positions, PROMPT_TOKENS + 2 * STEPS),
+        context_tokens=2 * chunk + 4 * STEPS,
         logits_rows=max(sequences, settings.logits_rows),
-        step_tokens=max(PROMPT_TOKENS, sequences),
+        step_tokens=max(chunk, sequences),
     )
+    work = Work(prompt_tokens, sequences)
     try:
         with TemporaryDirectory(prefix="crumb-probe-") as folder:
             zeros = _Zeros(Path(folder) / "zeros", formats, dtypes)
-            total = _model_seconds(plan, zeros, small)
+            prompt, decode = _model_seconds(plan, zeros, small, work)
     except CrumbError:
         return None
-    return Speed(_prompt_tokens(small) / total.prompt, sequences / total.decode)
+    return Speed(prompt_tokens / prompt, sequences / decode)
 
 
-def _prompt_tokens(settings: EngineSettings) -> int:
-    """Tokens that leave room for the steps."""
-    assert settings.context_tokens is not None, "of the probe"
-    return settings.context_tokens - 2 * STEPS
-
-
-def _model_seconds(plan: Plan, zeros: _Zeros, settings: EngineSettings) -> StepSeconds:
-    """Seconds of all blocks and the head. Raises: CrumbError."""
-    total = StepSeconds(0.0, 0.0)
-    head_seconds: StepSeconds | None = None
-    for blocks in _kinds(plan.stages[1:-1], zeros.formats):
+def _model_seconds(
+    plan: Plan, zeros: _Zeros, settings: EngineSettings, work: Work
+) -> tuple[float, float]:
+    """Seconds of the prompt, and of a step of decoding. Raises: CrumbError."""
+    prompt = decode = 0.0
+    chunk = _chunk_tokens(settings)
+    for number, blocks in enumerate(_kinds(plan.stages[1:-1], zeros.formats)):
         few = blocks[: _count(blocks, zeros)]
         part = _part(plan, few)
-        with_head, without = _measured(zeros.checkpoint(part), settings)
-        total += without.times(len(blocks) / len(few))
-        if head_seconds is None:
-            rows = _head(plan).out_features / _head(part).out_features
-            head = StepSeconds(
-                max(0.0, with_head.prompt - without.prompt),
-                max(0.0, with_head.decode - without.decode),
-            )
-            head_seconds = head.times(rows)
-            total += head_seconds
-    return total
+        head, seconds = _measured(zeros.checkpoint(part), settings)
+        of_prompt, of_decode = expected(blocks[0], seconds, chunk, work)
+        prompt += of_prompt * len(blocks) / len(few)
+        decode += of_decode * len(blocks) / len(few)
+        if number == 0:
+            of_rows = head * _head(plan).out_features / _head(part).out_features
+            prompt += of_rows
+            decode += of_rows
+    return prompt, decode
+
+
+def expected(stage: Stage, seconds: StepSeconds, chunk: int, work: Work) -> tuple[float, float]:
+    """Seconds of a prompt and of a step behind it, from those near the beginning and behind it.
+
+    What a step behind some tokens takes longer is attention's, and grows as its work does.
+    """
+    of_chunk = max(0.0, seconds.prompt_behind - seconds.prompt) / max(reach(stage, chunk), 1.0)
+    of_token = max(0.0, seconds.decode_behind - seconds.decode) / max(reach(stage, 2 * chunk), 1.0)
+    prompt = 0.0
+    for begin in range(0, work.prompt_tokens, chunk):
+        share = min(chunk, work.prompt_tokens - begin) / chunk
+        prompt += share * (seconds.prompt + of_chunk * reach(stage, begin))
+    behind = reach(stage, work.prompt_tokens)
+    return prompt, seconds.decode + work.sequences * of_token * behind
+
+
+def reach(stage: Stage, past_tokens: int) -> float:
+    """Multiply-adds of a token that come of the tokens before it."""
+    costs = [(row_of(each).cost, each) for each in stage.operations]
+    far, near = (
+        sum(cost(each, tokens).multiply_adds for cost, each in costs) for tokens in (past_tokens, 0)
+    )
+    return far - near
+
+
+def _chunk_tokens(settings: EngineSettings) -> int:
+    """Tokens that leave room for the steps."""
+    assert settings.context_tokens is not None, "of the probe"
+    return (settings.context_tokens - 4 * STEPS) // 2
 
 
 def _kinds(stages: tuple[Stage, ...], formats: Mapping[str, Format]) -> list[list[Stage]]:
@@ -177,36 +214,36 @@ def _head(plan: Plan) -> Linear:
     return [op for op in plan.stages[-1].operations if isinstance(op, Linear)][-1]
 
 
-def _measured(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[StepSeconds, StepSeconds]:
-    """Seconds with the head and without. Raises: CrumbError."""
-    engine = Engine(checkpoint, settings)
-    tokens = [1] * _prompt_tokens(settings)
-    sequences = [engine.begin(tokens, reuse=False) for _ in range(settings.sequences)]
+def _measured(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[float, StepSeconds]:
+    """Seconds of the head, and of the blocks alone. Raises: CrumbError."""
+    engine, chunk = Engine(checkpoint, settings), _chunk_tokens(settings)
+    sequences = [engine.begin([1] * chunk, reuse=False) for _ in range(settings.sequences)]
     single = [StepPart(each, (1,)) for each in sequences]
     for part in single:  # pages of the file and of the buffers are touched
         _seconds(engine, [part])
-    prompt = _seconds(engine, [StepPart(sequences[0], tokens[1:])])
     whole = _best(engine, single, head=True)
-    features = min(whole, _best(engine, single, head=False))
-    head = whole - features
-    return StepSeconds(prompt, whole), StepSeconds(max(prompt - head, 0.0), features)
+    near = min(whole, _best(engine, single, head=False))
+    tokens = StepPart(sequences[0], (1,) * chunk)
+    prompt, behind = (_seconds(engine, [tokens], head=False) for _ in range(2))
+    far = max(near, _best(engine, single, head=False))
+    return whole - near, StepSeconds(prompt, max(prompt, behind), near, far)
 
 
 def _best(engine: Engine, parts: list[StepPart], head: bool) -> float:
     """Seconds of a step: the best of some, since a busy neighbour slows only some."""
-    begin, seconds = time.perf_counter(), [_seconds(engine, parts, head)]
-    while len(seconds) < STEPS and time.perf_counter() - begin < SECONDS:
+    begin, seconds = CLOCK(), [_seconds(engine, parts, head)]
+    while len(seconds) < STEPS and CLOCK() - begin < SECONDS:
         seconds.append(_seconds(engine, parts, head))
     return min(seconds)
 
 
 def _seconds(engine: Engine, parts: list[StepPart], head: bool = True) -> float:
-    begin = time.perf_counter()
+    begin = CLOCK()
     if head:
         engine.run(parts)
     else:
         engine.run_to_features(parts)
-    return time.perf_counter() - begin
+    return CLOCK() - begin
 
 
 @dataclass(frozen=True)

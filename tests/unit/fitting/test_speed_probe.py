@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from recorded_models import recorded_configuration
+from tiny_models import MISTRAL
 
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
@@ -19,20 +20,30 @@ from crumb.checkpoints.opening import open_checkpoint
 from crumb.embedded import MODELS
 from crumb.errors import UsageError
 from crumb.fitting import speed_probe
-from crumb.fitting.speed_probe import HEAD_ROWS, PROMPT_TOKENS, StepSeconds, probe_speed
+from crumb.fitting.speed_probe import (
+    CHUNK_TOKENS,
+    HEAD_ROWS,
+    StepSeconds,
+    Work,
+    expected,
+    probe_speed,
+)
 from crumb.requests.quantize_request import QuantizeRequest, choose
 from crumb.run.load import engine_settings
 from crumb.run.memory_plan import EngineSettings
 
-BLOCK_SECONDS, HEAD_SECONDS = 0.5, 0.25
+BLOCK_SECONDS, HEAD_SECONDS, BEHIND = 0.5, 0.25, 0.1
 
 
-def made_up(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[StepSeconds, StepSeconds]:
-    """Each block takes BLOCK_SECONDS for a step and ten times as long for a prompt."""
+def made_up(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[float, StepSeconds]:
+    """Each block takes BLOCK_SECONDS for a step and ten times as long for a chunk.
+
+    Behind a chunk it takes BEHIND more, for a token of one sequence or for a chunk.
+    """
     assert settings.sequences >= 1
     blocks = len(checkpoint.plan.stages) - 2
-    without = StepSeconds(10 * blocks * BLOCK_SECONDS, blocks * BLOCK_SECONDS)
-    return without + StepSeconds(HEAD_SECONDS, HEAD_SECONDS), without
+    near, behind = blocks * BLOCK_SECONDS, blocks * BEHIND
+    return HEAD_SECONDS, StepSeconds(10 * near, 10 * near + behind, near, near + 2 * behind)
 
 
 @pytest.mark.parametrize("sequences", [1, 4])
@@ -42,21 +53,20 @@ def test_blocks_and_rows_of_the_head_count_as_often_as_the_model_has_them(
     monkeypatch.setattr(speed_probe, "_measured", made_up)
     plan = plan_of(recorded_configuration("llama-2-13b"))
     formats = choose(plan, QuantizeRequest("", Path(), bits=4)).formats
-    speed = probe_speed(plan, formats, {}, engine_settings(plan, 4096, sequences))
+    settings = engine_settings(plan, 4096, sequences)
+    speed = probe_speed(plan, formats, {}, settings, 3 * CHUNK_TOKENS)
     assert speed is not None
     head = HEAD_SECONDS * 32000 / HEAD_ROWS
-    assert speed.decode_tokens_per_second == pytest.approx(sequences / (40 * BLOCK_SECONDS + head))
-    assert speed.prompt_tokens_per_second == pytest.approx(
-        PROMPT_TOKENS / (10 * 40 * BLOCK_SECONDS + head)
-    )
+    step = 40 * (BLOCK_SECONDS + sequences * 3 * BEHIND)
+    assert speed.decode_tokens_per_second == pytest.approx(sequences / (step + head))
+    chunks = 40 * (3 * 10 * BLOCK_SECONDS + (1 + 2) * BEHIND)
+    assert speed.prompt_tokens_per_second == pytest.approx(3 * CHUNK_TOKENS / (chunks + head))
 
 
 def test_blocks_of_different_kinds_are_measured_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def remember(
-        checkpoint: Checkpoint, settings: EngineSettings
-    ) -> tuple[StepSeconds, StepSeconds]:
+    def remember(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[float, StepSeconds]:
         asked.append(len(checkpoint.plan.stages) - 2)
         return made_up(checkpoint, settings)
 
@@ -69,7 +79,18 @@ def test_blocks_of_different_kinds_are_measured_apart(monkeypatch: pytest.Monkey
     assert asked == [1, 1]  # a block of 65 billion parameters is larger than any cache
     head = HEAD_SECONDS * 32000 / HEAD_ROWS
     assert speed is not None
-    assert speed.decode_tokens_per_second == pytest.approx(1 / (80 * BLOCK_SECONDS + head))
+    step = 80 * (BLOCK_SECONDS + BEHIND) + head
+    assert speed.decode_tokens_per_second == pytest.approx(1 / step)
+
+
+def test_a_window_bounds_what_a_step_reads() -> None:
+    blocks = plan_of(MISTRAL | {"sliding_window": 100}).stages[1]
+    seconds = StepSeconds(2.0, 2.5, 1.0, 1.25)
+    assert expected(blocks, seconds, 64, Work(64, 1)) == (2.0, pytest.approx(1.0 + 0.25 * 0.64))
+    far = expected(blocks, seconds, 64, Work(6400, 2))
+    assert far[1] == pytest.approx(1.0 + 2 * 0.25)
+    whole = plan_of(MISTRAL | {"sliding_window": None}).stages[1]
+    assert expected(whole, seconds, 64, Work(6400, 2))[1] == pytest.approx(1.0 + 2 * 0.25 * 50)
 
 
 @pytest.mark.parametrize("bits", [None, 3])
@@ -91,5 +112,5 @@ def test_what_does_not_run_alone_has_no_speed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(speed_probe, "_measured", refuse)
     plan = plan_of(recorded_configuration("llama-2-13b"))
     assert probe_speed(plan, {}, {}, engine_settings(plan)) is None
-    short = plan_of(recorded_configuration("llama-2-13b") | {"max_position_embeddings": 32})
+    short = plan_of(recorded_configuration("llama-2-13b") | {"max_position_embeddings": 64})
     assert probe_speed(short, {}, {}, engine_settings(short)) is None
