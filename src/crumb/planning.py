@@ -26,6 +26,7 @@ from crumb.fitting.sensitivity import (
     Losses,
     SensitivityPass,
     pass_work,
+    reached,
     read_losses,
     write_losses,
 )
@@ -54,6 +55,7 @@ def plan_of(
         )
     resident = resident_bytes()
     named = named_formats(model.plan, request)
+    check_reached(model.plan, set(named))
     pass_key = key_of(model, request)
     key = pass_key | {"tensors": [list(pair) for pair in request.tensor]}
     path = plan_path(request.out)
@@ -140,6 +142,17 @@ def with_plan(plan: Plan, request: QuantizeRequest, formats: FormatPlan) -> Quan
         zero=usual.zero,
         tensor=tuple(pairs),
     )
+
+
+def check_reached(plan: Plan, named: set[str]) -> None:
+    """Refuse a budget for matrices whose losses no pass finds. Raises: UsageError."""
+    others = [name for name in matrices_of(plan) if name not in reached(plan) | named]
+    if others:
+        raise UsageError(
+            "a budget does not reach experts and matrices of heads yet",
+            where=f"{others[0]} and {len(others) - 1} more" if others[1:] else others[0],
+            do="Decide those by tensor={PATTERN: FORMAT}, or --tensor PATTERN=FORMAT",
+        )
 
 
 def _of_this(formats: FormatPlan, model: Model, path: Path) -> FormatPlan:

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import LLAMA, write_model
+from tiny_models import LLAMA, MIXTURES, write_model
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import DoesNotFit, UsageError
 from crumb.fitting.sensitivity import SensitivityPass, sample
 from crumb.pipeline import plan, quantize
-from crumb.planning import plan_path
+from crumb.planning import check_reached, plan_path
 from crumb.requests.quantize_options import make_quantize_request
+from crumb.requests.quantize_request import matrices_of
 from crumb.run.backward import Backward
 from crumb.run.model import open_model
 
@@ -170,6 +171,14 @@ def test_a_plan_of_another_model_is_refused(asked: Any, tmp_path: Path) -> None:
     other.write_text(json.dumps(content))
     with pytest.raises(UsageError, match="another model"):
         plan(asked(from_plan=other))
+
+
+def test_experts_are_decided_by_name(tmp_path: Path) -> None:
+    plan_of_mixture = open_model(str(write_model(tmp_path, MIXTURES["mixtral"]))).plan
+    with pytest.raises(UsageError, match="does not reach experts"):
+        check_reached(plan_of_mixture, set())
+    named = {name for name in matrices_of(plan_of_mixture) if "experts" in name}
+    check_reached(plan_of_mixture, named)
 
 
 def test_a_budget_below_the_smallest_formats_is_refused(asked: Any) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import ExpertGroup, HeadGroup, LinearGroup, StageWalk, walk_model
+from crumb.calibrate.walk import LinearGroup, StageWalk, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import write_json
@@ -29,6 +29,7 @@ from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.formats.grid import decode_reference
 from crumb.kernels.threads import parallel_map
 from crumb.operations.embed import Embed
+from crumb.operations.linear import Linear
 from crumb.operations.operation import TensorSpec
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
@@ -103,12 +104,8 @@ class SensitivityPass:
             while stages[behind] is not walk.stage:
                 told(stages[behind], WALK_WORK)
                 behind += 1
-            if isinstance(group, ExpertGroup | HeadGroup):
-                raise UsageError(
-                    "a budget does not reach experts and matrices of heads yet",
-                    where=self.checkpoint.plan.family,
-                    do="Give --bits, and --tensor PATTERN=FORMAT for some matrices",
-                )
+            if not isinstance(group, LinearGroup):
+                continue
             path = self.folder / LOSSES / f"{walk.stage.name}.{group.first}.json"
             losses |= _stored(path, lambda: self._group(walk, group, weights))  # noqa: B023
         told(stages[-1], WALK_WORK)
@@ -187,6 +184,12 @@ class SensitivityPass:
         formats = list(possible(spec))
         values = parallel_map(loss, formats)
         return {format.name: value for format, value in zip(formats, values, strict=True)}
+
+
+def reached(plan: Plan) -> set[str]:
+    """The matrices that a pass finds losses of."""
+    operations = [each for stage in plan.stages for each in stage.operations]
+    return {each.weight for each in operations if isinstance(each, Linear | Embed)}
 
 
 def pass_work(plan: Plan, shape: tuple[int, int]) -> float:
