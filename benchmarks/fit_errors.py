@@ -30,7 +30,7 @@ from crumb.architectures.registry import plan_of
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 
 DECODED_STEPS = 12
-CONTEXTS, CACHES, SEQUENCES = (256, 768), ("f16", "int8", "f32"), (1, 3)
+CONTEXTS, CACHES, SEQUENCES = (256, 640), ("f16", "int8", "f32"), (1, 3)
 FORMATS = (None, (4, 128), (2, 64))
 """Floats, and (bits, group size)."""
 
@@ -46,7 +46,7 @@ SIZES = {
     "architectures": ["x"],
     "hidden_size": 768,
     "intermediate_size": 2048,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 6,
     "num_attention_heads": 12,
     "num_key_value_heads": 4,
     "head_dim": 64,
@@ -63,7 +63,7 @@ SIZES = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 128},
-    "qwen2": {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 8},
+    "qwen2": {"use_sliding_window": False, "sliding_window": None, "max_window_layers": 6},
     "qwen3": {"attention_bias": False, "use_sliding_window": False},
     "gemma2": {
         "hidden_activation": "gelu_pytorch_tanh",

@@ -7,6 +7,7 @@ Out: file bytes and memory beside numbers worked out by hand, and beside the fil
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import quantize_line
@@ -23,9 +24,10 @@ from crumb.run.load import engine_settings
 from crumb.run.memory_plan import CacheKind, MemoryPlan, plan_memory
 
 
-def open_outline(folder: Path, name: str) -> Checkpoint:
-    """A recorded model whose weights are holes."""
-    for file, content in repository_of(recorded_configuration(name)).items():
+def open_outline(folder: Path, name: str | dict[str, Any]) -> Checkpoint:
+    """A model, recorded or by its configuration, whose weights are holes."""
+    configuration = recorded_configuration(name) if isinstance(name, str) else name
+    for file, content in repository_of(configuration).items():
         head = content if isinstance(content, HeadOfFile) else HeadOfFile(content, len(content))
         with (folder / file).open("wb") as written:
             written.write(head.content)
@@ -104,6 +106,86 @@ def test_the_cache_is_that_of_every_sequence_at_its_whole_context(
     checkpoint = open_outline(tmp_path, "llama-2-13b")
     memory = memory_of(checkpoint, "int4-g128-fixed", context, sequences)
     assert memory.cache_bytes == 40 * sequences * context * 2 * 5120 * 2
+
+
+MIXTRAL_8X7B = {
+    "model_type": "mixtral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+}
+
+
+def test_every_expert_of_a_mixture_takes_memory(tmp_path: Path) -> None:
+    checkpoint = open_outline(tmp_path, MIXTRAL_8X7B)
+    assert checkpoint.plan.parameters() == 46_702_792_704
+    memory = memory_of(checkpoint, "int4-g128-fixed", 4096)
+    experts = 32 * 8 * 3 * 4096 * 14336
+    attention = 32 * (2 * 4096**2 + 2 * 4096 * 1024)
+    small = 2 * (32 * 8 * 4096 + 65 * 4096)  # routers and norms, bf16
+    ends = 2 * 32000 * 4096 * 8.125 / 8
+    assert memory.weights_bytes == (experts + attention) * 4.125 / 8 + ends + small
+    assert memory.cache_bytes == 32 * 4096 * 2 * (8 * 128) * 2
+
+
+DEEPSEEK_V2_LITE = {
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "moe_intermediate_size": 1408,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "kv_lora_rank": 512,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 64,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1,
+    "vocab_size": 102400,
+    "max_position_embeddings": 32768,
+}
+
+
+def test_latent_attention_keeps_one_short_row_for_all_heads(tmp_path: Path) -> None:
+    checkpoint = open_outline(tmp_path, DEEPSEEK_V2_LITE)
+    assert checkpoint.plan.parameters() == 15_706_484_224
+    memory = memory_of(checkpoint, "int4-g64-fixed", 32768)
+    assert memory.cache_bytes == 27 * 32768 * (512 + 64) * 2  # not 2 * 16 * 192 for each token
+    assert memory.cache_bytes < 1.02e9
+
+
+def test_a_window_does_not_shorten_the_cache(tmp_path: Path) -> None:
+    """The engine keeps what a window has passed, so the plan says so."""
+    gemma = {
+        "model_type": "gemma2",
+        "hidden_size": 3584,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 42,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "sliding_window": 4096,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "hidden_activation": "gelu_pytorch_tanh",
+    }
+    checkpoint = open_outline(tmp_path, gemma)
+    assert checkpoint.plan.parameters() == 9_241_705_984
+    memory = memory_of(checkpoint, "int4-g128-fixed", 8192)
+    assert memory.cache_bytes == 42 * 8192 * 2 * (8 * 256) * 2
+    blocks = 42 * (3584 * (16 + 8 + 8 + 16) * 256 + 3 * 3584 * 14336)
+    norms = (4 * 42 + 1) * 3584
+    assert memory.weights_bytes == blocks * 4.125 / 8 + 256000 * 3584 * 8.125 / 8 + 2 * norms
 
 
 def test_file_bytes_are_exactly_those_that_a_quantization_writes(tmp_path: Path) -> None:
