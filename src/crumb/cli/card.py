@@ -71,6 +71,7 @@ def _cost(name: str, measured: dict[str, Any]) -> str:
         ("its standard error", "kl_standard_error", "{:.5f}"),
         ("perplexity over the float model's", "perplexity_ratio", "{:.4f}"),
         ("same most likely token", "top1_agreement", "{:.2%}"),
+        ("bits per byte of that text", "bits_per_byte", "{:.4f}"),
     )
     lines = ["## What it cost", f"| on {measured['text']} | |", "|---|---:|"]
     lines += [

@@ -157,6 +157,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         f"{evaluation.cache} cache"
     )
     lines = [("perplexity", figure_text(evaluation.perplexity))]
+    if evaluation.bits_per_byte is not None:
+        lines.append(("bits per byte", f"{evaluation.bits_per_byte:.4f}"))
     divergence = evaluation.divergence
     if divergence is not None:
         lines += [

@@ -153,9 +153,25 @@ def print_ranking(report: FitReport) -> None:
                 model.model,
                 "nothing fits" if best is None else best.format,
                 "" if best is None else bytes_text(best.memory_bytes),
-                "" if model.bits_per_byte is None else f"~{model.bits_per_byte:.3f}",
+                bits_per_byte_text(model),
             ]
         )
     print_table(["<model", "<best that fits", "memory", "bits per byte"], rows, "ranked")
-    of = sorted({model.bits_per_byte_of for model in report.models})
-    print(f"bits per byte with ~ are expected from {', '.join(of)}: models of one size differ more")
+    expected, measured = (
+        sorted(
+            {each.bits_per_byte_of for each in report.models if each.bits_per_byte_measured is it}
+        )
+        for it in (False, True)
+    )
+    if measured:
+        print(f"bits per byte measured on {', '.join(measured)}")
+    if expected:
+        of = ", ".join(expected)
+        print(f"bits per byte with ~ are expected from {of}: models of one size differ more")
+
+
+def bits_per_byte_text(model: ModelFit) -> str:
+    """Bits per byte of what fits; ~ where they are expected."""
+    if model.bits_per_byte is None:
+        return ""
+    return f"{'' if model.bits_per_byte_measured else '~'}{model.bits_per_byte:.3f}"

@@ -6,11 +6,12 @@ Refuses texts shorter than a window and models whose vocabularies differ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from crumb.errors import ModelNotFound
+from crumb.errors import CrumbError, ModelNotFound
 from crumb.evaluation.execution import Execution, make_execution
 from crumb.evaluation.reference_pack import PACK, read_pack, score_on_pack
 from crumb.evaluation.report import Evaluation, divergence, perplexity
@@ -92,7 +93,22 @@ def make_evaluation(
         cache=execution.cache.value,
         perplexity=perplexity(scores),
         divergence=divergence(scores, reference_scores) if reference_scores else None,
+        bits_per_byte=bits_per_byte(model, scores, windows),
     )
+
+
+def bits_per_byte(model: Model, scores: TokenScores, windows: Windows) -> float | None:
+    """What coding the scored tokens takes, over the bytes of their text.
+
+    Unlike perplexity it compares models of different vocabularies.
+    """
+    try:
+        decode = model.tokenizer.decode
+    except CrumbError:
+        return None
+    scored = windows.tokens[:, windows.first_scored :]
+    size = sum(len(decode(row.tolist()).encode()) for row in scored)
+    return float(scores.loss.sum()) / math.log(2) / size if size else None
 
 
 def evaluate(

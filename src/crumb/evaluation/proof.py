@@ -46,6 +46,7 @@ def prove(source: Model, directory: Path) -> None:
         compared.kl.standard_error,
         compared.perplexity_ratio.value,
         compared.top1_agreement.value,
+        evaluation.bits_per_byte,
     )
     write_json(directory / MANIFEST, read_json(directory / MANIFEST) | {"measured": measured})
 

@@ -74,6 +74,7 @@ class Evaluation:
     perplexity: Figure
     divergence: Divergence | None
     pack: PackBound | None = None  # where the reference was a pack
+    bits_per_byte: float | None = None  # of the scored text; None of a model without a tokenizer
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -155,7 +155,7 @@ def _fit_model(
         for each in opened.candidates
     )
     best = _best(rows)
-    bits_per_byte, of = _bits_per_byte(checkpoint, None if best is None else rows[best])
+    bits_per_byte = _bits_per_byte(checkpoint, None if best is None else rows[best])
     context = settings.context(plan)
     return ModelFit(
         opened.model,
@@ -166,8 +166,7 @@ def _fit_model(
         cache.value,
         rows,
         best,
-        bits_per_byte,
-        of,
+        *bits_per_byte,
         advice_of(rows, best, limit, context, cache.value),
     )
 
@@ -247,15 +246,21 @@ def quality_cost(row: FitRow) -> float:
     return 0.0 if row.quality is None else row.quality.kl
 
 
-def _bits_per_byte(checkpoint: Checkpoint, row: FitRow | None) -> tuple[float | None, str]:
-    """Of a row, on English text: the float model's, and what the KL adds for each token."""
+def _bits_per_byte(checkpoint: Checkpoint, row: FitRow | None) -> tuple[float | None, bool, str]:
+    """Of a row: as its manifest has it, or of the float model what its size lets expect.
+
+    Then what the KL adds for each token. Out: bits, whether they were measured, on or of what.
+    """
+    measured = read_manifest(checkpoint.path)[0].measured if row and row.lies_here else None
+    if measured is not None and measured.bits_per_byte is not None:
+        return measured.bits_per_byte, True, measured.text
     expectation = expected_bits_per_byte(checkpoint.plan.parameters())
     if row is None:
-        return None, expectation.of
+        return None, False, expectation.of
     text = read_text(SAMPLE, Use.EVALUATION).text
     try:
         tokens = len(load_tokenizer(checkpoint.files).encode(text))
     except CrumbError:
         tokens = round(len(text.encode()) / USUAL_TOKEN_BYTES)
     added = quality_cost(row) / log(2) * tokens / len(text.encode())
-    return expectation.value + added, expectation.of
+    return expectation.value + added, False, expectation.of

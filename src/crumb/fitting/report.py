@@ -48,7 +48,8 @@ class ModelFit:
     rows: tuple[FitRow, ...]  # the largest first
     best: int | None  # index of the row to take; None where nothing fits
     bits_per_byte: float | None  # of the best row, on English text
-    bits_per_byte_of: str  # what was measured, or whose measurements it is expected from
+    bits_per_byte_measured: bool  # of this very file; else expected
+    bits_per_byte_of: str  # the text, or whose measurements it is expected from
     advice: tuple[str, ...]
 
     @property

@@ -64,6 +64,7 @@ class MeasuredRecord(msgspec.Struct, frozen=True):
     kl_standard_error: float | None = None
     perplexity_ratio: float | None = None
     top1_agreement: float | None = None
+    bits_per_byte: float | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):
