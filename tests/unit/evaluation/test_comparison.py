@@ -6,6 +6,7 @@ In: tiny checkpoints and the embedded excerpt. Out: Evaluations.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def test_an_evaluation_says_what_was_measured_on_what(tiny: Path) -> None:
     assert found.bits_per_weight == 8 * file_bytes / parameters
     # Random weights know nothing: their loss is near that of a uniform guess among 300 tokens.
     assert 150 < found.perplexity.value < 1500
+
+
+def test_bits_per_byte_are_the_losses_over_the_bytes_that_were_scored(tiny: Path) -> None:
+    found = evaluate(str(tiny), text=TEXT, window_tokens=64, limit_windows=3)
+    tokenizer = open_model(str(tiny)).tokenizer
+    windows = cut_windows(read_text(TEXT, Use.EVALUATION), tokenizer.encode, length=64, limit=3)
+    size = sum(len(tokenizer.decode(row[1:].tolist()).encode()) for row in windows.tokens)
+    bits = found.scored_tokens * math.log2(found.perplexity.value)
+    assert found.bits_per_byte == pytest.approx(bits / size)
 
 
 def test_a_model_against_itself_by_name_has_moved_nowhere(tiny: Path) -> None:
