@@ -33,7 +33,7 @@ from crumb.operations.embed import Embed
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Operation, TensorSpec
 from crumb.operations.table import row_of
-from crumb.run.engine import Engine, StepPart
+from crumb.run.engine import Engine, EngineSequence, StepPart
 from crumb.run.memory_plan import EngineSettings
 
 CHUNK_TOKENS = 256
@@ -76,14 +76,6 @@ class StepSeconds:
     decode_behind: float  # likewise, one sequence behind two chunks
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is asked about."""
-
-    prompt_tokens: int
-    sequences: int
-
-
 def probe_speed(
     plan: Plan,
     formats: Mapping[str, Format],
@@ -106,18 +98,17 @@ def probe_speed(
         logits_rows=max(sequences, settings.logits_rows),
         step_tokens=max(chunk, sequences),
     )
-    work = Work(prompt_tokens, sequences)
     try:
         with TemporaryDirectory(prefix="crumb-probe-") as folder:
             zeros = _Zeros(Path(folder) / "zeros", formats, dtypes)
-            prompt, decode = _model_seconds(plan, zeros, small, work)
+            prompt, decode = _model_seconds(plan, zeros, small, prompt_tokens)
     except CrumbError:
         return None
     return Speed(prompt_tokens / prompt, sequences / decode)
 
 
 def _model_seconds(
-    plan: Plan, zeros: _Zeros, settings: EngineSettings, work: Work
+    plan: Plan, zeros: _Zeros, settings: EngineSettings, prompt_tokens: int
 ) -> tuple[float, float]:
     """Seconds of the prompt, and of a step of decoding. Raises: CrumbError."""
     prompt = decode = 0.0
@@ -126,7 +117,8 @@ def _model_seconds(
         few = blocks[: _count(blocks, zeros)]
         part = _part(plan, few)
         head, seconds = _measured(zeros.checkpoint(part), settings)
-        of_prompt, of_decode = expected(blocks[0], seconds, chunk, work)
+        of_prompt = prompt_seconds(blocks[0], seconds, chunk, prompt_tokens)
+        of_decode = decode_seconds(blocks[0], seconds, chunk, prompt_tokens, settings.sequences)
         prompt += of_prompt * len(blocks) / len(few)
         decode += of_decode * len(blocks) / len(few)
         if number == 0:
@@ -136,19 +128,25 @@ def _model_seconds(
     return prompt, decode
 
 
-def expected(stage: Stage, seconds: StepSeconds, chunk: int, work: Work) -> tuple[float, float]:
-    """Seconds of a prompt and of a step behind it, from those near the beginning and behind it.
+def prompt_seconds(stage: Stage, seconds: StepSeconds, chunk: int, tokens: int) -> float:
+    """Of a prompt, from a chunk at the beginning and one behind it.
 
-    What a step behind some tokens takes longer is attention's, and grows as its work does.
+    What the second takes longer is attention's, and grows as its work does.
     """
-    of_chunk = max(0.0, seconds.prompt_behind - seconds.prompt) / max(reach(stage, chunk), 1.0)
-    of_token = max(0.0, seconds.decode_behind - seconds.decode) / max(reach(stage, 2 * chunk), 1.0)
-    prompt = 0.0
-    for begin in range(0, work.prompt_tokens, chunk):
-        share = min(chunk, work.prompt_tokens - begin) / chunk
-        prompt += share * (seconds.prompt + of_chunk * reach(stage, begin))
-    behind = reach(stage, work.prompt_tokens)
-    return prompt, seconds.decode + work.sequences * of_token * behind
+    behind = max(0.0, seconds.prompt_behind - seconds.prompt) / max(reach(stage, chunk), 1.0)
+    total = 0.0
+    for begin in range(0, tokens, chunk):
+        share = min(chunk, tokens - begin) / chunk
+        total += share * (seconds.prompt + behind * reach(stage, begin))
+    return total
+
+
+def decode_seconds(
+    stage: Stage, seconds: StepSeconds, chunk: int, past: int, sequences: int
+) -> float:
+    """Of a token of every sequence, each behind so many, likewise."""
+    behind = max(0.0, seconds.decode_behind - seconds.decode) / max(reach(stage, 2 * chunk), 1.0)
+    return seconds.decode + sequences * behind * reach(stage, past)
 
 
 def reach(stage: Stage, past_tokens: int) -> float:
@@ -223,10 +221,20 @@ def _measured(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[float, 
         _seconds(engine, [part])
     whole = _best(engine, single, head=True)
     near = min(whole, _best(engine, single, head=False))
-    tokens = StepPart(sequences[0], (1,) * chunk)
-    prompt, behind = (_seconds(engine, [tokens], head=False) for _ in range(2))
+    prompt = _chunk_seconds(engine, sequences[0], chunk)
+    behind = _chunk_seconds(engine, sequences[0], chunk)
     far = max(near, _best(engine, single, head=False))
     return whole - near, StepSeconds(prompt, max(prompt, behind), near, far)
+
+
+def _chunk_seconds(engine: Engine, sequence: EngineSequence, chunk: int) -> float:
+    """Seconds of the sequence's next chunk, the better of two times."""
+    part, seconds = StepPart(sequence, (1,) * chunk), []
+    for again in (True, False):
+        seconds.append(_seconds(engine, [part], head=False))
+        if again:
+            engine.cut(sequence, chunk)
+    return min(seconds)
 
 
 def _best(engine: Engine, parts: list[StepPart], head: bool) -> float:

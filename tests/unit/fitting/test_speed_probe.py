@@ -24,9 +24,9 @@ from crumb.fitting.speed_probe import (
     CHUNK_TOKENS,
     HEAD_ROWS,
     StepSeconds,
-    Work,
-    expected,
+    decode_seconds,
     probe_speed,
+    prompt_seconds,
 )
 from crumb.requests.quantize_request import QuantizeRequest, choose
 from crumb.run.load import engine_settings
@@ -84,13 +84,15 @@ def test_blocks_of_different_kinds_are_measured_apart(monkeypatch: pytest.Monkey
 
 
 def test_a_window_bounds_what_a_step_reads() -> None:
-    blocks = plan_of(MISTRAL | {"sliding_window": 100}).stages[1]
     seconds = StepSeconds(2.0, 2.5, 1.0, 1.25)
-    assert expected(blocks, seconds, 64, Work(64, 1)) == (2.0, pytest.approx(1.0 + 0.25 * 0.64))
-    far = expected(blocks, seconds, 64, Work(6400, 2))
-    assert far[1] == pytest.approx(1.0 + 2 * 0.25)
+    narrow = plan_of(MISTRAL | {"sliding_window": 100}).stages[1]
+    assert prompt_seconds(narrow, seconds, 64, 32) == 1.0
+    assert prompt_seconds(narrow, seconds, 64, 128) == 2.0 + 2.5
+    assert prompt_seconds(narrow, seconds, 64, 256) == pytest.approx(2 + 2.5 + 2 * (2 + 50 / 64))
+    assert decode_seconds(narrow, seconds, 64, 50, 1) == 1.0 + 0.25 / 2
+    assert decode_seconds(narrow, seconds, 64, 6400, 2) == 1.0 + 2 * 0.25
     whole = plan_of(MISTRAL | {"sliding_window": None}).stages[1]
-    assert expected(whole, seconds, 64, Work(6400, 2))[1] == pytest.approx(1.0 + 2 * 0.25 * 50)
+    assert decode_seconds(whole, seconds, 64, 6400, 2) == 1.0 + 2 * 0.25 * 50
 
 
 @pytest.mark.parametrize("bits", [None, 3])

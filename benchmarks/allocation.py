@@ -1,0 +1,207 @@
+"""KL against bytes: formats chosen within a budget, beside one format for every matrix.
+
+In: a float model, calibration, texts to evaluate, budgets in bits per weight of the whole file.
+Out: JSON with the machine, a Markdown table, a picture (SVG). What a killed run finished in
+`--folder` is read again. A uniform format is every matrix's, the embedding's too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from bisect import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from machine import describe_machine
+from report import RESULTS, print_table, write_record
+
+from crumb.evaluation.comparison import evaluate_models
+from crumb.pipeline import QuantizeResult, quantize
+from crumb.requests.quantize_options import make_quantize_request
+from crumb.run.model import open_model
+from crumb.texts.hub_texts import Use
+from crumb.texts.sources import read_text
+from crumb.texts.windows import cut_windows
+
+UNIFORM = ((2, 64), (3, 64), (4, 64))
+"""Bits and groups of the line that mixes are held to."""
+
+WIDTH, HEIGHT, MARGIN = 720, 420, 60
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One file."""
+
+    name: str
+    mixed: bool
+    file_bytes: int
+    bits_per_weight: float
+    expected_kl: float | None
+    kl: dict[str, float]  # by text
+
+    @property
+    def mean_kl(self) -> float:
+        return sum(self.kl.values()) / len(self.kl)
+
+
+def make(asked: argparse.Namespace, name: str, **options: Any) -> QuantizeResult:
+    """A quantized model, or what an earlier run left of it."""
+    request = make_quantize_request(
+        asked.model,
+        asked.folder / name,
+        calibration=asked.calibration,
+        sequences=asked.sequences,
+        length_tokens=asked.length,
+        pack=False,
+        **options,
+    )
+    return quantize(request)
+
+
+def make_all(asked: argparse.Namespace) -> dict[str, QuantizeResult]:
+    """Every file of the table."""
+    results = {}
+    for bits in asked.budgets:
+        name = f"mix {bits:g}"
+        results[name] = make(asked, name.replace(" ", "-"), bits_per_weight=bits)
+    for bits, group_size in UNIFORM:
+        name = f"int{bits} g{group_size}"
+        widths = {"bits": bits, "group_size": group_size, "embedding": bits, "head": bits}
+        results[name] = make(asked, name.replace(" ", "-"), **widths)
+    return results
+
+
+def measure(asked: argparse.Namespace, results: dict[str, QuantizeResult]) -> list[Point]:
+    """The KL of every file on every text, all in one pass of the float model."""
+    reference = open_model(asked.model)
+    models = [open_model(str(result.out)) for result in results.values()]
+    kl: dict[str, dict[str, float]] = {name: {} for name in results}
+    for text in asked.text:
+        windows = cut_windows(
+            read_text(text, Use.EVALUATION),
+            reference.tokenizer.encode,
+            protocol="llama.cpp",
+            length=512,
+            limit=asked.limit,
+            begin_token=reference.tokenizer.begin_token,
+        )
+        evaluations = evaluate_models(models, reference, windows)[1:]
+        for name, evaluation in zip(results, evaluations, strict=True):
+            assert evaluation.divergence is not None, "there is a reference"
+            kl[name][Path(text).stem] = evaluation.divergence.kl.value
+    return [
+        Point(
+            name,
+            name.startswith("mix"),
+            result.file_bytes,
+            result.bits_per_weight,
+            result.manifest.get("allocation", {}).get("expected_kl"),
+            kl[name],
+        )
+        for name, result in results.items()
+    ]
+
+
+def line_at(points: Sequence[Point], size: int) -> float:
+    """KL of uniform formats at some bytes: straight lines between logarithms."""
+    ordered = sorted(points, key=lambda point: point.file_bytes)
+    pairs = list(pairwise(ordered))
+    place = bisect([point.file_bytes for point in ordered], size) - 1
+    low, high = pairs[min(max(place, 0), len(pairs) - 1)]
+    share = (size - low.file_bytes) / (high.file_bytes - low.file_bytes)
+    return math.exp((1 - share) * math.log(low.mean_kl) + share * math.log(high.mean_kl))
+
+
+def rows_of(points: list[Point]) -> list[list[str]]:
+    """The table, by bytes."""
+    uniform = [point for point in points if not point.mixed]
+    rows = []
+    for point in sorted(points, key=lambda each: each.file_bytes):
+        line = line_at(uniform, point.file_bytes) if point.mixed else None
+        rows.append(
+            [
+                point.name,
+                f"{point.file_bytes / 1e6:.2f}",
+                f"{point.bits_per_weight:.3f}",
+                *(f"{value:.4f}" for value in point.kl.values()),
+                f"{point.mean_kl:.4f}",
+                "" if line is None else f"{point.mean_kl / line:.3f}",
+                "" if point.expected_kl is None else f"{point.expected_kl:.3f}",
+            ]
+        )
+    return rows
+
+
+def picture(points: list[Point]) -> str:
+    """An SVG: megabytes across, KL up, both series as lines."""
+    sizes = [point.file_bytes / 1e6 for point in points]
+    levels = [math.log(point.mean_kl) for point in points]
+    left, right = min(sizes) - 2, max(sizes) + 2
+    low, high = min(levels) - 0.2, max(levels) + 0.2
+
+    def place(size: float, level: float) -> tuple[float, float]:
+        x = MARGIN + (size - left) / (right - left) * (WIDTH - 2 * MARGIN)
+        y = HEIGHT - MARGIN - (level - low) / (high - low) * (HEIGHT - 2 * MARGIN)
+        return round(x, 1), round(y, 1)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
+        ' font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 15}" text-anchor="middle">MB of the file</text>',
+        f'<text x="{MARGIN}" y="30">mean KL from the float model, nats</text>',
+    ]
+    for tick in TICKS:
+        if low < math.log(tick) < high:
+            x, y = place(left, math.log(tick))
+            parts.append(f'<path d="M{x} {y}H{WIDTH - MARGIN}" stroke="#ddd"/>')
+            parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
+    for size in range(int(left) // 10 * 10 + 10, int(right) + 1, 10):
+        x, y = place(size, low)
+        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{size}</text>')
+    for mixed, color, words in ((False, "#888", "one format"), (True, "#06c", "a budget")):
+        series = sorted(
+            (point.file_bytes / 1e6, point.mean_kl) for point in points if point.mixed == mixed
+        )
+        places = [place(size, math.log(kl)) for size, kl in series]
+        path = " ".join(f"{x},{y}" for x, y in places)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
+        parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>' for x, y in places]
+        x, y = places[0]
+        parts.append(f'<text x="{x + 8}" y="{y - 8}" fill="{color}">{words}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--sequences", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--text", action="append", required=True)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5, 4.0])
+    parser.add_argument("--limit", type=int, default=12, help="windows of each text")
+    parser.add_argument("--folder", type=Path, required=True, help="where the models lie")
+    parser.add_argument("--out", type=Path, default=RESULTS / "allocation.json")
+    parser.add_argument("--picture", type=Path)
+    asked = parser.parse_args()
+    points = measure(asked, make_all(asked))
+    write_record(
+        asked.out,
+        {"machine": describe_machine(), "points": [vars(point) for point in points]},
+    )
+    texts = [Path(text).stem for text in asked.text]
+    columns = ["file", "MB", "bits per weight", *texts, "mean KL", "over the line", "expected"]
+    print_table(columns, rows_of(points))
+    if asked.picture is not None:
+        asked.picture.write_text(picture(points))
+
+
+if __name__ == "__main__":
+    main()
