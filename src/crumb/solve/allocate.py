@@ -8,7 +8,7 @@ what the relaxation rules out goes, and what is left is decided by dynamic progr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,10 +53,6 @@ class Allocation:
     @property
     def loss(self) -> float:
         return float(sum(each.loss for each in self.offers))
-
-    def replaced(self, changes: dict[int, Offer]) -> Allocation:
-        """With other offers of some menus."""
-        return Allocation(tuple(changes.get(index, each) for index, each in enumerate(self.offers)))
 
 
 @dataclass(frozen=True)
@@ -199,53 +195,3 @@ def _least_loss(menus: list[list[Offer]], left: Integers) -> Doubles:
     levels = base_loss - np.cumsum([0.0, *(step.less_loss for step in steps)])
     bound = np.interp(left, places, levels)
     return np.where(left < base_bytes, np.inf, bound)
-
-
-def exchanges(
-    menus: Sequence[Menu], allocation: Allocation, budget_bytes: int
-) -> Iterator[Allocation]:
-    """Allocations in which one matrix has its next offer, up or down, or two change places so.
-
-    Those within the budget, the least loss first.
-    """
-    ups: list[tuple[int, Offer]] = []
-    downs: list[tuple[int, Offer]] = []
-    for index, (menu, chosen) in enumerate(zip(menus, allocation.offers, strict=True)):
-        useful = _useful(menu.offers)
-        larger = [each for each in useful if each.size_bytes > chosen.size_bytes]
-        smaller = [each for each in useful if each.size_bytes < chosen.size_bytes]
-        ups += [(index, larger[0])] if larger else []
-        downs += [(index, smaller[-1])] if smaller else []
-    changes = [{index: offer} for index, offer in ups]
-    changes += [{up: more, down: less} for up, more in ups for down, less in downs if up != down]
-    made = (allocation.replaced(change) for change in changes)
-    fitting = [each for each in made if each.size_bytes <= budget_bytes]
-    yield from sorted(fitting, key=lambda each: each.loss)
-
-
-def refine(
-    menus: Sequence[Menu],
-    allocation: Allocation,
-    budget_bytes: int,
-    measure: Callable[[Allocation], float],
-    tries: int,
-) -> tuple[Allocation, float]:
-    """The allocation, or the exchange from it, that measures best; one better starts anew.
-
-    `measure` is asked at most 1 + tries times.
-    """
-    best, least = allocation, measure(allocation)
-    tried = {best.offers}
-    while tries > 0:
-        for other in exchanges(menus, best, budget_bytes):
-            if tries <= 0 or other.offers in tried:
-                continue
-            tries -= 1
-            tried.add(other.offers)
-            value = measure(other)
-            if value < least:
-                best, least = other, value
-                break
-        else:
-            break
-    return best, least

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumb.errors import DoesNotFit
-from crumb.solve.allocate import Allocation, Menu, Offer, allocate, exchanges, refine
+from crumb.solve.allocate import Allocation, Menu, Offer, allocate
 
 OFFERS = st.lists(
     st.builds(
@@ -97,42 +97,3 @@ def test_a_budget_for_everything_gives_everything():
 def test_the_least_budget_gives_the_smallest():
     menus = layers(8)
     assert {offer.name for offer in allocate(menus, bytes_between(menus, 0)).offers} == {"2.125"}
-
-
-def test_exchanges_stay_within_the_budget_and_change_two_at_most():
-    menus = layers(12)
-    budget = bytes_between(menus, 0.4)
-    first = allocate(menus, budget)
-    others = list(exchanges(menus, first, budget))
-    losses = [each.loss for each in others]
-    assert others
-    assert losses == sorted(losses)
-    assert losses[0] >= first.loss
-    for other in others:
-        pairs = zip(other.offers, first.offers, strict=True)
-        assert 1 <= sum(one != two for one, two in pairs) <= 2
-        assert other.size_bytes <= budget
-
-
-def test_refining_finds_what_only_a_measurement_knows():
-    menus = layers(6)
-    budget = bytes_between(menus, 0.5)
-    first = allocate(menus, budget)
-    asked = []
-
-    def measure(allocation):  # the last matrix matters far more than its menu says
-        asked.append(allocation)
-        return allocation.loss + 1e6 * allocation.offers[-1].loss
-
-    best, least = refine(menus, first, budget, measure, tries=40)
-    assert least < measure(first)
-    assert best.size_bytes <= budget
-    assert best.offers[-1].size_bytes > first.offers[-1].size_bytes
-    assert len(asked) <= 42
-
-
-def test_without_tries_the_allocation_is_measured_alone():
-    menus = layers(6)
-    budget = bytes_between(menus, 0.5)
-    first = allocate(menus, budget)
-    assert refine(menus, first, budget, lambda each: each.loss, 0) == (first, first.loss)
