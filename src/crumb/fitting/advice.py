@@ -17,7 +17,13 @@ BETTER = 0.75
 
 
 def advice_of(
-    rows: Sequence[FitRow], best: int | None, limit: int, context: int, cache: str
+    model: str,
+    rows: Sequence[FitRow],
+    best: int | None,
+    limit: int,
+    context: int,
+    parallel: int,
+    cache: str,
 ) -> tuple[str, ...]:
     """Sentences about the rows; `limit` is the memory there is."""
     said = []
@@ -29,6 +35,12 @@ def advice_of(
     else:
         shown = rows[best]
         said += _with_more(rows, shown, limit)
+        if shown.quality is not None and not all(row.lies_here for row in rows):
+            said.append(
+                "a format for each matrix uses all of it and loses less: crumb quantize"
+                f" {model} --memory {limit >> 20}MiB --context {context}"
+                f"{_unless(parallel, 1, 'parallel')}{_unless(cache, 'f16', 'cache')}"
+            )
     if shown.memory.cache_bytes > CACHE_SHARE * shown.memory_bytes:
         half = _size(shown.memory.cache_bytes / 2)
         said.append(
@@ -38,6 +50,10 @@ def advice_of(
         if cache != "int8":
             said.append("--cache int8 takes about half of f16's")
     return tuple(said)
+
+
+def _unless(value: object, usual: object, option: str) -> str:
+    return "" if value == usual else f" --{option} {value}"
 
 
 def _with_more(rows: Sequence[FitRow], best: FitRow, limit: int) -> list[str]:

@@ -167,7 +167,7 @@ def _fit_model(
         rows,
         best,
         *bits_per_byte,
-        advice_of(rows, best, limit, context, cache.value),
+        advice_of(opened.model, rows, best, limit, context, request.parallel, cache.value),
     )
 
 
