@@ -7,13 +7,13 @@ models that SentencePiece trains here give SentencePiece's tokens.
 from __future__ import annotations
 
 import io
-import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_vocabularies import EMBEDDED, GGML, NOVELLA, novella_metadata
+from gguf_vocabularies import GGML, NOVELLA, novella_metadata
+from published_pre_tokenizers import PUBLISHED
+from trained_tokenizers import CORPUS, MARKS, texts, trained
 
 from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import ROWS, pre_tokenizer_json
 from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
@@ -26,35 +26,6 @@ sentencepiece = pytest.importorskip("sentencepiece")
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-TEXT = (EMBEDDED / "texts" / "excerpt-calibration.txt").read_text(encoding="utf-8")
-CORPUS = TEXT.replace("<unk>", "unk")  # a special token to us, text to SentencePiece
-SCRAPS = (
-    *" \n\t_0éß語🙂नЖ▁",
-    "\r\n",
-    "  ",
-    "I'll",
-    "17",
-    "日本",
-    "e\u0301",
-    "the",
-    " The",
-    "f(x):",
-)
-MARKS = ("<s>", "</s>", "<|turn|>")
-
-
-def texts(*marks: str) -> list[str]:
-    """160 texts: passages, and scraps with special tokens thrown together."""
-    draw = random.Random(0)
-    found = [""]
-    while len(found) < 160:
-        start = draw.randrange(len(CORPUS))
-        found += [
-            CORPUS[start : start + draw.randrange(300)],
-            "".join(draw.choice((*SCRAPS, *marks)) for _ in range(draw.randrange(30))),
-        ]
-    return found
-
 
 def written(directory: Path, metadata: dict[str, Any]) -> Path:
     """The files of metadata in a directory, as transformers reads one."""
@@ -63,37 +34,25 @@ def written(directory: Path, metadata: dict[str, Any]) -> Path:
     return directory
 
 
-def trained(row: str) -> Any:
-    """A byte-level tokenizer of 900 tokens with a begin token and a pre-tokenizer of that row."""
-    model = {"type": "BPE", "vocab": {}, "merges": [], "ignore_merges": ROWS[row].whole_words}
-    content = {
-        "version": "1.0",
-        "added_tokens": [],
-        "pre_tokenizer": pre_tokenizer_json(ROWS[row]),
-        "normalizer": {"type": "NFC"} if ROWS[row].normal_form else None,
-        "model": model,
-    }
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=900,
-        special_tokens=list(MARKS),
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS.splitlines(keepends=True), trainer)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)]
-    )
-    return tokenizer
+@pytest.mark.parametrize("row", ["tekken", "deepseek-llm", "deepseek-v3", "seed-coder"])
+def test_transformers_reads_the_tokenizer_of_a_row(tmp_path: Path, row: str) -> None:
+    whole_words, normal_form = ROWS[row].whole_words, ROWS[row].normal_form
+    pre = pre_tokenizer_json(ROWS[row])
+    check_both(tmp_path, trained(pre, whole_words=whole_words, normal_form=normal_form), row)
 
 
-@pytest.mark.parametrize("row", ["gpt-2", "llama-bpe", "qwen2", "smollm", "tekken", "deepseek-v3"])
-def test_transformers_reads_the_tokenizer_that_was_trained(tmp_path: Path, row: str) -> None:
-    theirs = trained(row)
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_transformers_reads_the_tokenizer_of_a_published_kind(tmp_path: Path, model: str) -> None:
+    steps, whole_words, normal_form, name = PUBLISHED[model]
+    pre = {"type": "Sequence", "pretokenizers": steps}
+    check_both(tmp_path, trained(pre, whole_words=whole_words, normal_form=normal_form), name)
+
+
+def check_both(tmp_path: Path, theirs: Any, name: str) -> None:
+    """A tokenizer, and what transformers makes of our files of its metadata."""
     files = MadeFiles(tmp_path, {"tokenizer.json": theirs.to_str().encode()})
     metadata = tokenizer_metadata(files, {"eos_token_id": 1})
-    assert metadata[GGML + "pre"] == row
+    assert metadata[GGML + "pre"] == name
     loaded = transformers.AutoTokenizer.from_pretrained(written(tmp_path, metadata))
     assert (loaded.bos_token, loaded.eos_token) == ("<s>", "</s>")
     for text in texts(*MARKS):

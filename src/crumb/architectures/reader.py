@@ -135,12 +135,14 @@ class Reader:
             raise refuse(key, "an object", scaling)
         if kind is not None and isinstance(scaling.get(kind), Mapping):
             scaling = scaling[kind]
-        theta = scaling.get("rope_theta")
+        key, theta = "rope_theta", scaling.get("rope_theta")
+        if theta is None:
+            key, theta = self.find("theta")
         dimensions = self.rotary_dimensions(scaling)
         return read_rope(
             scaling,
             dimensions,
-            as_number(self.find("theta")[1] if theta is None else theta, "rope_theta", lowest=2.0),
+            as_number(theta, key, lowest=2.0),
             self.sizes.positions,
             self.configuration.get("original_max_position_embeddings"),
         )
@@ -160,5 +162,7 @@ class Reader:
             if dimensions != head_dim and usual == 1.0 and not self.family.partial:
                 raise refuse(key, "1, as this family rotates whole heads", share)
         if dimensions % 2 or not dimensions:
+            if key not in self.configuration and key not in scaling:
+                key = self.find("head_dim" if "head_dim" in self.family.keys else "heads")[0]
             raise refuse(key, f"an even number of the {head_dim} features to rotate", dimensions)
         return dimensions

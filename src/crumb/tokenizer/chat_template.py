@@ -231,13 +231,19 @@ def _content(token: Any) -> str | None:
     return content if isinstance(content, str) else None
 
 
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""What clients call a message's thoughts; templates read one of the first two."""
+
+
 def _as_mapping(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:
     """A message as a template reads it; clients send null for what is not there."""
     if isinstance(message, Message):
         return {"role": message.role, "content": message.content}
     if not isinstance(message, Mapping):
         raise UsageError("a message has a role and content", found=type(message).__name__)
-    return {name: value for name, value in message.items() if value is not None}
+    said = {name: value for name, value in message.items() if value is not None}
+    thought = next((said[name] for name in THOUGHTS if name in said), None)
+    return said if thought is None else {THOUGHTS[1]: thought, **said, THOUGHTS[0]: thought}
 
 
 def _plain(value: Any) -> Any:

@@ -96,6 +96,16 @@ def test_what_a_client_sends_as_null_is_not_there() -> None:
     assert template(source).render(chat) == "Falsex"
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "thinking", "reasoning"])
+def test_thoughts_have_the_names_that_templates_read(name: str) -> None:
+    chat = [{"role": "assistant", "content": "Yes.", name: "hm"}]
+    source = (
+        "{% for each in messages %}{{ each.thinking }} {{ each.reasoning_content }}{% endfor %}"
+    )
+    assert template(source).render(chat) == "hm hm"
+    assert template(source).render(HELLO) == " "
+
+
 @pytest.mark.parametrize("chat", [[], ["Hello"]])
 def test_a_chat_without_messages_is_refused(chat: Any) -> None:
     with pytest.raises(UsageError, match="message"):

@@ -96,6 +96,7 @@ ROWS: Mapping[str, PreTokenizer] = {
     "deepseek-r1-qwen": PreTokenizer((QWEN2,)),
     "qwen35": PreTokenizer((QWEN35,)),
     "smollm": PreTokenizer((DIGIT, GPT2)),
+    "command-r": PreTokenizer((DIGIT, GPT2), normal_form=True),
     "tekken": PreTokenizer((TEKKEN,), whole_words=True, add_begin=True),
     "gpt-4o": PreTokenizer((GPT4O,)),
     "deepseek-llm": PreTokenizer((r"[\r\n]", DEEPSEEK_WORDS, DEEPSEEK_MARKS, r"\s+$", CJK, DIGIT)),
@@ -118,7 +119,7 @@ ALSO_CALLED: Mapping[str, str] = {
     "dbrx": "smaug-bpe",
     "qwen2": "megrez kormo f2llmv2 hunyuan",
     "deepseek-r1-qwen": "stablelm2 grok-2 solar-open",
-    "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
+    "smollm": "starcoder refact codeshell exaone minerva-7b mellum2",
     "gpt-4o": "llama4 kanana2 minimax-m2",
     "glm4": "glm5",
     "bloom": "poro-chat gpt3-finnish",
@@ -138,6 +139,7 @@ OTHER_SPELLINGS: Mapping[str, str] = {
     "\n": r"\n",
     "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])": CONTRACTIONS,
     r"\p{N}{1}": DIGIT,
+    " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+": BLOOM,
 }
 """Ways to write a part of an expression, and how the rows write it."""
 
