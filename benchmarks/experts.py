@@ -1,22 +1,25 @@
 """Speed of a mixture of experts: decoding against the bandwidth over the bytes really read.
 
-In: bits on the command line, 4 where there are none. Out: JSON of the shape of the goals, random
-codes in memory, qwen3_moe with 24 blocks of 1024, 64 experts of 768, 8 used, groups of 128; every
-pass of decoding is paired with a read pass. Refuses machines without the memory.
+In: bits on the command line, 4 where there are none; perhaps an environment of llama.cpp. Out: JSON
+of the shape of the goals, random codes in memory, qwen3_moe with 24 blocks of 1024, 64 experts of
+768, 8 used, groups of 128; tokens per second. Every round has a read pass, and a turn of llama.cpp.
+Refuses machines without the memory.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from peers import Peer, write_gguf
 
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
@@ -83,46 +86,89 @@ def entries(format: Format) -> Iterator[tuple[str, Any]]:
         yield spec.name, StoredFloats(np.dtype(np.float32), spec.shape, size, "float32", read)
 
 
+class Ours:
+    """The mixture in our engine."""
+
+    def __init__(self, bits: int) -> None:
+        here, format = Path(), make_format(bits, 128, "fixed")
+        tensors = TensorMap(here, dict(entries(format)))
+        checkpoint = Checkpoint(here, SHAPE, plan_of(SHAPE), tensors, (), DirectoryFiles(here))
+        settings = EngineSettings(context_tokens=1024, step_tokens=PROMPT, threads=THREADS)
+        self.engine, self.work = Engine(checkpoint, settings), work_of(checkpoint)
+        self.parameters = checkpoint.plan.parameters()
+        vocabulary = SHAPE["vocab_size"]
+        self.prompt = np.random.default_rng(0).integers(0, vocabulary, PROMPT).tolist()
+
+    def round(self) -> tuple[float, float]:
+        """Tokens per second of a prompt, and of decoding behind it."""
+        sequence = self.engine.begin(self.prompt, reuse=False)
+        begin = time.perf_counter()
+        token = int(self.engine.run([StepPart(sequence, self.prompt, Rows.LAST)])[0].argmax())
+        middle = time.perf_counter()
+        for _ in range(TOKENS):
+            token = int(self.engine.run([StepPart(sequence, [token], Rows.LAST)])[0].argmax())
+        end = time.perf_counter()
+        self.engine.end(sequence)
+        return PROMPT / (middle - begin), TOKENS / (end - middle)
+
+
+def peer_file(asked: argparse.Namespace) -> Path:
+    """The same shape for llama.cpp, written unless it is there."""
+    path: Path = asked.folder / f"mixture-{asked.type}.gguf"
+    if not path.exists():
+        write_gguf(
+            asked.peer_python,
+            path,
+            asked.type,
+            blocks=SHAPE["num_hidden_layers"],
+            hidden=SHAPE["hidden_size"],
+            feed_forward=SHAPE["moe_intermediate_size"],
+            heads=SHAPE["num_attention_heads"],
+            key_value_heads=SHAPE["num_key_value_heads"],
+            vocabulary=SHAPE["vocab_size"],
+            experts=SHAPE["num_experts"],
+            used=SHAPE["num_experts_per_tok"],
+        )
+    return path
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """Rounds of both programs by turns, a read pass before each; medians."""
+    ours, array = Ours(asked.bits), reading_array(1 << 30)
+    rounds: list[dict[str, float]] = []
+    with ExitStack() as stack:
+        peer = None
+        if asked.peer_python:
+            peer = stack.enter_context(Peer(asked.peer_python, peer_file(asked), THREADS))
+        for _ in range(ROUNDS):
+            read = array.nbytes / read_pass(array, THREADS)
+            prompt, decode = ours.round()
+            one = {"read_bytes_per_second": read, "prompt": prompt, "decode": decode}
+            one["share_of_bandwidth"] = ours.work.bytes_read(1) * decode / read
+            if peer is not None:
+                one["their_prompt"] = peer.prefill(PROMPT).tokens_per_second
+                one["their_decode"] = peer.decode(TOKENS, prompt=PROMPT).tokens_per_second
+                one["prompt_ratio"] = prompt / one["their_prompt"]
+                one["decode_ratio"] = decode / one["their_decode"]
+            rounds.append(one)
+    return {
+        "bits": asked.bits,
+        "parameters": ours.parameters,
+        "weights_bytes": ours.work.weight_bytes,
+        "bytes_read_per_token": ours.work.bytes_read(1),
+        "planned_bytes": ours.engine.memory.total_bytes,
+        **{name: median(each[name] for each in rounds) for name in rounds[0]},
+    }
+
+
 def main() -> None:
     """Print the measurements of one width."""
-    bits = int(sys.argv[1]) if len(sys.argv) > 1 else 4
-    here = Path()
-    tensors = TensorMap(here, dict(entries(make_format(bits, 128, "fixed"))))
-    checkpoint = Checkpoint(here, SHAPE, plan_of(SHAPE), tensors, (), DirectoryFiles(here))
-    settings = EngineSettings(context_tokens=1024, step_tokens=PROMPT, threads=THREADS)
-    engine, work = Engine(checkpoint, settings), work_of(checkpoint)
-    array = reading_array(1 << 30)
-    prompt = [int(each) for each in np.random.default_rng(0).integers(0, 32000, PROMPT)]
-    shares, rates, reads, prompts = [], [], [], []
-    for _ in range(ROUNDS):
-        sequence = engine.begin(prompt, reuse=False)
-        begin = time.perf_counter()
-        token = int(engine.run([StepPart(sequence, prompt, Rows.LAST)])[0].argmax())
-        prompts.append(PROMPT / (time.perf_counter() - begin))
-        begin = time.perf_counter()
-        for _ in range(TOKENS):
-            token = int(engine.run([StepPart(sequence, [token], Rows.LAST)])[0].argmax())
-        seconds = (time.perf_counter() - begin) / TOKENS
-        engine.end(sequence)
-        reads.append(array.nbytes / read_pass(array, THREADS))
-        rates.append(1 / seconds)
-        shares.append(work.bytes_read(1) / seconds / reads[-1])
-    print(
-        json.dumps(
-            {
-                "bits": bits,
-                "parameters": checkpoint.plan.parameters(),
-                "weights_bytes": work.weight_bytes,
-                "bytes_read_per_token": work.bytes_read(1),
-                "decode_tokens_per_second": median(rates),
-                "read_bytes_per_second": median(reads),
-                "share_of_bandwidth": median(shares),
-                "prompt_tokens_per_second": median(prompts),
-                "planned_bytes": engine.memory.total_bytes,
-            },
-            indent=1,
-        )
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bits", nargs="?", type=int, default=4)
+    parser.add_argument("--peer-python", help="of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--type", default="Q4_K", help="of llama.cpp's file")
+    parser.add_argument("--folder", type=Path, default=Path(), help="for llama.cpp's file")
+    print(json.dumps(measure(parser.parse_args()), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Random LLaMA models as GGUF files, every matrix in one of ggml's types.
+"""Random LLaMA models, or mixtures of Qwen3-MoE, as GGUF files, every matrix of one ggml type.
 
 In: sizes, a type, a seed. Out: one file that llama.cpp loads. Blocks are random bytes under scales
 that give the weights a deviation of .02, norms are 1; the numbers stay finite and mean nothing.
+Routers are f32.
 The tokenizer is a list of made-up words behind the 256 byte tokens.
 Needs the gguf package and nothing of crumb. Refuses widths that are no multiple of a block.
 """
@@ -59,27 +60,38 @@ class LlamaSizes:
     key_value_heads: int = 8
     vocabulary: int = 32000
     positions: int = 4096
+    experts: int = 0  # 0: LLaMA; else Qwen3-MoE, whose experts are `feed_forward` wide
+    used: int = 8  # experts of a token
 
-    def matrices(self) -> Iterator[tuple[str, int, int]]:
-        """Name, out_features and in_features of every matrix; the head is untied."""
-        key_value = self.hidden // self.heads * self.key_value_heads
-        yield "token_embd", self.vocabulary, self.hidden
-        for block in range(self.blocks):
-            yield f"blk.{block}.attn_q", self.hidden, self.hidden
-            yield f"blk.{block}.attn_k", key_value, self.hidden
-            yield f"blk.{block}.attn_v", key_value, self.hidden
-            yield f"blk.{block}.attn_output", self.hidden, self.hidden
-            yield f"blk.{block}.ffn_gate", self.feed_forward, self.hidden
-            yield f"blk.{block}.ffn_up", self.feed_forward, self.hidden
-            yield f"blk.{block}.ffn_down", self.hidden, self.feed_forward
-        yield "output", self.vocabulary, self.hidden
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
 
-    def norms(self) -> Iterator[str]:
-        """The name of every norm; each has `hidden` weights."""
+    def matrices(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every matrix, or of those of all experts; the head is untied."""
+        square, key_value = (self.hidden, self.hidden), self.head_dim * self.key_value_heads
+        many, word = ((self.experts,), "_exps") if self.experts else ((), "")
+        yield "token_embd", (self.vocabulary, self.hidden)
         for block in range(self.blocks):
-            yield f"blk.{block}.attn_norm"
-            yield f"blk.{block}.ffn_norm"
-        yield "output_norm"
+            yield f"blk.{block}.attn_q", square
+            yield f"blk.{block}.attn_k", (key_value, self.hidden)
+            yield f"blk.{block}.attn_v", (key_value, self.hidden)
+            yield f"blk.{block}.attn_output", square
+            yield f"blk.{block}.ffn_gate{word}", (*many, self.feed_forward, self.hidden)
+            yield f"blk.{block}.ffn_up{word}", (*many, self.feed_forward, self.hidden)
+            yield f"blk.{block}.ffn_down{word}", (*many, self.hidden, self.feed_forward)
+        yield "output", (self.vocabulary, self.hidden)
+
+    def floats(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of every norm and router."""
+        for block in range(self.blocks):
+            yield f"blk.{block}.attn_norm", (self.hidden,)
+            yield f"blk.{block}.ffn_norm", (self.hidden,)
+            if self.experts:
+                yield f"blk.{block}.attn_q_norm", (self.head_dim,)
+                yield f"blk.{block}.attn_k_norm", (self.head_dim,)
+                yield f"blk.{block}.ffn_gate_inp", (self.experts, self.hidden)
+        yield "output_norm", (self.hidden,)
 
 
 class RandomBlocks:
@@ -119,14 +131,15 @@ class RandomBlocks:
             )
         return blocks * self.block_bytes
 
-    def matrix(self, out_features: int, in_features: int) -> NDArray[np.uint8]:
-        """A whole matrix as bytes, filled some rows at a time."""
+    def matrix(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """A whole matrix, or those of all experts, as bytes, filled some rows at a time."""
+        *outer, in_features = shape
         blocks = in_features // self.block_weights
-        packed = np.empty((out_features, self.row_bytes(in_features)), np.uint8)
-        for begin in range(0, out_features, ROWS_AT_ONCE):
+        packed = np.empty((int(np.prod(outer)), self.row_bytes(in_features)), np.uint8)
+        for begin in range(0, len(packed), ROWS_AT_ONCE):
             rows = packed[begin : begin + ROWS_AT_ONCE]
             rows[:] = self.draw(len(rows), blocks)
-        return packed
+        return packed.reshape(*outer, -1)
 
 
 def write_gguf(path: Path, sizes: LlamaSizes, type_name: str, seed: int = 0) -> None:
@@ -134,23 +147,24 @@ def write_gguf(path: Path, sizes: LlamaSizes, type_name: str, seed: int = 0) -> 
     if sizes.vocabulary < BYTE_TOKENS + len(SPECIAL_TOKENS):
         raise SystemExit(f"a vocabulary of {sizes.vocabulary} has no room for the byte tokens")
     random = RandomBlocks(type_name, seed)
-    writer = GGUFWriter(path, "llama")
+    writer = GGUFWriter(path, "qwen3moe" if sizes.experts else "llama")
     add_sizes(writer, sizes)
     add_tokenizer(writer, sizes.vocabulary)
-    norm = np.ones(sizes.hidden, np.float32)
-    for name, rows, columns in sizes.matrices():
-        shape = (rows, random.row_bytes(columns))
+    for name, (*outer, columns) in sizes.matrices():
+        shape = (*outer, random.row_bytes(columns))
         kind: Any = np.dtype(np.uint8)
-        writer.add_tensor_info(f"{name}.weight", shape, kind, shape[0] * shape[1], random.type)
-    for name in sizes.norms():
-        writer.add_tensor_info(f"{name}.weight", norm.shape, norm.dtype, norm.nbytes)
+        writer.add_tensor_info(f"{name}.weight", shape, kind, int(np.prod(shape)), random.type)
+    for name, shape in sizes.floats():
+        size = 4 * int(np.prod(shape))
+        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float32), size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, rows, columns in sizes.matrices():
-        writer.write_tensor_data(random.matrix(rows, columns))
-    for _ in sizes.norms():
-        writer.write_tensor_data(norm)
+    for _, shape in sizes.matrices():
+        writer.write_tensor_data(random.matrix(shape))
+    for _, shape in sizes.floats():
+        drawn = np.random.default_rng(seed).standard_normal(shape) * DEVIATION
+        writer.write_tensor_data((drawn + (len(shape) == 1)).astype(np.float32))
     writer.close()
 
 
@@ -164,6 +178,12 @@ def add_sizes(writer: GGUFWriter, sizes: LlamaSizes) -> None:
     writer.add_head_count(sizes.heads)
     writer.add_head_count_kv(sizes.key_value_heads)
     writer.add_rope_dimension_count(sizes.hidden // sizes.heads)
+    if sizes.experts:
+        writer.add_key_length(sizes.head_dim)
+        writer.add_value_length(sizes.head_dim)
+        writer.add_expert_count(sizes.experts)
+        writer.add_expert_used_count(sizes.used)
+        writer.add_expert_feed_forward_length(sizes.feed_forward)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(sizes.vocabulary)
