@@ -25,9 +25,9 @@ FAMILY = replace(
         **SHARED_KEYS,
     },
     defaults={**LLAMA.defaults, "positions": 4096, "rank": 512, "query_rank": 1536, "plain": 128}
-    | {"head_dim": 64, "value_dim": 128, "experts": 256, "used": 8, "expert_inner": 2048}
-    | {"shared": 1, "dense_first": 3, "groups": 8, "top_groups": 4, "factor": 2.5}
-    | {"norm_topk_prob": True, "rope_interleave": True},
+    | {"head_dim": 64, "rotary_dimensions": 64, "value_dim": 128, "experts": 256, "used": 8}
+    | {"expert_inner": 2048, "shared": 1, "dense_first": 3, "groups": 8, "top_groups": 4}
+    | {"factor": 2.5, "norm_topk_prob": True, "rope_interleave": True},
     tensors={
         **{role: name for role, name in LLAMA.tensors.items() if role not in OWN},
         **LATENT_TENSORS,

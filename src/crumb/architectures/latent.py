@@ -122,6 +122,7 @@ LATENT_KEYS: dict[str, str | tuple[str, ...]] = {
     "query_rank": "q_lora_rank",
     "plain": "qk_nope_head_dim",
     "head_dim": "qk_rope_head_dim",
+    "rotary_dimensions": "qk_rope_head_dim",
     "value_dim": "v_head_dim",
 }
 _ATTENTION = "model.layers.{block}.self_attn"
