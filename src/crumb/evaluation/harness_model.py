@@ -89,18 +89,30 @@ class HarnessModel:
         results: list[tuple[float, bool]] = []
         for begin in range(0, len(pairs), AT_ONCE):
             group = pairs[begin : begin + AT_ONCE]
-            texts = [(before + own)[-self.max_length :] for before, own in group]
+            texts = [((before + own)[-self.max_length :], len(own)) for before, own in group]
             for score, (_, continuation) in zip(self._scores(texts), group, strict=True):
                 results.append(of_continuation(score, len(continuation)))
             self._told(len(group))
         return results
 
-    def _scores(self, texts: Sequence[Sequence[int]]) -> list[Score]:
-        """Scores of token lists, together."""
-        handles = [
-            self._model.submit(ScoreRequest(tuple(text), top=1), wait=True) for text in texts
+    def _scores(self, texts: Sequence[tuple[Sequence[int], int]]) -> list[Score]:
+        """Scores of so many last tokens of texts, together.
+
+        One text of each context goes first: the others find the context in the cache.
+        """
+        requests = [
+            ScoreRequest(tuple(text), top=1, first=max(len(text) - count, 1))
+            for text, count in texts
         ]
-        return [handle.result() for handle in handles]
+        contexts = {tuple(text[:-count]): place for place, (text, count) in enumerate(texts)}
+        leading = set(contexts.values())
+        scores: dict[int, Score] = {}
+        for is_leading in (True, False):
+            places = [place for place in range(len(texts)) if (place in leading) == is_leading]
+            handles = [self._model.submit(requests[place], wait=True) for place in places]
+            for place, handle in zip(places, handles, strict=True):
+                scores[place] = handle.result()
+        return [scores[place] for place in range(len(texts))]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False

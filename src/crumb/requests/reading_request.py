@@ -18,18 +18,20 @@ class ScoreRequest:
 
     prompt: Prompt  # kept as a text or a tuple
     top: int = 0  # most likely tokens told with each
+    first: int = 1  # the token that is scored first; those before it may come from the cache
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", plain_prompt(self.prompt))
-        count = as_integer(self.top)
-        if count is None or count < 0:
-            raise UsageError(
-                "not a number of tokens",
-                where="top",
-                expected="0 or more",
-                found=repr(self.top)[:40],
-            )
-        object.__setattr__(self, "top", count)
+        for name, least in (("top", 0), ("first", 1)):
+            count = as_integer(getattr(self, name))
+            if count is None or count < least:
+                raise UsageError(
+                    "not a number of tokens",
+                    where=name,
+                    expected=f"{least} or more",
+                    found=repr(getattr(self, name))[:40],
+                )
+            object.__setattr__(self, name, count)
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,16 @@ class ModelFacts:
 class Consumer(Generic[Value]):
     """What the scheduler asks of a request. This one only reads its prompt."""
 
-    every_row = False  # all rows of the prompt leave the step, not the last alone
     reads_features = False  # rows are what the head would read, not logits
     speculator: Speculator | None = None  # guesses the tokens that follow
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
+
+    @property
+    def first_row(self) -> int:
+        """The first token of the prompt whose row leaves the step; those behind it leave too."""
+        return max(len(self.prompt) - 1, 0)
 
     @property
     def most_tokens(self) -> int:
@@ -104,7 +108,7 @@ class Consumer(Generic[Value]):
         raise NotImplementedError
 
     def read(self, rows: Floats) -> None:
-        """Rows of the prompt, in order: all of them, or the last alone."""
+        """Rows of the prompt from the first one on, in order."""
 
     def advance(self, logits: Floats) -> TextPiece:
         """The logits after the last token, (vocabulary,): choose the next one."""
@@ -134,8 +138,12 @@ class TextConsumer(Consumer[Generation]):
         guide = facts.guide(request)
         self._state = TextState(request, prompt, facts.tokenizer, facts.vocabulary, room, guide)
         self._meter = PromptMeter(prompt, request.logprobs or 0)
-        self.every_row = request.prompt_logprobs
+        self._is_measured = request.prompt_logprobs
         self.speculator = Speculator(prompt) if request.speculate else None
+
+    @property
+    def first_row(self) -> int:
+        return 0 if self._is_measured else super().first_row
 
     @property
     def most_tokens(self) -> int:
@@ -152,7 +160,7 @@ class TextConsumer(Consumer[Generation]):
         return self._state.next_token
 
     def read(self, rows: Floats) -> None:
-        if self.every_row:
+        if self._is_measured:
             self._meter.read(rows)
 
     def advance(self, logits: Floats) -> TextPiece:
@@ -162,11 +170,11 @@ class TextConsumer(Consumer[Generation]):
         return piece
 
     def cancel(self) -> TextPiece:
-        self.every_row = False
+        self._is_measured = False
         return self._state.cancel()
 
     def fail(self, error: Exception) -> TextPiece:
-        self.every_row = False
+        self._is_measured = False
         return self._state.fail(error)
 
     def value(self, times: Times) -> Generation:
@@ -186,7 +194,7 @@ class TextConsumer(Consumer[Generation]):
             restored_tokens=times.restored_tokens,
             guesses=times.guesses,
             peak_memory_bytes=peak_memory_bytes(),
-            prompt_logprobs=self._meter.logprobs(self._tokenizer) if self.every_row else None,
+            prompt_logprobs=self._meter.logprobs(self._tokenizer) if self._is_measured else None,
         )
 
 
@@ -195,27 +203,38 @@ class Score:
     """How likely a model finds a text."""
 
     tokens: tuple[TokenLogprob, ...]
-    logprob: float  # sum over all tokens but the first
+    logprob: float  # sum over all tokens that were scored
     perplexity: float  # exp of minus the mean
     seconds: float
 
 
 class ScoreConsumer(Consumer[Score]):
-    """Measures every token of a text."""
-
-    every_row = True
+    """Measures the tokens of a text from one on."""
 
     def __init__(self, request: ScoreRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
         super().__init__(prompt)
-        self._tokenizer, self._meter = facts.tokenizer, PromptMeter(prompt, request.top)
+        if not 0 < request.first < max(len(prompt), 2):
+            raise UsageError(
+                "there is no such token to score",
+                where="first",
+                expected=f"1 to {len(prompt) - 1}",
+                found=request.first,
+            )
+        self._first, self._tokenizer = request.first, facts.tokenizer
+        self._meter = PromptMeter(prompt, request.top, request.first)
+
+    @property
+    def first_row(self) -> int:
+        return self._first - 1
 
     def read(self, rows: Floats) -> None:
         self._meter.read(rows)
 
     def value(self, times: Times) -> Score:
         tokens = self._meter.logprobs(self._tokenizer)
-        total = sum(each.logprob for each in tokens if each.logprob is not None)
-        mean = total / max(len(tokens) - 1, 1)
+        logprobs = [each.logprob for each in tokens if each.logprob is not None]
+        total = sum(logprobs)
+        mean = total / max(len(logprobs), 1)
         return Score(tokens, total, float(np.exp(-mean)), times.ended - times.began)
 
 
@@ -230,7 +249,8 @@ class Embedding:
 class EmbeddingConsumer(Consumer[Embedding]):
     """Adds up the features of a text, token by token, so that no cut changes the sum."""
 
-    every_row = reads_features = True
+    reads_features = True
+    first_row = 0
 
     def __init__(self, request: EmbedRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
         del request, facts
@@ -251,7 +271,7 @@ class EmbeddingConsumer(Consumer[Embedding]):
 class LogitsConsumer(Consumer[Floats]):
     """Keeps the logits after every token: of a whole text, in memory."""
 
-    every_row = True
+    first_row = 0
 
     def __init__(self, prompt: Sequence[int], vocabulary: int) -> None:
         super().__init__(prompt)

@@ -61,7 +61,7 @@ class StepPart(NamedTuple):
 
     sequence: EngineSequence
     tokens: Sequence[int]
-    rows: Rows = Rows.LAST
+    rows: int = Rows.LAST  # that leave the step, of its last; Rows has the usual ones
 
 
 def open_store(

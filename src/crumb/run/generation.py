@@ -114,21 +114,24 @@ def token_logprob(tokenizer: Tokenizer, measured: Measured) -> TokenLogprob:
 class PromptMeter:
     """Measures a prompt's tokens from its logits, block by block, while their rows are valid."""
 
-    def __init__(self, tokens: Sequence[int], top: int) -> None:
-        self._tokens, self._top = tokens, top
+    def __init__(self, tokens: Sequence[int], top: int, first: int = 1) -> None:
+        """`first`: the token that is measured first; those before it are only read."""
+        self._tokens, self._top, self._first = tokens, top, first
         self._measured: list[Measured] = []
 
     def read(self, logits: NDArray[np.float32]) -> None:
         """The next rows, one after each token. Shapes: (rows, vocabulary)."""
-        begin = len(self._measured) + 1
+        begin = len(self._measured) + self._first
         for row, token in zip(logits, self._tokens[begin : begin + len(logits)], strict=False):
             self._measured.append(measure(row, token, self._top))
 
     def logprobs(self, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...]:
-        """Of every token, the first one without, once all rows were read."""
-        assert len(self._measured) >= len(self._tokens) - 1, "a row for every token but the last"
-        first = [TokenLogprob(each, tokenizer.token_text(each), None) for each in self._tokens[:1]]
-        return (*first, *(token_logprob(tokenizer, each) for each in self._measured))
+        """Of every token, those that were only read without, once all rows were read."""
+        rows = len(self._tokens) - self._first
+        assert len(self._measured) >= rows, "a row for every token but the last"
+        before = self._tokens[: self._first]
+        unmeasured = [TokenLogprob(each, tokenizer.token_text(each), None) for each in before]
+        return (*unmeasured, *(token_logprob(tokenizer, each) for each in self._measured))
 
 
 class TextState:

@@ -381,6 +381,5 @@ class LanguageModel:
         """Raises: UsageError for a prompt that no sequence can begin with."""
         self.engine.check_prompt(consumer.prompt)
         handle: Handle[Value] = Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
-        if not consumer.every_row:
-            handle.stored = self.engine.stored_pages(consumer.prompt)
+        handle.stored = self.engine.stored_pages(consumer.prompt[: consumer.first_row + 1])
         return handle

@@ -214,7 +214,7 @@ class Scheduler:
         Raises: DoesNotFit where no other request could make room.
         """
         engine, consumer = self._engine, handle.consumer
-        sequence = engine.begin(consumer.prompt, reuse=not consumer.every_row)
+        sequence = engine.begin(consumer.prompt[: consumer.first_row + 1])
         most_pages = engine.pages_of(consumer.most_tokens)
         needed = most_pages - len(sequence.pages)
         others = self._active()

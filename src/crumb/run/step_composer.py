@@ -37,6 +37,11 @@ class Active:
     def unread_tokens(self) -> int:
         return len(self.consumer.prompt) - self.read_tokens
 
+    def rows_of(self, count: int) -> int:
+        """How many rows of the prompt's next tokens leave the step."""
+        end = self.read_tokens + count
+        return max(end - max(self.consumer.first_row, self.read_tokens), 0)
+
     @property
     def room_tokens(self) -> int:
         """How many the sequence may still take."""
@@ -107,7 +112,7 @@ class StepComposer:
             return 0 if self._prompts_next else 1
         unread = sum(each.unread_tokens for each in reading)
         for_prompts = min(unread, max(1, rows // PROMPT_SHARE))
-        unread_out = sum(e.unread_tokens if e.consumer.every_row else 1 for e in reading)
+        unread_out = sum(each.rows_of(each.unread_tokens) for each in reading)
         out_for_prompts = min(unread_out, max(1, rows_out // PROMPT_SHARE))
         return min(rows - for_prompts, rows_out - out_for_prompts)
 
@@ -134,15 +139,9 @@ class StepComposer:
             rows -= more
         for each, count in counts.items():
             prompt, begin = each.consumer.prompt, each.read_tokens
-            out = Rows.NONE
-            if each.consumer.every_row:
-                count, out = min(count, rows_out), Rows.ALL
-            elif count == each.unread_tokens:
-                if rows_out:
-                    out = Rows.LAST
-                else:  # no row for its end: that comes with the next step
-                    count -= 1
+            count -= max(each.rows_of(count) - rows_out, 0)  # those come with the next step
             if count:
+                out = each.rows_of(count)
                 parts.append(StepPart(each.sequence, prompt[begin : begin + count], out))
                 chosen.append(each)
-                rows_out -= min(count, out)
+                rows_out -= out

@@ -15,6 +15,7 @@ from crumb.embedded import MODELS
 from crumb.errors import UsageError
 from crumb.evaluation.harness_model import HarnessModel
 from crumb.evaluation.tasks import TaskFigure, figures_of
+from crumb.kernels.engine import PAGE_TOKENS
 from crumb.requests.tasks_request import make_tasks_request
 from crumb.run.language_model import LanguageModel
 
@@ -48,6 +49,27 @@ def test_answers_have_the_scores_that_the_model_gives_them(model: LanguageModel)
     greedy = model.generate(CONTEXT, max_tokens=4).tokens
     before = model.tokenizer.encode(CONTEXT)
     assert harness._loglikelihood_tokens([(None, before, list(greedy))])[0][1]
+
+
+def test_a_context_is_read_once_for_all_its_answers(model: LanguageModel) -> None:
+    rows: list[int] = []
+    run = model.engine.run
+
+    def counted(parts: Any) -> Any:
+        rows.append(sum(len(part.tokens) for part in parts))
+        return run(parts)
+
+    context = "The harbour lay quiet under the stars, and nobody came down to the boats. " * 2
+    requests = [asked(model, context, answer) for answer in ANSWERS]
+    before, own = len(requests[0][1]), sum(len(each[2]) for each in requests)
+    model.engine.run = counted  # type: ignore[method-assign]
+    try:
+        figures = HarnessModel(model, lambda more: None)._loglikelihood_tokens(requests)
+    finally:
+        del model.engine.run
+    assert sum(rows) < before + own + len(ANSWERS) * PAGE_TOKENS
+    alone = [HarnessModel(model, print)._loglikelihood_tokens([each])[0] for each in requests]
+    assert figures == alone
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(model: LanguageModel) -> None:

@@ -19,7 +19,9 @@ from command_line import run_process
 
 import crumb
 from crumb.errors import CrumbError, UsageError
+from crumb.kernels.engine import PAGE_TOKENS
 from crumb.requests.generate_request import Sampling
+from crumb.requests.reading_request import ScoreRequest
 from crumb.run.language_model import LanguageModel
 from crumb.run.model import open_model
 
@@ -53,6 +55,20 @@ def test_four_threads_at_once_get_the_texts_they_get_alone(model: LanguageModel)
     assert found == {index: [alone[index]] * 3 for index in range(4)}
     assert len(set(alone)) == 4
     assert model.engine._pages.available == model.engine._pages.count
+
+
+def test_a_score_from_a_token_on_is_the_end_of_the_whole_score(model: LanguageModel) -> None:
+    tokens = tuple(model.tokenizer.encode("the sea was calm and the wind was low " * 5))
+    whole = model.submit(ScoreRequest(tokens, top=2)).result().tokens
+    for first in (1, 2, PAGE_TOKENS, PAGE_TOKENS + 1, 2 * PAGE_TOKENS, len(tokens) - 1):
+        for _ in range(2):  # the second time what comes before is in the cache
+            score = model.submit(ScoreRequest(tokens, top=2, first=first)).result()
+            assert score.tokens[first:] == whole[first:]
+            assert all(each.logprob is None for each in score.tokens[:first])
+            assert [each.token for each in score.tokens] == list(tokens)
+    for first in (0, len(tokens), "1.5"):
+        with pytest.raises(UsageError, match="first"):
+            model.submit(ScoreRequest(tokens, first=first))  # type: ignore[arg-type]
 
 
 def test_a_score_is_the_log_probability_of_the_array_executor(model: LanguageModel) -> None:

@@ -226,7 +226,7 @@ def test_decoding_goes_on_while_a_prompt_is_read(model: LanguageModel) -> None:
     with counted(model.engine) as steps:
         model.run([ask(30, logits_hook=at_two)])
         later[0].result()
-    reading = [parts for parts in steps if any(part.rows is Rows.NONE for part in parts)]
+    reading = [parts for parts in steps if any(part.rows == Rows.NONE for part in parts)]
     assert len(reading) >= 3
     assert all(len(parts) == 2 for parts in reading)
 
