@@ -22,18 +22,22 @@ from crumb.run.model import Model, open_model
 from crumb.solve.factored import factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import AS_PUBLISHED, LayerProblem, Scales, SolveSettings
-from crumb.texts.mixture import draw_calibration
+from crumb.texts.mixture import ModelReading, draw_calibration
 
 DEFAULT = SolveSettings()
+SWEPT = replace(DEFAULT, refinements=0)
 VARIANTS = {
     "as published": AS_PUBLISHED,
     "static groups": replace(AS_PUBLISHED, static_groups=True),
-    "act-order, static groups": replace(DEFAULT, scales=Scales.MINMAX, damping=0.01),
-    "search, no refit": replace(DEFAULT, refits=0),
-    "search, 1 refit": replace(DEFAULT, refits=1),
-    "default: search, 3 refits": DEFAULT,
-    "search, 6 refits": replace(DEFAULT, refits=6),
-    "default without act-order": replace(DEFAULT, act_order=False),
+    "act-order, static groups": replace(SWEPT, scales=Scales.MINMAX, damping=0.01),
+    "search, no refit": replace(SWEPT, refits=0),
+    "search, 1 refit": replace(SWEPT, refits=1),
+    "search, 3 refits": SWEPT,
+    "search, 6 refits": replace(SWEPT, refits=6),
+    "search, 3 refits, without act-order": replace(SWEPT, act_order=False),
+    "3 refits, 1 refinement": replace(DEFAULT, refinements=1),
+    "default: 3 refits, 2 refinements": DEFAULT,
+    "3 refits, 4 refinements": replace(DEFAULT, refinements=4),
 }
 FORMATS = ("int2-g128-fixed", "int2-g32-variable", "int3-g128-fixed", "int3-g32-variable")
 FORMATS += ("int4-g128-fixed", "int2-g128-minimum")
@@ -41,7 +45,8 @@ FORMATS += ("int4-g128-fixed", "int2-g128-minimum")
 
 def errors_of(model: Model, arguments: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
     """(format, variant) -> relative error of each layer."""
-    drawn = draw_calibration(arguments.calibration, model.tokenizer.encode).tokens
+    reading = ModelReading(model.tokenizer.encode)
+    drawn = draw_calibration(arguments.calibration, reading).tokens
     errors: dict[tuple[str, str], list[float]] = {}
     for walk, group in walk_model(model.checkpoint, drawn):
         if walk.stage is model.plan.stages[-1]:

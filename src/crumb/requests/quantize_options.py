@@ -29,13 +29,13 @@ PUBLISHED = Calibration("wikitext2", sequences=128, length_tokens=2048)
 class Effort(StrEnum):
     """How much is spent on a quantization."""
 
-    FAST = "fast"  # every calibration token counts alike
+    FAST = "fast"  # every calibration token counts alike, codes are not refined
     DEFAULT = "default"  # a backward pass says how much each token counts
     BEST = "best"  # and each block is trained against the float block's output
 
 
 EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
-    Effort.FAST: {"token_power": 0.0},
+    Effort.FAST: {"token_power": 0.0, "refinements": 0},
     Effort.DEFAULT: {},
     Effort.BEST: {"training_steps": 400},
 }

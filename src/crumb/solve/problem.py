@@ -41,7 +41,7 @@ class SolveSettings:
     act_order: bool = True  # columns by descending diagonal of H
     static_groups: bool = True  # scales from the original weights, before the sweep
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
-    refinements: int = 0  # rounds of codes and scales under all of H, after the sweeps
+    refinements: int = 2  # rounds of codes and scales under all of H, after the sweeps
     training_steps: int = 0  # of each block's codes and scales, after the solver
     block_columns: int = 128
     token_power: float = 0.5  # of the loss's squared gradient, as a token's weight; 0: all alike

@@ -17,7 +17,9 @@ from crumb.solve.round import solve_round
 
 KINDS = pytest.mark.parametrize("zero", list(ZeroKind))
 INT3 = make_format(3, 32, ZeroKind.VARIABLE)
-BOTH = pytest.mark.parametrize("settings", [SolveSettings(), AS_PUBLISHED], ids=["ours", "paper"])
+BOTH = pytest.mark.parametrize(
+    "settings", [SolveSettings(refinements=0), AS_PUBLISHED], ids=["ours", "paper"]
+)
 
 SOLVERS = {Method.ROUND: solve_round, Method.GPTQ: solve_gptq}
 
@@ -53,14 +55,18 @@ def with_eigenvalue(problem, share):
 )
 def test_damping_rises_step_by_step_and_says_so(asked, share, used, make_problem):
     # Damping d lifts the eigenvalue `share` to share + d, so the first d above -share succeeds.
-    problem = with_eigenvalue(make_problem(4, 64, INT3, SolveSettings(damping=asked)), share)
+    problem = with_eigenvalue(
+        make_problem(4, 64, INT3, SolveSettings(refinements=0, damping=asked)), share
+    )
     report = solve_gptq(problem).report
     assert report.damping == pytest.approx(used, rel=1e-14, abs=0)  # repeated times 10
     assert report.fallback == f"damping raised from {asked:g} to {used:g}"
 
 
 def test_h_without_hope_is_rounded_and_says_so(make_problem):
-    problem = with_eigenvalue(make_problem(4, 64, INT3, SolveSettings(damping=0.01)), -5)
+    problem = with_eigenvalue(
+        make_problem(4, 64, INT3, SolveSettings(refinements=0, damping=0.01)), -5
+    )
     assert (problem.hessian.diagonal() > 0).all()
     solution = solve_gptq(problem)
     assert stored_bytes(solution) == stored_bytes(solve_round(problem))
@@ -71,7 +77,7 @@ def test_h_without_hope_is_rounded_and_says_so(make_problem):
 
 
 def test_an_input_that_calibration_never_used_is_rounded_and_says_so(make_problem):
-    problem = make_problem(4, 64, INT3, SolveSettings())
+    problem = make_problem(4, 64, INT3, SolveSettings(refinements=0))
     problem = replace(problem, hessian=np.zeros((64, 64)))
     solution = solve_gptq(problem)
     assert stored_bytes(solution) == stored_bytes(solve_round(problem))
@@ -83,7 +89,7 @@ def test_an_input_that_calibration_never_used_is_rounded_and_says_so(make_proble
     ("share", "reason"), [(-0.05, "damping raised from 0.01 to 0.1"), (-5, "at any damping")]
 )
 def test_strict_mode_refuses_every_fallback(share, reason, make_problem):
-    settings = SolveSettings(damping=0.01, strict=True)
+    settings = SolveSettings(refinements=0, damping=0.01, strict=True)
     problem = make_problem(4, 64, INT3, settings)
     assert solve_gptq(problem).report.fallback is None
     with pytest.raises(SolveError, match=rf"^layer\.weight: .*--strict.*{reason}"):
@@ -153,7 +159,7 @@ def test_the_report_ignores_dead_columns(settings, zero, scale, make_problem, di
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_dead_columns_change_nothing_for_the_others(zero, scale, make_problem):
     # Zeros inside [min, max] leave min-max scales as they are, whatever the size of H.
-    settings = SolveSettings(scales=Scales.MINMAX)
+    settings = SolveSettings(refinements=0, scales=Scales.MINMAX)
     problem = with_dead_columns(make_problem(8, 64, make_format(3, ROW, zero), settings), scale)
     alive = np.delete(np.arange(64), DEAD)
     small = replace(
@@ -171,7 +177,7 @@ def test_dead_columns_change_nothing_for_the_others(zero, scale, make_problem):
 @pytest.mark.parametrize("method", list(Method))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_refused_by_row_and_column(method, value, make_problem):
-    problem = make_problem(8, 64, INT3, SolveSettings(method=method))
+    problem = make_problem(8, 64, INT3, SolveSettings(refinements=0, method=method))
     problem.weights[3, 17] = value
     problem.weights[5, 2] = np.inf  # a later one, of which the message does not speak
     with pytest.raises(SolveError, match=rf"^layer\.weight\[3, 17\]: .*found {value}"):
@@ -181,14 +187,14 @@ def test_weights_that_are_not_finite_are_refused_by_row_and_column(method, value
 @pytest.mark.parametrize("method", list(Method))
 def test_a_group_wider_than_the_input_is_refused(method, make_problem):
     format = make_format(4, 128, ZeroKind.FIXED)
-    problem = make_problem(4, 64, format, SolveSettings(method=method))
+    problem = make_problem(4, 64, format, SolveSettings(refinements=0, method=method))
     with pytest.raises(UsageError, match=r"^layer\.weight: .*at most 64, found 128"):
         SOLVERS[method](problem)
 
 
 def test_groups_on_the_way_need_the_stored_order(make_problem):
     # In act order they would hold columns that decode with another group's scale.
-    settings = SolveSettings(act_order=True, static_groups=False)
+    settings = SolveSettings(refinements=0, act_order=True, static_groups=False)
     with pytest.raises(UsageError, match=r"^layer\.weight: act_order needs static_groups"):
         solve_gptq(make_problem(4, 64, INT3, settings))
     one_group = make_format(3, ROW, ZeroKind.FIXED)
@@ -200,7 +206,7 @@ def test_groups_on_the_way_need_the_stored_order(make_problem):
 @pytest.mark.parametrize("method", list(Method))
 @pytest.mark.parametrize("scales", list(Scales))
 def test_weights_too_large_for_fp16_scales_are_refused(method, scales, make_problem):
-    problem = make_problem(4, 64, INT3, SolveSettings(method=method, scales=scales))
+    problem = make_problem(4, 64, INT3, SolveSettings(refinements=0, method=method, scales=scales))
     with pytest.raises(SolveError, match="fp16"):
         SOLVERS[method](replace(problem, weights=problem.weights * np.float32(1e20)))
 
@@ -237,7 +243,7 @@ def test_weights_of_zero_stay_zero(settings, make_problem):
 @pytest.mark.parametrize("act_order", [True, False])
 def test_gptq_beats_rounding_on_the_same_grid(zero, bits, act_order, make_problem, direct):
     format = make_format(bits, 32, zero)
-    settings = SolveSettings(scales=Scales.MINMAX, act_order=act_order)
+    settings = SolveSettings(refinements=0, scales=Scales.MINMAX, act_order=act_order)
     ratios = []
     for seed in range(5):
         problem = make_problem(16, 96, format, settings, seed)
@@ -259,7 +265,7 @@ def damped_row_errors(problem, solution):
 @KINDS
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_a_refit_of_the_scales_makes_no_row_worse(zero, bits, make_problem):
-    problem = make_problem(24, 96, make_format(bits, 32, zero), SolveSettings())
+    problem = make_problem(24, 96, make_format(bits, 32, zero), SolveSettings(refinements=0))
     once = replace(problem, settings=replace(problem.settings, refits=0))
     before = damped_row_errors(problem, solve_gptq(once))
     after = damped_row_errors(problem, solve_gptq(problem))
@@ -317,7 +323,7 @@ def test_rows_solved_apart_give_the_same_codes(settings, zero, make_problem):
 
 
 def test_a_factor_may_be_shared_by_layers_and_solved_without_h(make_problem):
-    problem = make_problem(8, 150, INT3, SolveSettings())
+    problem = make_problem(8, 150, INT3, SolveSettings(refinements=0))
     factored = factor(problem.hessian, problem.tokens, problem.settings)
     alone = solve_gptq(problem)
     for _ in range(2):

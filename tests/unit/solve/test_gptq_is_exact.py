@@ -35,7 +35,7 @@ def test_codes_scales_and_error_are_those_of_exact_optimal_brain_quantization(
     layer, order, scales, zero, make_problem, any_format, assert_is_exact
 ):
     rows, in_features, bits, group_size = LAYERS[layer]
-    settings = SolveSettings(scales=scales, damping=0.01, refits=0, **ORDERS[order])
+    settings = SolveSettings(refinements=0, scales=scales, damping=0.01, refits=0, **ORDERS[order])
     problem = make_problem(rows, in_features, any_format(bits, group_size, zero), settings)
     assert_is_exact(problem, solve_gptq(problem))
 
@@ -45,7 +45,7 @@ def test_codes_scales_and_error_are_those_of_exact_optimal_brain_quantization(
 def test_a_group_of_the_whole_row_is_exact_in_any_order(
     static_groups, zero, make_problem, any_format, assert_is_exact
 ):
-    settings = SolveSettings(damping=0.01, refits=0, static_groups=static_groups)
+    settings = SolveSettings(refinements=0, damping=0.01, refits=0, static_groups=static_groups)
     problem = make_problem(8, 150, any_format(4, 0, zero), settings)
     assert_is_exact(problem, solve_gptq(problem))
 
@@ -54,7 +54,7 @@ def test_a_group_of_the_whole_row_is_exact_in_any_order(
 def test_the_size_of_the_blocks_changes_nothing(
     block_columns, make_problem, any_format, assert_is_exact
 ):
-    settings = SolveSettings(damping=0.01, refits=0, block_columns=block_columns)
+    settings = SolveSettings(refinements=0, damping=0.01, refits=0, block_columns=block_columns)
     problem = make_problem(8, 150, any_format(3, 32, "variable"), settings)
     assert_is_exact(problem, solve_gptq(problem))
 
@@ -64,7 +64,7 @@ def test_the_size_of_the_blocks_changes_nothing(
 def test_codes_are_exact_for_scales_that_were_refitted(
     act_order, zero, make_problem, any_format, assert_is_exact
 ):
-    settings = SolveSettings(damping=0.01, act_order=act_order)
+    settings = SolveSettings(refinements=0, damping=0.01, act_order=act_order)
     assert settings.refits > 0
     problem = make_problem(24, 200, any_format(3, 32, zero), settings)
     assert_is_exact(problem, solve_gptq(problem))
@@ -128,7 +128,7 @@ SLIPS = [local_factor, local_groups, forgotten_blocks, shifted_factor]
 @pytest.fixture
 def three_blocks(make_problem, any_format):
     """More than two blocks of strongly correlated inputs whose coupling changes along the row."""
-    settings = SolveSettings(damping=0.01, refits=0, act_order=False)
+    settings = SolveSettings(refinements=0, damping=0.01, refits=0, act_order=False)
     return make_problem(16, 260, any_format(3, 32, "variable"), settings)
 
 

@@ -40,7 +40,7 @@ def test_coupling_is_the_damped_h_over_its_diagonal_in_the_sweeps_order(act_orde
 @pytest.mark.parametrize("zero", ZeroKind)
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_every_round_lowers_the_error_and_no_row_gets_worse(bits, zero, make_problem):
-    problem = make_problem(24, 160, make_format(bits, 64, zero), SolveSettings())
+    problem = make_problem(24, 160, make_format(bits, 64, zero), SolveSettings(refinements=0))
     hessian = damped(problem, factor(problem.hessian, problem.tokens, problem.settings))
     by_round = []
     for rounds in (0, 1, 2):
@@ -82,7 +82,7 @@ def test_in_the_end_no_scale_alone_can_be_changed_for_a_smaller_error(make_probl
 
 
 def test_super_blocks_are_refined_in_their_codes_alone(make_problem):
-    problem = make_problem(6, 256, CATALOG["q3_k"].only_format(), SolveSettings())
+    problem = make_problem(6, 256, CATALOG["q3_k"].only_format(), SolveSettings(refinements=0))
     hessian = damped(problem, factor(problem.hessian, problem.tokens, problem.settings))
     plain = solve_gptq(problem)
     refined = solve_gptq(replace(problem, settings=SolveSettings(refinements=2)))
@@ -98,7 +98,7 @@ def test_the_report_has_the_error_that_is_left(make_problem):
 
 
 def test_the_loss_of_a_pass_is_that_of_its_errors(make_problem):
-    problem = make_problem(5, 600, make_format(3, 64, FIXED), SolveSettings())
+    problem = make_problem(5, 600, make_format(3, 64, FIXED), SolveSettings(refinements=0))
     factored = factor(problem.hessian, problem.tokens, problem.settings)
     layer = Layer(problem.weights, factored, problem.format, problem.settings)
     best = layer.sweep(layer.fit_groups(problem.weights))
