@@ -47,7 +47,8 @@ def families_page() -> str:
     from crumb.cli.families import family_rows
 
     rows = [
-        tuple({**row, "model_type": f"`{row['model_type']}`"}.values()) for row in family_rows()
+        tuple(map(str, {**row, "model_type": f"`{row['model_type']}`"}.values()))
+        for row in family_rows()
     ]
     return (
         NOTE.format(source="the files of `src/crumb/architectures`")

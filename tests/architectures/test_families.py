@@ -17,6 +17,7 @@ import pytest
 from tiny_models import GOLDEN, PLACES, VARIANTS, make_tokens, tolerance, uniform, write_model
 
 from crumb.architectures.registry import families, plan_of
+from crumb.cli.families import differences
 from crumb.operations.attention import QUERY_BLOCK
 from crumb.run.model import Model, open_model
 from crumb.run.session import Session
@@ -47,6 +48,10 @@ def test_every_family_has_tiny_models_and_every_tiny_model_golden_files() -> Non
     assert {each["model_type"] for each in VARIANTS.values()} == set(families())
     recorded = {path.name for path in GOLDEN.iterdir()}
     assert recorded == {f"{variant}.{kind}" for variant in VARIANTS for kind in ("json", "npz")}
+
+
+def test_every_family_has_a_figure_in_the_table() -> None:
+    assert differences().keys() == families().keys()
 
 
 def test_the_texts_are_longer_than_a_query_block_and_the_windows() -> None:

@@ -22,6 +22,7 @@ import pytest
 from tiny_models import ATTENTION, GOLDEN, VARIANTS, make_tokens, tolerance
 
 from crumb.architectures.registry import families, plan_of
+from crumb.cli.families import differences
 from crumb.errors import CrumbError
 from crumb.operations.rotary import Rotary
 from crumb.run.model import Model, open_model
@@ -141,6 +142,20 @@ def test_the_golden_files_are_what_transformers_gives_now(
     with np.load(GOLDEN / f"{variant}.npz") as arrays:
         allowed = tolerance(plan_of(stated["configuration"]), logits)
         np.testing.assert_allclose(logits, arrays["logits"], rtol=0, atol=allowed)
+
+
+LARGEST = {"transformers": 1e-3, "executors": 1e-5}
+"""Difference of a log-probability; of a logit between our executors, over the largest logit."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_log_probabilities_and_greedy_text_are_those_of_transformers(variant: str) -> None:
+    """Of a prompt and of cached decoding by the native engine; docs/families.md has the figures."""
+    compared = importlib.import_module("differences").compare(variant)
+    assert compared.ours == compared.theirs
+    recorded = differences()[VARIANTS[variant]["model_type"]]
+    for kind, most in LARGEST.items():  # another machine rounds elsewhere
+        assert getattr(compared, kind) <= min(most, 4 * recorded[kind]), kind
 
 
 def understood(configuration: dict[str, Any], recorder: ModuleType) -> str | None:

@@ -6,7 +6,12 @@ In: nothing. Out: every family with what it is, the containers that hold it and 
 from __future__ import annotations
 
 import importlib
+import inspect
+from functools import cache
+from importlib import resources
 from typing import Annotated, Any
+
+import msgspec
 
 from crumb.architectures.family import Family
 from crumb.architectures.registry import families as all_families
@@ -20,8 +25,19 @@ REAL_FILES = {"gemma3_text": "Gemma 3 270m", "llama": "SmolLM2 135M Instruct"}
 NOTE = """\
 Every family is read from a Hugging Face directory and runs in the native engine.
 Its tiny random models give the logits of transformers, whole texts and cached decoding both;
-those with a GGUF architecture are read from such files and written to them.
-`real file` names a published model that was run too. docs/adding.md tells how to add a family."""
+those with a GGUF architecture are read from such files, written to them, compared with llama.cpp.
+`difference` is the largest between a log-probability of transformers and ours, both in f32:
+of a prompt of 64 tokens, and of 64 greedy tokens decoded behind it, which are the same tokens.
+`lines` counts those of the family's file. `real file` names a published model that was run too.
+docs/adding.md tells how to add a family."""
+
+
+@cache
+def differences() -> dict[str, dict[str, float]]:
+    """Family -> what tests/architectures/differences.py measured on its tiny models."""
+    file = resources.files("crumb.architectures") / "differences.json"
+    measured: dict[str, dict[str, float]] = msgspec.json.decode(file.read_bytes())
+    return measured
 
 
 def families(*, json: Annotated[bool, ONE_WAY] = False) -> None:
@@ -34,8 +50,10 @@ def families(*, json: Annotated[bool, ONE_WAY] = False) -> None:
     if json:
         print_json(rows)
         return
-    names = ("model_type", "what it is", "GGUF", "real file")
-    print_table([f"<{name}" for name in names], [[row[name] for name in names] for row in rows])
+    names = ("model_type", "what it is", "GGUF", "difference", "lines", "real file")
+    print_table(
+        [f"<{name}" for name in names], [[str(row[name]) for name in names] for row in rows]
+    )
     print(NOTE)
 
 
@@ -58,5 +76,7 @@ def family_row(name: str, family: Family) -> dict[str, Any]:
         "positions": positions,
         "MLP": "experts" if "router" in family.tensors else "gated" if family.gated else "plain",
         "GGUF": "" if architecture is None else architecture.name,
+        "difference": f"{differences()[name]['transformers']:.0e}",
+        "lines": len(inspect.getsource(module).splitlines()),
         "real file": REAL_FILES.get(name, ""),
     }

@@ -1,0 +1,121 @@
+"""How far our log-probabilities lie from transformers', and one of our executors from the other.
+
+In: the name of a tiny model. Out: Compared. Needs PyTorch.
+Run: python tests/architectures/differences.py, which measures all of them and writes what
+docs/families.md and `crumb families` print.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from record_golden import restate
+from tiny_models import ATTENTION, VARIANTS, make_tokens, write_model
+
+from crumb.checkpoints.opening import open_checkpoint
+from crumb.run.engine import Engine, Rows, StepPart
+from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
+from crumb.run.model import Model
+from crumb.run.sampling import log_softmax
+
+RECORD = Path(__file__).parents[2] / "src" / "crumb" / "architectures" / "differences.json"
+
+PROMPT_TOKENS = GREEDY_TOKENS = 64
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One tiny model in both libraries: a prompt, and greedy tokens with a cache behind it."""
+
+    transformers: float  # largest difference of a log-probability, up to where the texts part
+    executors: float  # of a logit between native engine and array executor, over the largest
+    ours: list[int]
+    theirs: list[int]
+
+
+def compare(variant: str) -> Compared:
+    """Both in f32, ours by the native engine."""
+    configuration = restate(VARIANTS[variant])
+    prompt = make_tokens(configuration)[0, :PROMPT_TOKENS]
+    with tempfile.TemporaryDirectory() as name:
+        folder = write_model(Path(name), configuration)
+        theirs, their_text = _theirs(variant, folder, prompt)
+        checkpoint = open_checkpoint(folder)
+        ours, our_text = _ours(checkpoint, prompt)
+        whole = np.concatenate([prompt, our_text])[:-1]
+        again = Model(checkpoint).logits(whole[None])[0]
+    same = PROMPT_TOKENS + _agreed(our_text, their_text)
+    apart = np.abs(log_softmax(ours[:same]) - log_softmax(theirs[:same])).max()
+    executors = np.abs(ours - again).max() / np.abs(again).max()
+    return Compared(float(apart), float(executors), our_text, their_text)
+
+
+def _agreed(one: list[int], other: list[int]) -> int:
+    """Tokens before the first that differs."""
+    differ = (place for place, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    return next(differ, len(one))
+
+
+def _ours(checkpoint: Any, prompt: NDArray[np.int64]) -> tuple[Floats, list[int]]:
+    """Logits of the prompt and of each greedy token but the last, and those tokens."""
+    settings = EngineSettings(
+        context_tokens=PROMPT_TOKENS + GREEDY_TOKENS,
+        step_tokens=PROMPT_TOKENS,
+        logits_rows=PROMPT_TOKENS,
+        cache=CacheKind.F32,
+        activations=ActivationKind.F32,
+        threads=1,
+    )
+    engine = Engine(checkpoint, settings)
+    sequence = engine.begin(prompt.tolist(), reuse=False)
+    given, text, rows = prompt.tolist(), list[int](), []
+    while len(text) < GREEDY_TOKENS:
+        rows.append(engine.run([StepPart(sequence, given, Rows.ALL)]).copy())
+        text.append(int(rows[-1][-1].argmax()))
+        given = text[-1:]
+    return np.concatenate(rows), text
+
+
+def _theirs(variant: str, folder: Path, prompt: NDArray[np.int64]) -> tuple[Floats, list[int]]:
+    """The same of transformers."""
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        attn_implementation=ATTENTION.get(variant, "eager"),
+        experts_implementation="eager",
+    ).eval()
+    cache = transformers.DynamicCache(config=model.config)
+    given, text, rows = torch.from_numpy(prompt)[None], list[int](), []
+    with torch.no_grad():
+        while len(text) < GREEDY_TOKENS:
+            rows.append(model(given, cache=cache, use_cache=True).logits[0].numpy())
+            text.append(int(rows[-1][-1].argmax()))
+            given = torch.tensor([text[-1:]])
+    return np.concatenate(rows), text
+
+
+def main() -> None:
+    """Measure all tiny models; write the largest of each family."""
+    torch.set_num_threads(1)
+    largest: dict[str, dict[str, float]] = {}
+    for variant, configuration in VARIANTS.items():
+        compared = compare(variant)
+        row = largest.setdefault(configuration["model_type"], {})
+        for kind in ("transformers", "executors"):
+            row[kind] = max(row.get(kind, 0.0), float(f"{getattr(compared, kind):.1e}"))
+        texts = "" if compared.ours == compared.theirs else "the texts differ"
+        print(variant, compared.transformers, compared.executors, texts, flush=True)
+        RECORD.write_text(json.dumps(dict(sorted(largest.items())), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
