@@ -1,6 +1,6 @@
 """The text part of a model that also sees, as transformers writes and runs it.
 
-In: a tiny Gemma 3 with eyes. Out: the logits of texts. Needs PyTorch.
+In: a tiny Gemma 3 and a tiny Mistral 3 with eyes. Out: the logits of texts. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,20 @@ EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 EYES |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
 
-def test_logits_of_texts_are_those_of_transformers(tmp_path: Path) -> None:
-    text = deepcopy(VARIANTS["gemma3_text"])
-    config = transformers.Gemma3Config(text_config=text, vision_config=EYES)
-    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+SEEING = {
+    "gemma3_text": ("Gemma3", EYES),
+    "mistral": ("Mistral3", EYES | {"model_type": "pixtral", "head_dim": 8}),
+    "ministral3": ("Mistral3", EYES | {"model_type": "pixtral", "head_dim": 8}),
+}
+
+
+@pytest.mark.parametrize("variant", SEEING)
+def test_logits_of_texts_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    name, eyes = SEEING[variant]
+    text = deepcopy(VARIANTS[variant])
+    config = getattr(transformers, f"{name}Config")(text_config=text, vision_config=eyes)
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
     torch.manual_seed(0)
     with torch.no_grad():
         for name, tensor in model.named_parameters():

@@ -45,8 +45,11 @@ def _nearest(model_type: object) -> str:
 WRAPPED = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 """model_type of a model that also sees -> that of its text part, where it does not say."""
 
-SHARED = ("quantization_config", "tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id")
+SHARED = ("quantization_config", "dtype", "torch_dtype", "eos_token_id")
 """Keys that may stand outside of the text part."""
+
+OUTER = ("tie_word_embeddings",)
+"""Keys of which the outer one holds where there are two."""
 
 
 def text_part(configuration: Configuration) -> Configuration:
@@ -54,8 +57,11 @@ def text_part(configuration: Configuration) -> Configuration:
     outer, text = configuration.get("model_type"), configuration.get("text_config")
     if not isinstance(text, Mapping) or outer not in WRAPPED:
         return configuration
-    shared = {key: configuration[key] for key in SHARED if key in configuration}
-    return {"model_type": WRAPPED[outer], **shared, **text}
+    shared, above = (
+        {key: configuration[key] for key in keys if key in configuration}
+        for keys in (SHARED, OUTER)
+    )
+    return {"model_type": WRAPPED[outer], **shared, **text, **above}
 
 
 def plan_of(configuration: Configuration) -> Plan:

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import VARIANTS, make_tokens, write_model
 
+from crumb.architectures.registry import plan_of
 from crumb.errors import CrumbWarning
 from crumb.run.model import open_model
 
@@ -52,3 +53,13 @@ def test_a_model_with_other_prefixes_gives_the_same_logits(case: str, tmp_path: 
             again = open_model(str(folder))
         assert again.plan.family == configuration["model_type"]
     np.testing.assert_array_equal(again.logits(tokens), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_outer_configuration_says_whether_the_head_is_tied(tied: bool) -> None:
+    text = VARIANTS["ministral3"] | {"tie_word_embeddings": not tied}
+    wrapped = {"model_type": "mistral3", "text_config": text, "tie_word_embeddings": tied}
+    plan = plan_of(wrapped)
+    assert plan.family == "ministral3"
+    head = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    assert list(plan.linears())[-1].weight == head
