@@ -63,6 +63,32 @@ def test_a_step_reads_the_experts_that_its_tokens_use(mixture: Path) -> None:
     assert OperationCost(parts=8, parts_used=2).share_read(2) == pytest.approx(1 - 0.75**2)
 
 
+@pytest.mark.parametrize(("cache", "element"), [(CacheKind.F32, 4), (CacheKind.F16, 2)])
+def test_the_cache_of_a_latent_is_planned_and_found_again(
+    cache: CacheKind, element: int, tmp_path: Path
+) -> None:
+    """It has the latent and the rotated key of each token, once for all heads."""
+    configuration = VARIANTS["deepseek_v3"]
+    checkpoint = open_checkpoint(write_model(tmp_path, configuration))
+    settings = EngineSettings(context_tokens=160, step_tokens=64, logits_rows=64, cache=cache)
+    engine = Engine(checkpoint, settings)
+    page = -(-16 * (21 + 6) * element // 64) * 64  # of 16 tokens, whole lines of memory
+    assert engine.memory.cache_bytes == 3 * 10 * page
+    text = make_tokens(configuration)[0, :70].tolist()
+
+    def last_rows() -> tuple[int, np.ndarray]:
+        sequence = engine.begin(text)
+        for begin in range(sequence.cached_tokens, 64, 32):
+            engine.run([StepPart(sequence, text[begin : begin + 32], Rows.LAST)])
+        rows = engine.run([StepPart(sequence, text[64:], Rows.ALL)]).copy()
+        engine.end(sequence)
+        return sequence.cached_tokens, rows
+
+    first, again = last_rows(), last_rows()
+    assert (first[0], again[0]) == (0, 64)
+    np.testing.assert_array_equal(again[1], first[1])
+
+
 def resident_of(path: Path) -> int:
     """Bytes of a file's mapping that this process has touched."""
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
