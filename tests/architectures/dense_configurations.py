@@ -170,6 +170,7 @@ FOR_GGUF: dict[str, Configuration] = {
     "falcon": DENSE["falcon"],
     "falcon-new": DENSE["falcon-new"] | {"bias": False},
     "falcon-shared": DENSE["falcon-shared"],
+    "ministral3": DENSE["ministral3"],
     "phi3": DENSE["phi3"],
     "phi3-short": DENSE["phi3-short"]
     | {"original_max_position_embeddings": 260, "max_position_embeddings": 300},

@@ -92,6 +92,14 @@ ARCHITECTURES: dict[str, Architecture] = {
             biases=("qkv",),
         ),
         Architecture(
+            "mistral3",
+            family="ministral3",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders=_TURNED,
+            whole_heads=False,
+        ),
+        Architecture(
             "qwen3",
             family="qwen3",
             epsilon=_RMS,

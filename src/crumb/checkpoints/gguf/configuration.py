@@ -23,6 +23,9 @@ from crumb.checkpoints.gguf.as_read import check_as_read, without_idle_windows
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import (
+    BALANCED,
+    GROWING,
+    GROWTH,
     Factors,
     frequency_factors,
     read_scaling,
@@ -73,7 +76,7 @@ NEUTRAL: dict[str, tuple[Value, ...]] = {
     "rope.scaling.alpha": (0.0, 1.0),
     "rope.scaling.yarn_ext_factor": (1.0,),
     "rope.scaling.yarn_attn_factor": (1.0,),
-    "rope.scaling.yarn_log_multiplier": (0.0,),
+    BALANCED: (0.0,),
 }
 """Keys that would change the result -> the values with which they do not."""
 
@@ -94,6 +97,7 @@ CLASSES = {
     "granitemoe": "GraniteMoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "ministral3": "Ministral3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "olmo2": "Olmo2ForCausalLM",
     "olmoe": "OlmoeForCausalLM",
@@ -183,6 +187,7 @@ def _words(
 
 def _refuse_other_results(metadata: Metadata, row: Architecture) -> None:
     read = {*row.numbers.values(), *row.counts.values()}
+    read |= {BALANCED} if row.name in GROWING else set()
     for short, values in (NEUTRAL | {key: (value,) for key, value in row.fixed.items()}).items():
         if short in read:
             continue
@@ -315,6 +320,8 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         number = reader.optional_number(word)
         if number is not None:
             keys[short] = number
+    if kinds[0].temperature is not None:
+        keys[GROWTH] = kinds[0].temperature.rate
     for word, short in row.counts.items():
         if word in family.keys:
             keys[short] = reader.size(word, lowest=0)

@@ -36,6 +36,8 @@ SCALING = "rope.scaling"
 TYPE, FACTOR = f"{SCALING}.type", f"{SCALING}.factor"
 ORIGINAL_CONTEXT = f"{SCALING}.original_context_length"
 MAGNITUDE = f"{SCALING}.attn_factor"
+BALANCED = f"{SCALING}.yarn_log_multiplier"
+GROWTH = "attention.temperature_scale"
 BETAS = {"beta_fast": f"{SCALING}.yarn_beta_fast", "beta_slow": f"{SCALING}.yarn_beta_slow"}
 YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}
 """What llama.cpp has of its own: it does not read these keys."""
@@ -48,6 +50,9 @@ ROUNDING = 2.0**-23
 """Of a quotient that was stored as f32."""
 
 LONGROPED = ("phi3",)
+GROWING = ("mistral3",)
+"""Architectures whose queries grow with the lengths of the training before."""
+
 SMOOTH = ("gpt-oss",)
 """Architectures whose models do not round where yarn begins and ends, though llama.cpp does."""
 
@@ -79,6 +84,8 @@ def scaling_keys(rope: Rope, architecture: str) -> dict[str, Value]:
         FACTOR: settings["factor"],
         ORIGINAL_CONTEXT: int(settings[ORIGINAL]),
     }
+    if architecture in GROWING and settings.get("mscale") == settings.get("mscale_all_dim"):
+        return keys | {BALANCED: settings.get("mscale", 0.0)}
     extra = rope.magnitude() / _magnitude(settings["factor"])
     return keys if extra == 1.0 else keys | {MAGNITUDE: extra}
 
@@ -142,6 +149,11 @@ def _yarn_scaling(metadata: Metadata, architecture: str, factor: float) -> dict[
     extra = metadata.number(f"{architecture}.{MAGNITUDE}", 1.0)
     if extra != 1.0:
         scaling["attention_factor"] = _tidy(extra * _magnitude(factor), ROUNDING)
+    if architecture in GROWING:
+        scaling["llama_4_scaling_beta"] = metadata.number(f"{architecture}.{GROWTH}")
+        balanced = metadata.number(f"{architecture}.{BALANCED}", 0.0)
+        if balanced:
+            scaling |= {"mscale": balanced, "mscale_all_dim": balanced}
     return scaling | ({"truncate": False} if architecture in SMOOTH else {})
 
 
