@@ -15,9 +15,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 sys.path.append(str(Path(__file__).parents[1] / "architectures"))
+from mixture_configurations import MIXTURES_FOR_GGUF
 from tiny_models import VARIANTS, make_tokens, write_model
 
 import crumb
+from crumb.checkpoints.gguf import writer
+from crumb.checkpoints.gguf.container import read_gguf
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.operations.operation import OperationCost
 from crumb.run.engine import Engine, Rows, StepPart
@@ -122,7 +125,8 @@ HIDDEN, INNER = 64, 32
 
 def write_mxfp4(folder: Path) -> dict[str, np.ndarray]:
     """A tiny gpt-oss whose experts are MXFP4; the weights that the blocks hold."""
-    configuration = dict(VARIANTS["gpt_oss"]) | {"hidden_size": HIDDEN, "intermediate_size": INNER}
+    configuration = MIXTURES_FOR_GGUF["gpt_oss"] | {"hidden_size": HIDDEN}
+    configuration |= {"intermediate_size": INNER}
     write_model(folder, configuration)
     arrays = load_file(folder / "model.safetensors")
     random, weights = np.random.default_rng(1), {}
@@ -169,3 +173,18 @@ def test_experts_in_mxfp4_run_in_both_executors_alike(tmp_path: Path) -> None:
     sequence = engine.begin(tokens.tolist(), reuse=False)
     logits = engine.run([StepPart(sequence, tokens.tolist(), Rows.ALL)])
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_experts_in_mxfp4_keep_their_codes_in_gguf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "tokenizer_metadata", lambda files, configuration: {})
+    write_mxfp4(tmp_path)
+    ours, out = open_checkpoint(tmp_path), tmp_path / "model.gguf"
+    writer.export_gguf(ours, out, writer.TypeChoice(), "tiny", lambda report: None)
+    stack = read_gguf(out).tensors["blk.1.ffn_gate_exps.weight"]
+    assert (stack.type.name, stack.shape[1:]) == ("MXFP4", (INNER, HIDDEN))
+    theirs = open_checkpoint(out)
+    for spec in ours.plan.tensors():
+        expected = ours.tensors.read_float(spec.name)
+        np.testing.assert_array_equal(theirs.tensors.read_float(spec.name), expected)
