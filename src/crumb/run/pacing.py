@@ -15,7 +15,7 @@ LONGEST = 2.0
 ROW_COST = 0.1
 """What one more row adds to a step of one, as long as nothing was measured."""
 
-MOST_STEPS = 2.0
+MOST_STEPS = 1.7
 """A step that also reads prompts takes about as long as so many without; single ones take more."""
 
 UNNOTICED_SECONDS = 0.015
