@@ -150,7 +150,7 @@ CRUMB_INLINE void fused_super_group(const MatmulJob& job, Ints (&sum)[tokens],
 }
 
 // The codes of 128 inputs join them. `group`: the first of their super-block.
-template <int bits, bool table, int width, int tokens>
+template <int bits, bool table, int width, bool fetch, int tokens>
 CRUMB_INLINE void fused_super_sums(const MatmulJob& job, Ints (&sum)[tokens], const uint8_t* at,
                                    const int8_t* x, const uint8_t* sub, int64_t group,
                                    const int32_t* total, int32_t zero) {
@@ -160,7 +160,7 @@ CRUMB_INLINE void fused_super_sums(const MatmulJob& job, Ints (&sum)[tokens], co
     Codes slices[8];
     unpack_chunk<bits, kRaised>(at, slices);
     if constexpr (table) look_up(slices, job.matrix.table);
-    prefetch_codes<bits>(at);
+    if constexpr (fetch) prefetch_codes<bits>(at);
     const Ints by = multiplier(sub_scale_of<kKind, width>(sub, group++));
     fused_super_group<bits, table, 0, kSlices>(job, sum, slices, x, by, total++, zero);
     if constexpr (width < kChunkInputs) {
@@ -173,7 +173,7 @@ CRUMB_INLINE void fused_super_sums(const MatmulJob& job, Ints (&sum)[tokens], co
 }
 
 // `pairs`: of sums of the activations of the token and those behind it.
-template <int bits, bool table, int tokens, int width>
+template <int bits, bool table, int tokens, int width, bool fetch>
 CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t token,
                                    const int32_t* pairs) {
   constexpr int kKind = super_zero(bits, table);
@@ -198,7 +198,7 @@ CRUMB_INLINE void fused_super_tile(const MatmulJob& job, int64_t tile, int64_t t
       Ints sum[tokens], term[tokens];
 #pragma GCC unroll 8
       for (int t = 0; t < tokens; ++t) sum[t] = term[t] = all_ints(0);
-      fused_super_sums<bits, table, width>(job, sum, at, x, sub, group, total, zero);
+      fused_super_sums<bits, table, width, fetch>(job, sum, at, x, sub, group, total, zero);
       if constexpr (has_terms<bits, table>())
 #pragma GCC unroll 4
         for (int64_t k = 0; k < kGroups / 2; ++k) {

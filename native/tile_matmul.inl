@@ -38,7 +38,7 @@ CRUMB_INLINE int32_t common_zero(const TileMatrix& m, int dot_bits) {
 }
 
 // One group, or a block of a wider one: its sums join those of its block, for some tokens.
-template <int bits, bool table, int tokens>
+template <int bits, bool table, bool fetch, int tokens>
 CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&block)[tokens], const uint8_t* at,
                               const int8_t* x, const int32_t* total, int32_t zero, int64_t chunks,
                               const Header& header) {
@@ -57,7 +57,7 @@ CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&block)[tokens], con
     Codes slices[8];
     unpack_chunk<bits, kRaised>(at, slices);
     if constexpr (table) look_up(slices, m.table);
-    prefetch_codes<bits>(at);
+    if constexpr (fetch) prefetch_codes<bits>(at);
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; ++t)
       dot_chunk<kDotBits, kChains>(dot[t], slices, x + t * job.x.stride);
@@ -72,7 +72,7 @@ CRUMB_INLINE void fused_group(const MatmulJob& job, Floats (&block)[tokens], con
   }
 }
 
-template <int bits, bool table, int tokens>
+template <int bits, bool table, bool fetch, int tokens>
 CRUMB_INLINE void fused_tile(const MatmulJob& job, int64_t tile, int64_t token) {
   const TileMatrix& m = job.matrix;
   const int64_t width = job.x.block_inputs;
@@ -99,9 +99,9 @@ CRUMB_INLINE void fused_tile(const MatmulJob& job, int64_t tile, int64_t token) 
       }
       const int64_t chunks = chunk_count(end - input < width ? end - input : width);
       if (tokens == 1 && chunks == 1)  // without a loop, which a small group would feel
-        fused_group<bits, table>(job, block, at, x, total, zero, 1, header);
+        fused_group<bits, table, fetch>(job, block, at, x, total, zero, 1, header);
       else
-        fused_group<bits, table>(job, block, at, x, total, zero, chunks, header);
+        fused_group<bits, table, fetch>(job, block, at, x, total, zero, chunks, header);
       at += chunks * chunk_bytes(bits);
       x += chunks * kChunkInputs;
       ++total;

@@ -2,10 +2,9 @@
 // The places are those of formats/layouts/tile.py. A table of 16 bytes makes a lookup format.
 
 // Lines to come: from memory into the second cache far ahead, from there into the first shortly
-// before. One of the two alone leaves 5 to 20 % of the bandwidth unused; AMD's need neither.
+// before. One of the two alone leaves 5 to 20 % of the bandwidth unused.
 template <int bits>
 CRUMB_INLINE void prefetch_codes(const uint8_t* at) {
-  if (kFetchesAhead) return;
 #pragma GCC unroll 8
   for (int v = 0; v < bits; ++v) {
     __builtin_prefetch(at + 64 * v + kFarBytes, 0, 2);
