@@ -50,7 +50,8 @@ class Version:
 
     def rate(self, burst: Sequence[str | int]) -> float:
         """Tokens per second of one burst."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         print(json.dumps(burst), file=self._process.stdin, flush=True)
         return float(self._process.stdout.readline())
 
