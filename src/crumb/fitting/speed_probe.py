@@ -131,13 +131,15 @@ def _model_seconds(
 def prompt_seconds(stage: Stage, seconds: StepSeconds, chunk: int, tokens: int) -> float:
     """Of a prompt, from a chunk at the beginning and one behind it.
 
-    What the second takes longer is attention's, and grows as its work does.
+    What the second takes longer is attention's, and grows as its work does; a chunk's own tokens
+    read half of it on the average.
     """
     behind = max(0.0, seconds.prompt_behind - seconds.prompt) / max(reach(stage, chunk), 1.0)
+    alone = max(0.0, seconds.prompt - behind * reach(stage, chunk / 2))
     total = 0.0
     for begin in range(0, tokens, chunk):
-        share = min(chunk, tokens - begin) / chunk
-        total += share * (seconds.prompt + behind * reach(stage, begin))
+        count = min(chunk, tokens - begin)
+        total += count / chunk * (alone + behind * reach(stage, begin + count / 2))
     return total
 
 
@@ -149,7 +151,7 @@ def decode_seconds(
     return seconds.decode + sequences * behind * reach(stage, past)
 
 
-def reach(stage: Stage, past_tokens: int) -> float:
+def reach(stage: Stage, past_tokens: float) -> float:
     """Multiply-adds of a token that come of the tokens before it."""
     costs = [(row_of(each).cost, each) for each in stage.operations]
     far, near = (

@@ -86,9 +86,10 @@ def test_blocks_of_different_kinds_are_measured_apart(monkeypatch: pytest.Monkey
 def test_a_window_bounds_what_a_step_reads() -> None:
     seconds = StepSeconds(2.0, 2.5, 1.0, 1.25)
     narrow = plan_of(MISTRAL | {"sliding_window": 100}).stages[1]
-    assert prompt_seconds(narrow, seconds, 64, 32) == 1.0
-    assert prompt_seconds(narrow, seconds, 64, 128) == 2.0 + 2.5
-    assert prompt_seconds(narrow, seconds, 64, 256) == pytest.approx(2 + 2.5 + 2 * (2 + 50 / 64))
+    assert prompt_seconds(narrow, seconds, 64, 64) == 2.0
+    assert prompt_seconds(narrow, seconds, 64, 32) == (2.0 - 0.25 + 0.125) / 2
+    far = 2.0 + 0.5 * (100 - 32) / 64  # a window's width, where the first chunk read 32 tokens
+    assert prompt_seconds(narrow, seconds, 64, 192) == pytest.approx(2.0 + (2.5) + far)
     assert decode_seconds(narrow, seconds, 64, 50, 1) == 1.0 + 0.25 / 2
     assert decode_seconds(narrow, seconds, 64, 6400, 2) == 1.0 + 2 * 0.25
     whole = plan_of(MISTRAL | {"sliding_window": None}).stages[1]
