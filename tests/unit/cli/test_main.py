@@ -157,8 +157,8 @@ def test_without_a_model_a_newcomer_is_told_which_to_try(verb: str, capsys: Caps
 
 
 HELP_GROUPS = {
-    "quantize": ["Arguments", "Format", "Calibration", "Solver", "Output"],
-    "eval": ["Arguments", "Text", "Engine", "Output"],
+    "quantize": ["Arguments", "Format", "Budget", "Calibration", "Solver", "Output"],
+    "eval": ["Arguments", "Text", "Engine", "Tasks", "Output"],
     "generate": ["Arguments", "Prompt", "Sampling", "Engine", "Output"],
     "chat": ["Arguments", "Prompt", "Sampling", "Engine", "Access"],
     "bench": ["Arguments", "Work", "Engine", "Output"],
