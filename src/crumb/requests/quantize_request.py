@@ -138,6 +138,10 @@ class QuantizeRequest:
             del solve["solved_embedding_bits"]
         if not self.settings.weighs_tokens:
             del solve["token_power"]
+        if self.settings.method is Method.ROUND:
+            del solve["refinements"]
+        if not self.settings.trains:
+            del solve["training_steps"]
         if not self.settings.lowest_zero_point:
             del solve["lowest_zero_point"]
         later = {
