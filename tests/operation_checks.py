@@ -122,7 +122,8 @@ class Alone:
     def vector(self, name: str | None) -> Array | None:
         return None if name is None else self.weights[name]
 
-    def matrix(self, name: str) -> int:
+    def matrix(self, name: str, at_once: bool = True) -> int:
+        del at_once  # nothing is mapped here
         if name not in self.matrices:
             array = self.weights[name]
             raw = array.view(np.uint8).reshape(array.shape[0], -1)

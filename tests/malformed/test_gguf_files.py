@@ -259,7 +259,7 @@ SETTINGS: dict[str, tuple[File, str]] = {
         M.with_keys(llama__attention__head_count_kv=scalar("u32", 3)),
         "heads do not divide",
     ),
-    "experts": (M.with_keys(llama__expert_count=scalar("u32", 8)), "expert_count"),
+    "experts": (M.with_keys(llama__expert_count=scalar("u32", 8)), "no mixtral model has"),
     "negative experts": (M.with_keys(llama__expert_count=scalar("i32", -8)), "expert_count"),
     "experts as array": (M.with_keys(llama__expert_count=array("u32", [0, 0])), "expert_count"),
     "long keys": (M.with_keys(llama__attention__key_length=scalar("u32", 5)), "key_length"),

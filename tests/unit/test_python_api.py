@@ -25,6 +25,7 @@ from crumb.cli.export import export as export_verb
 from crumb.cli.quantize import quantize as quantize_verb
 from crumb.errors import UsageError
 from crumb.formats.catalog import ZeroKind
+from crumb.requests.budget import KINDS, OF_MEMORY
 from crumb.requests.evaluate_request import EvaluateOptions, EvaluateRequest
 from crumb.requests.export_request import ExportOptions, ExportRequest
 from crumb.requests.quantize_options import QuantizeOptions, make_quantize_request
@@ -106,8 +107,8 @@ OPTIONS = {
     "evaluate": (EvaluateOptions, (EvaluateRequest,)),
     "export": (ExportOptions, (ExportRequest,)),
 }
-POSITIONAL = {"model", "reference", "out", "to", "spec"}
-"""Fields that are parameters of their own; the text of a calibration is called calibration."""
+POSITIONAL = {"model", "reference", "out", "to", "spec", "budget"}
+"""Fields that are parameters of their own, or are named by more than one keyword."""
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -115,14 +116,14 @@ def test_the_keywords_of_a_verb_are_the_fields_of_its_records(name: str) -> None
     options, records = OPTIONS[name]
     names = [each.name for record in records for each in fields(record)]
     assert len(names) == len(set(names)), "a keyword means one thing"
-    own = {"as_published", "effort"} if name == "quantize" else set()
+    own = {"as_published", "effort", *KINDS, *OF_MEMORY} if name == "quantize" else set()
     assert set(typing.get_type_hints(options)) == set(names) - POSITIONAL | own
     assert options.__name__ in str(inspect.signature(getattr(crumb, name)))
 
 
 def test_keywords_and_the_command_line_have_the_same_words() -> None:
     """But for units: the command line says --length, Python length_tokens."""
-    options = set(inspect.signature(quantize_verb).parameters) - {"model", "out", "json"}
+    options = set(inspect.signature(quantize_verb).parameters) - {"model", "out", "json", "plan"}
     words = {name.removesuffix("_tokens") for name in typing.get_type_hints(QuantizeOptions)}
     assert options < words
     for verb, kind in ((eval_verb, EvaluateOptions), (export_verb, ExportOptions)):

@@ -9,6 +9,7 @@ from crumb.architectures.mixture import SHARED_KEYS, SHARED_TENSORS, sigmoid_rou
 from crumb.architectures.reader import Reader
 
 OWN = ("query", "key", "value")
+UNREAD = ("key_value_heads", "rotary_share")
 
 
 def _block(reader: Reader, block: int) -> Block:
@@ -20,7 +21,7 @@ FAMILY = replace(
     LLAMA,
     model_type="deepseek_v3",
     keys={
-        **{word: key for word, key in LLAMA.keys.items() if word != "key_value_heads"},
+        **{word: key for word, key in LLAMA.keys.items() if word not in UNREAD},
         **LATENT_KEYS,
         **SHARED_KEYS,
     },

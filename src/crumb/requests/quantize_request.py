@@ -138,7 +138,7 @@ class QuantizeRequest:
             del solve["solved_embedding_bits"]
         if not self.settings.weighs_tokens:
             del solve["token_power"]
-        if self.settings.method is Method.ROUND:
+        if self.settings.method is Method.ROUND or not self.settings.refinements:
             del solve["refinements"]
         if not self.settings.trains:
             del solve["training_steps"]

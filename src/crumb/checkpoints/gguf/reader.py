@@ -186,8 +186,9 @@ def _entries(
 def _part(tensor: StoredTensor, name: Named, experts: int, shape: tuple[int, ...]) -> StoredTensor:
     """The tensor itself, or one expert's share of it: its rows lie behind each other."""
     if name.expert is None:
-        flat = prod(tensor.shape) == prod(shape) and tensor.in_features == shape[-1]
-        return replace(tensor, shape=shape) if flat else tensor
+        stacked = len(tensor.shape) == 3 and tensor.shape[0] == experts
+        whole = prod(tensor.shape) == prod(shape) and tensor.in_features == shape[-1]
+        return replace(tensor, shape=shape) if stacked and whole else tensor
     raw, (count, *inside) = tensor.raw, tensor.shape
     if count != experts or not inside:
         raise CheckpointError(
