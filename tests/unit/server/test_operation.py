@@ -186,8 +186,9 @@ def test_no_word_of_a_prompt_or_an_answer_reaches_the_log(
 ) -> None:
     with caplog.at_level(logging.INFO, "crumb.server"):
         answer = server.post(CHAT, **ASK, max_tokens=12)
+        until(lambda: len(requests_in(caplog)) == 1)  # a line is written once all is sent
         server.http.post(CHAT, json=ASK | {"temperature": SECRET})
-        until(lambda: len(requests_in(caplog)) == 2)  # a line is written once all is sent
+        until(lambda: len(requests_in(caplog)) == 2)
     said = answer["choices"][0]["message"]["content"]
     facts = requests_in(caplog)
     first, second = facts
