@@ -19,7 +19,7 @@ import msgspec
 from crumb import __version__
 from crumb.architectures.plan import Plan, Stage
 from crumb.errors import CrumbError, UsageError
-from crumb.fitting.allocation import FormatPlan, plan_formats, read_plan, write_plan
+from crumb.fitting.allocation import FormatPlan, check_budget, plan_formats, read_plan, write_plan
 from crumb.fitting.sensitivity import (
     GRADIENTS,
     LADDER,
@@ -62,6 +62,7 @@ def plan_of(
     earlier = _earlier(path)
     if earlier is not None and (earlier.key, earlier.budget) == (key, request.budget):
         return earlier
+    check_budget(model.checkpoint, request.budget, named, resident)
     losses = losses_of(model, request, pass_key, drawn, progress)
     made = plan_formats(model.checkpoint, losses, request.budget, named, resident, key)
     path.parent.mkdir(parents=True, exist_ok=True)

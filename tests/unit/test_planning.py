@@ -181,9 +181,18 @@ def test_experts_are_decided_by_name(tmp_path: Path) -> None:
     check_reached(plan_of_mixture, named)
 
 
-def test_a_budget_below_the_smallest_formats_is_refused(asked: Any) -> None:
+@pytest.mark.parametrize("budget", [{"bits_per_weight": 1.5}, {"memory": "1MB"}])
+def test_a_budget_below_the_smallest_formats_is_refused_before_the_pass(
+    asked: Any, budget: dict[str, Any], tmp_path: Path
+) -> None:
     with pytest.raises(DoesNotFit, match="at least"):
-        plan(asked(bits_per_weight=1.5))
+        plan(asked(**budget))
+    assert not list(tmp_path.glob("*.sensitivities-*"))
+
+
+def test_a_plan_that_is_not_there_is_told(asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.json: there is no such plan"):
+        plan(asked(from_plan=tmp_path / "none.json"))
 
 
 @pytest.mark.parametrize(

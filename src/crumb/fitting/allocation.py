@@ -17,12 +17,12 @@ import msgspec
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.errors import CheckpointError, DoesNotFit
+from crumb.errors import CheckpointError, DoesNotFit, UsageError
 from crumb.files.atomic_file import write_json
 from crumb.files.model_files import read_json
 from crumb.fitting.candidates import directory_bytes
 from crumb.fitting.quantize_cost import packed_bytes
-from crumb.fitting.sensitivity import Losses
+from crumb.fitting.sensitivity import Losses, possible, reached
 from crumb.formats.catalog import Format, parse_format
 from crumb.formats.packed_tensor import stored_shape
 from crumb.operations.operation import TensorSpec
@@ -107,6 +107,26 @@ def plan_formats(
     )
 
 
+def check_budget(
+    checkpoint: Checkpoint,
+    budget: Budget,
+    asked: Mapping[str, Format | None],
+    resident_bytes: int,
+) -> None:
+    """Refuse a budget that the smallest formats exceed, before any loss is known.
+
+    Raises: DoesNotFit.
+    """
+    plan, names = checkpoint.plan, reached(checkpoint.plan)
+    unknown = {
+        spec.name: dict.fromkeys((each.name for each in possible(spec)), 0.0)
+        for spec in plan.tensors()
+        if spec.name in names
+    }
+    size, limit = _size(checkpoint, budget, resident_bytes)
+    _smallest(menus_of(plan, unknown, asked), size, limit, checkpoint.path)
+
+
 def menus_of(plan: Plan, losses: Losses, asked: Mapping[str, Format | None]) -> list[Menu]:
     """What each matrix may have; of one whose format is decided that alone."""
     menus = []
@@ -156,8 +176,8 @@ def _size(checkpoint: Checkpoint, budget: Budget, resident_bytes: int) -> tuple[
     return memory, budget.memory_bytes
 
 
-def _within(menus: list[Menu], size: Size, limit: int, where: Path) -> Allocation:
-    """The allocation whose whole size is within the limit. Raises: DoesNotFit."""
+def _smallest(menus: list[Menu], size: Size, limit: int, where: Path) -> tuple[Allocation, int]:
+    """The smallest formats, and what all takes with them. Raises: DoesNotFit."""
     smallest = Allocation(
         tuple(min(menu.offers, key=lambda each: each.size_bytes) for menu in menus)
     )
@@ -170,6 +190,12 @@ def _within(menus: list[Menu], size: Size, limit: int, where: Path) -> Allocatio
             found=f"{limit / 1e6:.2f} MB",
             do="Give more, ask for a shorter context or --cache int8, or take a smaller model",
         )
+    return smallest, least
+
+
+def _within(menus: list[Menu], size: Size, limit: int, where: Path) -> Allocation:
+    """The allocation whose whole size is within the limit. Raises: DoesNotFit."""
+    smallest, least = _smallest(menus, size, limit, where)
     beside = least - smallest.size_bytes
     allocation = smallest
     for _ in range(ROUNDS):
@@ -187,7 +213,9 @@ def write_plan(path: Path, plan: FormatPlan) -> None:
 
 
 def read_plan(path: Path) -> FormatPlan:
-    """The plan of a file. Raises: CheckpointError."""
+    """The plan of a file. Raises: UsageError where there is none, CheckpointError."""
+    if not path.is_file():
+        raise UsageError("there is no such plan", where=path, do="Write one with --plan")
     try:
         return msgspec.convert(read_json(path), FormatPlan)
     except msgspec.ValidationError as error:
