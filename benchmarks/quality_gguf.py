@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from crumb.calibrate.drawing import draw
 from crumb.calibrate.walk import walk_model
-from crumb.checkpoints.gguf.configuration import gguf_model_of
+from crumb.checkpoints.gguf.model import gguf_model_of
 from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
 from crumb.exporting import Container, ExportRequest, export

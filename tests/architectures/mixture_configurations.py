@@ -48,6 +48,12 @@ DEEPSEEK |= {"q_lora_rank": 17, "qk_nope_head_dim": 11, "qk_rope_head_dim": 6, "
 DEEPSEEK |= {"num_key_value_heads": 3}
 del DEEPSEEK["head_dim"]
 EVEN = DEEPSEEK | {"model_type": "deepseek_v2", "kv_lora_rank": 22, "qk_nope_head_dim": 12}
+LLAMA4 = USUAL | LOCAL | {"model_type": "llama4_text", "intermediate_size": 22}
+LLAMA4 |= {"num_hidden_layers": 4, "intermediate_size_mlp": 37, "interleave_moe_layer_step": 2}
+LLAMA4 |= {"no_rope_layer_interval": 3, "attention_chunk_size": 13, "floor_scale": 20}
+LLAMA4 |= {"attn_scale": 0.4}
+ABRUPT = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0}
+ABRUPT |= {"original_max_position_embeddings": 40}
 SCALES = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
 SCALES |= {"mscale": 0.9, "mscale_all_dim": 0.7}
 
@@ -73,6 +79,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "deepseek_v3": DEEPSEEK | {"rope_scaling": SCALES},
     "deepseek_v3-halves": DEEPSEEK
     | {"rope_interleave": False, "norm_topk_prob": False, "attention_bias": True},
+    "llama4_text": LLAMA4,
+    "llama4_text-named": LLAMA4
+    | {"moe_layers": [0, 3], "no_rope_layers": [0, 1, 1, 0], "rope_scaling": ABRUPT}
+    | {"layer_types": ["chunked_attention", "full_attention"] * 2, "num_experts_per_tok": 5}
+    | {"attention_bias": True, "tie_word_embeddings": True, "use_qk_norm": False},
+    "llama4_text-plain": LLAMA4
+    | {"attention_chunk_size": None, "attn_temperature_tuning": False, "num_experts_per_tok": 1},
     "granitemoe": GRANITE,
     "granitemoe-tied": GRANITE | {"tie_word_embeddings": True, "attention_bias": True},
 }
@@ -82,11 +95,17 @@ SMOOTH |= {"truncate": False}
 WHOLE_PAIR = float(str(np.float32((20 / (2 * math.pi)) ** (5 / (1 - 1e-6)))))
 """A base with which that yarn ends all but at a pair: llama.cpp, which rounds up, agrees."""
 
+USUAL_LLAMA4 = LLAMA4 | {"num_hidden_layers": 5, "no_rope_layer_interval": 4}
+USUAL_LLAMA4 |= {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
+
 MIXTURES_FOR_GGUF: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL,
     "qwen2_moe": QWEN2 | {"use_sliding_window": False},
     "qwen3_moe": QWEN3,
     "olmoe": OLMOE | {"num_key_value_heads": 4},
+    "llama4_text": USUAL_LLAMA4,
+    "llama4_text-scaled": USUAL_LLAMA4
+    | {"rope_scaling": ABRUPT, "interleave_moe_layer_step": 1, "num_experts_per_tok": 1},
     "granitemoe": GRANITE,
     "granitemoe-tied": MIXTURES["granitemoe-tied"],
     "gpt_oss": GPT_OSS | {"swiglu_limit": 7.0, "rope_scaling": SMOOTH, "rope_theta": WHOLE_PAIR},

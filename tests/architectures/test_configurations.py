@@ -138,6 +138,9 @@ def test_scalings_change_the_frequencies_as_their_sources_say() -> None:
     # 20, 2, 0.2 and 0.02 turns in the training's length: kept, a third of the way, divided twice.
     expected = plain * [1.0, 1 / 3 + (2 / 3) / 8, 1 / 8, 1 / 8]
     np.testing.assert_allclose(llama3, expected, rtol=1e-15)
+    settings |= {"high_freq_factor": 1.0}  # as Llama 4 has it: nothing lies between
+    abrupt = Rope(8, 10000.0, tuple(sorted(settings.items())), "llama3").frequencies()
+    np.testing.assert_allclose(abrupt, plain * [1.0, 1.0, 1 / 8, 1 / 8], rtol=1e-15)
 
 
 SIZES = {
@@ -215,8 +218,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a rope factor of zero": (scaled(LLAMA, type="linear", factor=0), "factor.*found 0"),
     "a rope factor that is a name": (scaled(LLAMA, type="linear", factor="2"), "factor.*a number"),
     "llama3 factors in the wrong order": (
-        scaled(LLAMA, **LLAMA3 | {"high_freq_factor": 1.0}),
-        "high_freq_factor.*more than low_freq_factor",
+        scaled(LLAMA, **LLAMA3 | {"high_freq_factor": 0.5}),
+        "high_freq_factor.*at least low_freq_factor",
     ),
     "an attention factor of zero": (scaled(LLAMA, **YARN, attention_factor=0), "attention_factor"),
     "a rope base of one": (changed(LLAMA, rope_theta=1.0), "rope_theta.*from 2"),

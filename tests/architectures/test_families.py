@@ -24,7 +24,7 @@ from crumb.run.session import Session
 
 Opener = Callable[[str], Model]
 
-WINDOWS = ("sliding_window", "window_size")
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")
 
 
 @cache

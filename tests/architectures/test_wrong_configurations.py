@@ -32,7 +32,7 @@ ROPES: tuple[dict[str, Any], ...] = (
 DERIVED = ("key_value_heads", "head_dim", "feed_forward")
 """Words that follow from others where a family has no default of its own."""
 
-OTHER = ("rope", "activation", "dense_blocks")
+OTHER = ("rope", "activation", "dense_blocks", "sparse_blocks")
 """Words that are no numbers."""
 
 

@@ -115,6 +115,12 @@ CASES: dict[str, Case] = {
         {"w": drawn(14)},
         0,
     ),
+    "norm without weights": (
+        Norm("x", "y", "rms", None, None, 1e-3, 42, 3),
+        (drawn(1, 7, 42),),
+        {},
+        0,
+    ),
     "linear": (Linear("x", "y", "w", None, 21, 9), ELEMENTS[:1], {"w": drawn(9, 21)}, 0),
     "linear with a bias": (
         Linear("x", "y", "w", "b", 21, 9),

@@ -1,6 +1,6 @@
 """The text part of a model that also sees, as transformers writes and runs it.
 
-In: a tiny Gemma 3 and a tiny Mistral 3 with eyes. Out: the logits of texts. Needs PyTorch.
+In: a tiny Gemma 3, Llama 4 and Mistral 3 with eyes. Out: the logits of texts. Needs PyTorch.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ EYES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 EYES |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 
 
+SQUARE = EYES | {"projector_input_dim": 16, "projector_output_dim": 16, "vision_output_dim": 16}
+SQUARE |= {"num_channels": 3, "pixel_shuffle_ratio": 0.5}
+
 SEEING = {
     "gemma3_text": ("Gemma3", EYES),
+    "llama4_text": ("Llama4", SQUARE),
     "mistral": ("Mistral3", EYES | {"model_type": "pixtral", "head_dim": 8}),
     "ministral3": ("Mistral3", EYES | {"model_type": "pixtral", "head_dim": 8}),
 }

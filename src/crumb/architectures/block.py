@@ -95,6 +95,11 @@ class SelfAttention:
             operations += [
                 Rotary(role, "positions", role, count, style, kind.rope) for role, count in heads
             ]
+        if kind.normed:
+            operations += [
+                Norm(role, role, "rms", None, None, sizes.epsilon, count * sizes.head_dim, count)
+                for role, count in heads
+            ]
         scale = 1.0 / math.sqrt(sizes.head_dim) if numbers.attention is None else numbers.attention
         mixed = Attention(
             "query",

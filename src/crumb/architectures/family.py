@@ -78,6 +78,7 @@ class BlockKind:
     slopes: Slopes | None = None
     temperature: Temperature | None = None
     chunk: int | None = None  # tokens
+    normed: bool = False  # heads of queries and keys, once they rotated, without weights
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Which blocks of a model attend through a window: the rules that several families share.
+"""Which blocks of a model attend through a window or in chunks, as their configurations say.
 
-In: a configuration's reader. Out: for each block whether it slides.
+In: a configuration's reader. Out: for each block whether it slides, or its chunk.
 Refuses lists of kinds that do not fit the blocks.
 """
 
@@ -12,6 +12,7 @@ from crumb.architectures.configuration import as_integer, check_kinds
 from crumb.architectures.reader import Reader
 
 KINDS = ("full_attention", "sliding_attention")
+CHUNKED = ("full_attention", "chunked_attention")
 
 
 def sliding_blocks(reader: Reader, rule: Callable[[int], bool]) -> list[bool]:
@@ -29,3 +30,19 @@ def all_but_every(reader: Reader, default: int) -> list[bool]:
         key = "_" + key
     pattern = as_integer(reader.configuration.get(key, default), key)
     return sliding_blocks(reader, lambda block: (block + 1) % pattern != 0)
+
+
+def chunks_of(reader: Reader, usual: list[bool]) -> list[int | None]:
+    """The chunk of each block that layer_types names, or else of the usual ones if there is any.
+
+    Raises: CheckpointError.
+    """
+    blocks, kinds = reader.sizes.blocks, reader.configuration.get("layer_types")
+    if kinds is None:
+        cuts = reader.find("chunk")[1] is not None
+        chunked = [cuts and each for each in usual]
+    else:
+        checked = check_kinds(kinds, "layer_types", blocks, CHUNKED)
+        chunked = [kind == CHUNKED[1] for kind in checked]
+    chunk = reader.size("chunk") if any(chunked) else None
+    return [chunk if each else None for each in chunked]

@@ -20,7 +20,7 @@ from crumb.architectures.block import (
     SelfAttention,
     Sum,
 )
-from crumb.architectures.configuration import as_integer, refuse
+from crumb.architectures.configuration import MISSING, as_integer, refuse
 from crumb.operations.experts import Experts
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Operation
@@ -62,6 +62,7 @@ class Mixture:
     routing: Routing
     slope: float = 1.0  # of operations/experts.py, as is limit
     limit: float = 0.0
+    shares_first: bool = False  # of operations/experts.py
     router: str = "router"
     prefix: str = "expert_"
     input: str = "normed"
@@ -110,6 +111,7 @@ class Mixture:
                 builder.bias(down, block),
                 self.slope,
                 self.limit,
+                self.shares_first,
             ),
         ]
 
@@ -177,13 +179,25 @@ def with_shared(
 
 
 def is_sparse(reader: Reader, block: int) -> bool:
-    """Whether a block has experts, in families where some have and some have not."""
-    key, listed = reader.find("dense_blocks")
-    listed = [] if listed is None else listed
+    """Whether a block has experts, in families where some have and some have not.
+
+    Where the word "sparse_blocks" names them, no rule counts. Raises: CheckpointError.
+    """
+    named = _listed(reader, "sparse_blocks")
+    if named is not None:
+        return block in named
+    dense = _listed(reader, "dense_blocks") or []
+    return (block + 1) % reader.size("sparse_step") == 0 and block not in dense
+
+
+def _listed(reader: Reader, word: str) -> list[int] | None:
+    """The blocks that a word names; None where it says nothing."""
+    key, listed = reader.find(word)
+    if listed is None or listed is MISSING:
+        return None
     if not isinstance(listed, list | tuple):
         raise refuse(key, "a list of blocks", listed)
-    dense = [as_integer(each, key, lowest=0) for each in listed]
-    return (block + 1) % reader.size("sparse_step") == 0 and block not in dense
+    return [as_integer(each, key, lowest=0) for each in listed]
 
 
 LOCAL_KEYS: Mapping[str, str | tuple[str, ...]] = {

@@ -54,8 +54,8 @@ def read_rope(
             settings[key] = as_number(stated[key], key)
     if kind == "yarn" and not read_flag(stated, "truncate", True):
         settings["truncate"] = 0.0
-    if kind == "llama3" and settings["high_freq_factor"] <= settings["low_freq_factor"]:
-        raise refuse("high_freq_factor", "more than low_freq_factor", settings["high_freq_factor"])
+    if kind == "llama3" and settings["high_freq_factor"] < settings["low_freq_factor"]:
+        raise refuse("high_freq_factor", "at least low_freq_factor", settings["high_freq_factor"])
     factors = [_factors(stated, key, dimensions) for key in FACTORS] if kind == LONGROPE else []
     return Rope(dimensions, theta, tuple(sorted(settings.items())), kind, *factors)
 

@@ -82,7 +82,8 @@ def _logit_curvature(plan: Plan, head: Linear, read: Read, tokens: NDArray[np.in
     moment -= np.outer(mean, mean)
     for norm in plan.stages[-1].operations:
         if isinstance(norm, Norm) and norm.output == head.input:
-            gain = read(norm.weight).astype(np.float64)
+            assert norm.weight is not None, "a model's last norm has a weight"
+            gain = norm.offset + read(norm.weight).astype(np.float64)
             moment *= np.outer(gain, gain)
             if norm.kind == "layer":  # takes the mean of the features off
                 moment -= moment.mean(0)

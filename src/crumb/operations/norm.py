@@ -31,7 +31,7 @@ class Norm(Operation):
     input: str  # (batch, tokens, features)
     output: str
     kind: str  # "rms", or "layer": the mean is taken off first
-    weight: str  # (features / groups,); where per_channel (features,), or stacked
+    weight: str | None  # (features / groups,); where per_channel (features,), or stacked
     bias: str | None  # as weight
     epsilon: float  # under the root
     features: int
@@ -41,12 +41,12 @@ class Norm(Operation):
     offset: float = 0.0  # added to the weight: some files hold its distance from 1
 
     def tensors(self) -> tuple[TensorSpec, ...]:
-        names = [self.weight] if self.bias is None else [self.weight, self.bias]
         width = self.features // self.groups
         shape: tuple[int, ...] = (self.features if self.per_channel else width,)
         if self.stacked:
             shape = (self.groups, width)
-        return tuple(TensorSpec(name, shape, matrix=False) for name in names)
+        names = (self.weight, self.bias)
+        return tuple(TensorSpec(name, shape, matrix=False) for name in names if name is not None)
 
 
 def _grouped(op: Norm, array: Array) -> Array:
@@ -58,6 +58,11 @@ def _of_groups(op: Norm, name: str, context: Context) -> Array:
     """A weight or bias as it meets grouped features: (groups or 1, features / groups)."""
     array = context.weights[name]
     return array_namespace(array).reshape(array, (-1, op.features // op.groups))
+
+
+def _gain(op: Norm, context: Context) -> Array | float:
+    """What normalised features are multiplied with; 1 where there is no weight."""
+    return 1.0 if op.weight is None else op.offset + _of_groups(op, op.weight, context)
 
 
 def _normalized(op: Norm, x: Array) -> tuple[Array, Array]:
@@ -72,7 +77,7 @@ def _normalized(op: Norm, x: Array) -> tuple[Array, Array]:
 
 def _reference(op: Norm, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     xp = array_namespace(reads[0])
-    y = _normalized(op, reads[0])[0] * (op.offset + _of_groups(op, op.weight, context))
+    y = _normalized(op, reads[0])[0] * _gain(op, context)
     if op.bias is not None:
         y += _of_groups(op, op.bias, context)
     return (xp.reshape(y, reads[0].shape),)
@@ -90,7 +95,7 @@ def _gradient(
             total = xp.sum(xp.reshape(product, (-1, op.groups, product.shape[-1])), axis=0)
             total = total if op.per_channel else xp.sum(total, axis=0)
             trained[name] = xp.reshape(total, context.weights[name].shape)
-    inner = gradient * (op.offset + _of_groups(op, op.weight, context))
+    inner = gradient * _gain(op, context)
     along = xp.mean(inner * normalized, axis=-1, keepdims=True)
     if op.kind == "layer":
         inner = inner - xp.mean(inner, axis=-1, keepdims=True)
@@ -99,12 +104,15 @@ def _gradient(
 
 def _native(op: Norm, program: NativeProgram) -> None:
     weight, bias = program.vector(op.weight), program.vector(op.bias)
-    assert weight is not None
+    if weight is None:
+        weight = np.ones(op.features // op.groups, np.float32)
+    else:
+        weight = weight.reshape(-1) + np.float32(op.offset)
     program.add(
         "norm",
         input=program.buffer(op.input),
         out=program.buffer(op.output),
-        weight=weight.reshape(-1) + np.float32(op.offset),
+        weight=weight,
         bias=None if bias is None else bias.reshape(-1),
         epsilon=op.epsilon,
         centered=op.kind == "layer",

@@ -88,7 +88,10 @@ def _llama3(inverse: Frequencies, _: Rope, settings: dict[str, float]) -> Freque
     factor = settings["factor"]
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
     turns = settings["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    # Llama 4's are equal: nothing lies between.
+    blend = (
+        np.clip((turns - low) / (high - low), 0, 1) if high > low else (turns > high).astype(float)
+    )
     return (1 - blend) * inverse / factor + blend * inverse
 
 

@@ -40,7 +40,8 @@ class Architecture:
     counts: Mapping[str, str] = field(default_factory=dict)  # the same of whole numbers
     settings: Mapping[str, str] = field(default_factory=dict)  # key of config.json -> its key
     fixed: Mapping[str, Value] = field(default_factory=dict)  # keys that say what the code does
-    constants: Mapping[str, Any] = field(default_factory=dict)  # key of config.json -> its value
+    decided: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda words: {}
+    """Words -> keys of config.json that the code of the architecture decides."""
     seen: Callable[[Collection[str]], Mapping[str, Any]] = lambda tensors: {}
     """Names of a file's tensors -> keys of config.json that they decide."""
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda words: {}

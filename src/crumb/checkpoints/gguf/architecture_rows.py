@@ -81,6 +81,18 @@ ARCHITECTURES: dict[str, Architecture] = {
             windowed="mistral",
             whole_heads=False,
         ),
+        Architecture(
+            "llama4",
+            family="llama4_text",
+            epsilon=_RMS,
+            activations=("silu",),
+            orders={},
+            whole_heads=False,
+            counts=_EXPERTS | {"sparse_step": "interleave_moe_layer_step"},
+            fixed={"attention.sliding_window": 8192, "attention.sliding_window_pattern": 4},
+            decided=lambda words: {"use_qk_norm": words["experts"] != 128},
+            unbiased=True,
+        ),
         Architecture("qwen2", family="qwen2", epsilon=_RMS, activations=("silu",), orders={}),
         Architecture(
             "gptneox",
@@ -257,7 +269,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             orders={},
             whole_heads=False,
             counts=_EXPERTS,
-            constants={"norm_topk_prob": True},
+            decided=lambda words: {"norm_topk_prob": True},
             from_blocks=_ALL_EXPERTS,
         ),
         Architecture(

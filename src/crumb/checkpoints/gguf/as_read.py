@@ -61,17 +61,23 @@ def _same(one: Operation, other: Operation) -> bool:
 
 
 def without_idle_windows(plan: Plan) -> Plan:
-    """The plan without windows that no text is long enough for."""
+    """The plan without windows and chunks that no text is long enough for."""
     stages = tuple(
         replace(
             stage,
             operations=tuple(
-                replace(each, window=None)
-                if isinstance(each, Attention) and (each.window or 0) >= plan.max_positions
-                else each
+                _without_idle(each, plan.max_positions) if isinstance(each, Attention) else each
                 for each in stage.operations
             ),
         )
         for stage in plan.stages
     )
     return replace(plan, stages=stages)
+
+
+def _without_idle(attention: Attention, positions: int) -> Attention:
+    window, chunk = (
+        None if each is not None and each >= positions else each
+        for each in (attention.window, attention.chunk)
+    )
+    return replace(attention, window=window, chunk=chunk)

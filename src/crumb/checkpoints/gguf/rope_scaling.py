@@ -49,6 +49,7 @@ most factor * high / (high - low), which is 43 for the factor of 32 of Llama 3.2
 ROUNDING = 2.0**-23
 """Of a quotient that was stored as f32."""
 
+LLAMAS = ("llama", "llama4")
 LONGROPED = ("phi3",)
 GROWING = ("mistral3",)
 """Architectures whose queries grow with the lengths of the training before."""
@@ -64,7 +65,7 @@ def scaling_keys(rope: Rope, architecture: str) -> dict[str, Value]:
     settings = dict(rope.scaling)
     if rope.kind == "linear":
         return {TYPE: "linear", FACTOR: settings["factor"]}
-    if rope.kind == "llama3" and architecture == "llama":
+    if rope.kind == "llama3" and architecture in LLAMAS:
         return {ORIGINAL_CONTEXT: int(settings[ORIGINAL])}
     if rope.kind == "default":
         return {}
@@ -76,7 +77,7 @@ def scaling_keys(rope: Rope, architecture: str) -> dict[str, Value]:
         raise UsageError(
             f"llama.cpp's {architecture} has no such rotary scaling",
             where="config.json: rope_scaling",
-            expected="default, linear, yarn with beta_fast 32 and beta_slow 1, or llama3 for llama",
+            expected="default, linear, yarn with betas of 32 and 1, or llama3 for llamas",
             found=rope,
         )
     keys: dict[str, Value] = {

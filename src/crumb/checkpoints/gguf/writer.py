@@ -20,9 +20,9 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
 from crumb.checkpoints.export_report import TensorReport, Told
 from crumb.checkpoints.gguf.architecture import Order, weight_offset
-from crumb.checkpoints.gguf.configuration import GgufModel, gguf_model_of
 from crumb.checkpoints.gguf.container import TensorToWrite, write_container
 from crumb.checkpoints.gguf.header import Value
+from crumb.checkpoints.gguf.model import GgufModel, gguf_model_of
 from crumb.checkpoints.gguf.rope_scaling import Factors, frequency_factors
 from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
