@@ -52,7 +52,7 @@ LLAMA4 = USUAL | LOCAL | {"model_type": "llama4_text", "intermediate_size": 22}
 LLAMA4 |= {"num_hidden_layers": 4, "intermediate_size_mlp": 37, "interleave_moe_layer_step": 2}
 LLAMA4 |= {"no_rope_layer_interval": 3, "attention_chunk_size": 13, "floor_scale": 20}
 LLAMA4 |= {"attn_scale": 0.4}
-ABRUPT = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0}
+ABRUPT = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0}
 ABRUPT |= {"original_max_position_embeddings": 40}
 SCALES = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
 SCALES |= {"mscale": 0.9, "mscale_all_dim": 0.7}
@@ -98,6 +98,9 @@ WHOLE_PAIR = float(str(np.float32((20 / (2 * math.pi)) ** (5 / (1 - 1e-6)))))
 USUAL_LLAMA4 = LLAMA4 | {"num_hidden_layers": 5, "no_rope_layer_interval": 4}
 USUAL_LLAMA4 |= {"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1}
 
+LATENT = DEEPSEEK | {"rms_norm_eps": 1e-6}
+BALANCED = SCALES | {"mscale": 0.7}
+
 MIXTURES_FOR_GGUF: dict[str, dict[str, Any]] = {
     "mixtral": MIXTRAL,
     "qwen2_moe": QWEN2 | {"use_sliding_window": False},
@@ -106,6 +109,13 @@ MIXTURES_FOR_GGUF: dict[str, dict[str, Any]] = {
     "llama4_text": USUAL_LLAMA4,
     "llama4_text-scaled": USUAL_LLAMA4
     | {"rope_scaling": ABRUPT, "interleave_moe_layer_step": 1, "num_experts_per_tok": 1},
+    "deepseek_v2": LATENT | {"model_type": "deepseek_v2", "topk_method": "greedy"},
+    "deepseek_v2-lite": LATENT
+    | {"model_type": "deepseek_v2", "num_hidden_layers": 27, "q_lora_rank": None}
+    | {"rope_scaling": BALANCED},
+    "deepseek_v3": LATENT | {"rope_scaling": BALANCED},
+    "deepseek_v3-ungrouped": LATENT
+    | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 0},
     "granitemoe": GRANITE,
     "granitemoe-tied": MIXTURES["granitemoe-tied"],
     "gpt_oss": GPT_OSS | {"swiglu_limit": 7.0, "rope_scaling": SMOOTH, "rope_theta": WHOLE_PAIR},

@@ -202,6 +202,8 @@ def stacked(configuration: Mapping[str, Any], weights: dict[str, Any]) -> dict[s
                 f"{family.tensors[role].format(block=block)}.{form.kind}" for role in form.roles
             ]
             experts = sum(names[0].format(expert=expert) in given for expert in range(99))
+            if not experts:
+                continue
             parts = [
                 np.stack([given.pop(name.format(expert=expert)) for expert in range(experts)])
                 for name in names

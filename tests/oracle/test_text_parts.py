@@ -34,6 +34,9 @@ SEEING = {
     "ministral3": ("Mistral3", EYES | {"model_type": "pixtral", "head_dim": 8}),
 }
 
+INSIDE = ("llama4_text",)
+"""Whose whole model fails in transformers 5.24 where there is no picture: its text part is asked."""
+
 
 @pytest.mark.parametrize("variant", SEEING)
 def test_logits_of_texts_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
@@ -48,7 +51,8 @@ def test_logits_of_texts_are_those_of_transformers(variant: str, tmp_path: Path)
             if "language_model" in name:
                 tensor.normal_(0, 0.3 if tensor.ndim < 2 else 0.2)
         tokens = make_tokens(text)
-        expected = model(input_ids=torch.from_numpy(tokens)).logits.numpy()
+        asked = model.language_model if variant in INSIDE else model
+        expected = asked(input_ids=torch.from_numpy(tokens)).logits.numpy()
     model.save_pretrained(tmp_path)
     with pytest.warns(CrumbWarning, match="left aside"):
         ours = open_model(str(tmp_path))

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from crumb.architectures.registry import plan_of
+from crumb.architectures.plan import Plan
+from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.huggingface.weight_files import INDEX, SINGLE
+from crumb.checkpoints.latent_heads import heads_together
 from crumb.checkpoints.safetensors import ArrayToWrite, encode_header, write_file
+from crumb.checkpoints.stacked_experts import stacked_again
 from crumb.checkpoints.transposed import turned_back
 from crumb.errors import OutputConflict, UsageError
 from crumb.files.atomic_directory import refuse_filled, take_place
@@ -46,6 +49,8 @@ def write_model(
 ) -> None:
     """All of a model into an empty directory. `format` is what the shards say they are."""
     plan = plan_of(configuration)
+    if format == "pt":
+        parts = _as_others_read(plan, parts)
     parts = [replace(part, array=turned_back(plan, part.name, part.array)) for part in parts]
     write_shards(target, parts, format)
     write_json(target / CONFIGURATION, configuration)
@@ -53,6 +58,13 @@ def write_model(
         content = files.read(name)
         if content is not None:
             write_synced(target / name, content)
+
+
+def _as_others_read(plan: Plan, parts: Sequence[Part]) -> list[Part]:
+    """Parts as the family's own files have them: stacks of experts, one matrix for all heads."""
+    family = families()[plan.family]
+    arrays = stacked_again(family, plan, {part.name: part.array for part in parts})
+    return [Part(name, array) for name, array in heads_together(family, plan, arrays).items()]
 
 
 @dataclass(frozen=True)

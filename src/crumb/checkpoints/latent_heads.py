@@ -2,6 +2,7 @@
 
 In: a family, a Plan, entries by name. Out: entries with the names the Plan has: of each head the
 rows of its values as they lie, and those of its keys turned, for they go to the query's side.
+Or arrays to be written, put together again as the family's files have them.
 Refuses a matrix whose shape does not follow from the Plan.
 """
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 from crumb.architectures.family import Family
 from crumb.architectures.plan import Plan
-from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.tensor_map import Entry, StoredFloats
+from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, common_dtype
+from crumb.checkpoints.tensor_map import Entry, Matrix, StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.operations.headlinear import HeadLinear
 
@@ -39,6 +40,11 @@ class HeadRows:
             return np.ascontiguousarray(whole.T[first:last])
         return self._floats(slice(self.begin + first, self.begin + last))
 
+    def _codes(self, rows: slice) -> Matrix:
+        assert isinstance(self.entry, StoredCodes)
+        first, last, _ = rows.indices(self.rows)
+        return self.entry.read_codes(slice(self.begin + first, self.begin + last))
+
     def _floats(self, rows: slice) -> NDArray[Any]:
         if isinstance(self.entry, StoredArray | StoredFloats):
             return self.entry.read(rows)
@@ -53,6 +59,9 @@ class HeadRows:
             begin = self.entry.offset_bytes + self.begin * row_bytes
             shape = (self.rows, columns)
             return replace(self.entry, shape=shape, offset_bytes=begin, size_bytes=size)
+        if isinstance(self.entry, StoredCodes) and not self.turned:
+            shape = (self.rows, columns)
+            return replace(self.entry, shape=shape, size_bytes=size, read_codes=self._codes)
         dtype = np.dtype(np.float32)
         if isinstance(self.entry, StoredArray | StoredFloats):
             dtype = self.entry.dtype
@@ -60,29 +69,47 @@ class HeadRows:
         return StoredFloats(dtype, shape, size, self.entry.source, self.read)
 
 
-def heads_apart(family: Family, plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """All entries, heads each for itself. Raises: CheckpointError."""
-    separate = dict(entries)
+@dataclass(frozen=True)
+class WholeMatrix:
+    """The matrix of all heads of a block."""
+
+    name: str
+    keys: HeadLinear
+    values: HeadLinear
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of each head's keys and values behind each other, the latent's features."""
+        rows = self.keys.in_features + self.values.out_features
+        return self.keys.heads * rows, self.values.in_features
+
+
+def whole_matrices(family: Family, plan: Plan) -> Iterator[WholeMatrix]:
+    """That of each block with latent attention."""
     for block, stage in enumerate(plan.stages[1:-1]):
         both = [each for each in stage.operations if isinstance(each, HeadLinear)]
-        if not both:
-            continue
-        name = f"{family.tensors['latent_up'].format(block=block)}.weight"
-        if name in separate:
-            separate |= dict(_of_block(name, separate.pop(name), *both))
+        if both:
+            name = f"{family.tensors['latent_up'].format(block=block)}.weight"
+            yield WholeMatrix(name, *both)
+
+
+def heads_apart(family: Family, plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """All entries, heads each for itself; those that are already stay. Raises: CheckpointError."""
+    separate = dict(entries)
+    for whole in whole_matrices(family, plan):
+        if whole.name in separate:
+            separate = dict(_of_block(whole, separate.pop(whole.name))) | separate
     return separate
 
 
-def _of_block(
-    name: str, entry: Entry, keys: HeadLinear, values: HeadLinear
-) -> Iterator[tuple[str, Entry]]:
-    plain, value_dim, rank = keys.in_features, values.out_features, values.in_features
-    expected = (keys.heads * (plain + value_dim), rank)
-    if tuple(entry.shape) != expected:
+def _of_block(whole: WholeMatrix, entry: Entry) -> Iterator[tuple[str, Entry]]:
+    keys, values = whole.keys, whole.values
+    plain, value_dim = keys.in_features, values.out_features
+    if tuple(entry.shape) != whole.shape:
         raise CheckpointError(
             "a tensor does not have the shape its configuration implies",
-            where=name,
-            expected=list(expected),
+            where=whole.name,
+            expected=list(whole.shape),
             found=list(entry.shape),
         )
     for head in range(keys.heads):
@@ -90,3 +117,28 @@ def _of_block(
         yield keys.matrix(head).name, HeadRows(entry, begin, plain, turned=True).stored()
         rows = HeadRows(entry, begin + plain, value_dim, turned=False)
         yield values.matrix(head).name, rows.stored()
+
+
+def heads_together(
+    family: Family, plan: Plan, arrays: Mapping[str, ArrayToWrite]
+) -> dict[str, ArrayToWrite]:
+    """All arrays, those of heads in one matrix of each block where they all are floats."""
+    together = dict(arrays)
+    for whole in whole_matrices(family, plan):
+        keys, values = whole.keys.tensors(), whole.values.tensors()
+        names = [spec.name for pair in zip(keys, values, strict=True) for spec in pair]
+        if all(name in together for name in names):
+            parts = [together.pop(name) for name in names]
+            together[whole.name] = _whole(whole, parts)
+    return together
+
+
+def _whole(whole: WholeMatrix, parts: list[ArrayToWrite]) -> ArrayToWrite:
+    dtype = common_dtype(parts)
+
+    def read() -> NDArray[Any]:
+        rows = [part.read() for part in parts]
+        rows[::2] = [key.T for key in rows[::2]]
+        return np.concatenate([each.astype(dtype, copy=False) for each in rows])
+
+    return ArrayToWrite(dtype, whole.shape, read)

@@ -9,7 +9,7 @@ Source: the safetensors format description.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -247,6 +247,12 @@ class ArrayToWrite:
     @property
     def size_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
+
+
+def common_dtype(arrays: Sequence[ArrayToWrite]) -> np.dtype[Any]:
+    """That of arrays which become one; f32 where they differ."""
+    dtypes = {array.dtype for array in arrays}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def encode_header(arrays: Mapping[str, ArrayToWrite], metadata: Mapping[str, str]) -> bytes:

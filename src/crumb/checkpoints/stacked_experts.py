@@ -2,6 +2,7 @@
 
 In: a family, a Plan, entries by name. Out: entries with the names the Plan has; what lies as rows
 stays where it is in the file, what is transposed or interleaved is rearranged when it is read.
+Or arrays to be written, stacked again as the family's files have them.
 Refuses a tensor whose shape does not follow from the Plan.
 """
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from crumb.architectures.family import Family, Stacked
 from crumb.architectures.plan import Plan
-from crumb.checkpoints.safetensors import StoredArray
+from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, common_dtype
 from crumb.checkpoints.tensor_map import Entry, StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.formats.grid import take_rows
@@ -134,3 +135,47 @@ def _floats(entry: Entry, part: ExpertPart) -> StoredFloats:
 
     size = entry.dtype.itemsize * int(np.prod(part.shape))
     return StoredFloats(entry.dtype, part.shape, size, entry.source, read)
+
+
+def stacked_again(
+    family: Family, plan: Plan, arrays: Mapping[str, ArrayToWrite]
+) -> dict[str, ArrayToWrite]:
+    """All arrays, those of experts in one tensor where the family's files stack them."""
+    together = dict(arrays)
+    for block, stage in enumerate(plan.stages[1:-1]):
+        count = next((each.experts for each in stage.operations if isinstance(each, Experts)), 0)
+        for stacked in family.stacked if count else ():
+            names = _names(family, stacked, block, count)
+            if all(name in together for role in names for name in role):
+                roles = [[together.pop(name) for name in role] for role in names]
+                together[stacked.name.format(block=block)] = _stack(stacked, roles)
+    return together
+
+
+def _names(family: Family, stacked: Stacked, block: int, experts: int) -> list[list[str]]:
+    """Of each role the tensors of all experts."""
+    patterns = [
+        f"{family.tensors[role].format(block=block)}.{stacked.kind}" for role in stacked.roles
+    ]
+    return [[pattern.format(expert=expert) for expert in range(experts)] for pattern in patterns]
+
+
+def _stack(stacked: Stacked, roles: list[list[ArrayToWrite]]) -> ArrayToWrite:
+    """One tensor of all experts, each with the parts of its roles."""
+    dtype = common_dtype([each for role in roles for each in role])
+    rows, *columns = roles[0][0].shape
+    inside = (len(roles) * rows, *columns)
+    shape = (len(roles[0]), *(inside[::-1] if stacked.transposed else inside))
+
+    def read() -> NDArray[Any]:
+        whole = np.empty(shape, dtype)
+        for expert, parts in enumerate(zip(*roles, strict=True)):
+            outputs = whole[expert].T if stacked.transposed else whole[expert]
+            for place, part in enumerate(parts):
+                own = slice(place, None, len(roles))
+                if not stacked.interleaved:
+                    own = slice(place * rows, (place + 1) * rows)
+                outputs[own] = part.read()
+        return whole
+
+    return ArrayToWrite(dtype, shape, read)

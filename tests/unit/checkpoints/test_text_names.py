@@ -19,7 +19,10 @@ from crumb.architectures.registry import plan_of
 from crumb.errors import CrumbWarning
 from crumb.run.model import open_model
 
-EYE = {"vision_tower.layers.0.norm.weight": np.ones(3, np.float32)}
+EYE = {
+    f"vision_tower.{name}.weight": np.ones(3, np.float32)
+    for name in ("layers.0.norm", "model.layers.0.input_layernorm")
+}
 
 RENAMED: dict[str, tuple[str, Callable[[str], str], str | None]] = {
     "files of the hub": ("gemma3_text", lambda name: f"language_model.{name}", "gemma3"),
@@ -29,6 +32,11 @@ RENAMED: dict[str, tuple[str, Callable[[str], str], str | None]] = {
         "gemma3",
     ),
     "a head beside the model": ("mistral", lambda name: f"language_model.{name}", "mistral3"),
+    "eyes with blocks of the same names": (
+        "llama4_text",
+        lambda name: f"language_model.{name}",
+        "llama4",
+    ),
     "no prefix": ("opt-after", lambda name: name.removeprefix("model."), None),
 }
 

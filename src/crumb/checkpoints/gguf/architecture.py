@@ -54,6 +54,7 @@ class Architecture:
     unbiased: bool = False  # no role has one
     names: Mapping[str, str] = field(default_factory=dict)  # role -> where not as in TENSORS
     rotates: bool = True
+    latent: bool = False  # keys and values of all heads come from one vector
 
     def key(self, short: str) -> str:
         return f"{self.name}.{short}"
@@ -103,8 +104,16 @@ TENSORS: dict[str, str] = {
     "shared_gate": "blk.{block}.ffn_gate_shexp",
     "shared_up": "blk.{block}.ffn_up_shexp",
     "shared_down": "blk.{block}.ffn_down_shexp",
+    "query_down": "blk.{block}.attn_q_a",
+    "query_up": "blk.{block}.attn_q_b",
+    "latent_down": "blk.{block}.attn_kv_a_mqa",
+    "latent_norm": "blk.{block}.attn_kv_a_norm",
+    "latent_up": "blk.{block}.attn_kv_b",
+    "latent_key": "blk.{block}.attn_k_b",
+    "latent_value": "blk.{block}.attn_v_b",
 }
-"""Role -> tensor name, without .weight; one tensor holds all experts of a block."""
+"""Role -> tensor name, without .weight; one tensor holds all experts of a block, or all heads' keys
+or values of a latent. Older files have "latent_up" in place of those two."""
 
 BARE = {"router_choice": "bias", "sinks": "weight"}
 """Roles whose names are whole with us -> what they end in there."""
@@ -117,7 +126,8 @@ class Named:
     role: str
     ours: str
     theirs: str
-    expert: int | None = None  # which of those that their tensor holds
+    part: int | None = None  # which of those that their tensor holds, all of one shape
+    parts: int = 1
 
 
 def weight_offset(family: Family, name: Named) -> float:
@@ -128,7 +138,9 @@ def weight_offset(family: Family, name: Named) -> float:
     return form.offset
 
 
-def names_of(row: Architecture, family: Family, blocks: int, experts: int = 0) -> Iterator[Named]:
+def names_of(
+    row: Architecture, family: Family, blocks: int, experts: int = 0, heads: int = 0
+) -> Iterator[Named]:
     """Every tensor that a model of a family can have, under both names."""
     for role, name in family.tensors.items():
         for block in range(blocks if "{block}" in name else 1):
@@ -136,13 +148,25 @@ def names_of(row: Architecture, family: Family, blocks: int, experts: int = 0) -
             if role in BARE:
                 yield Named(role, ours, f"{theirs}.{BARE[role]}")
                 continue
+            if role == "latent_up":
+                yield from _of_heads(row, ours, block, heads)
             for kind in ("weight", "bias"):
                 both = f"{ours}.{kind}", f"{theirs}.{kind}"
                 if "{expert}" not in ours:
                     yield Named(role, *both)
                     continue
                 for expert in range(experts):
-                    yield Named(role, both[0].format(expert=expert), both[1], expert)
+                    yield Named(role, both[0].format(expert=expert), both[1], expert, experts)
+
+
+def _of_heads(row: Architecture, ours: str, block: int, heads: int) -> Iterator[Named]:
+    """The matrices of each head, as architectures/latent.py names them."""
+    for kind in ("key", "value"):
+        theirs = row.tensor(f"latent_{kind}").format(block=block)
+        for head in range(heads):
+            yield Named(
+                f"latent_{kind}", f"{ours}.{head}.{kind}.weight", f"{theirs}.weight", head, heads
+            )
 
 
 def experts_of(reader: Reader) -> int:

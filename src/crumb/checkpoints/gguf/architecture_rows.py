@@ -1,12 +1,13 @@
 """The architectures of llama.cpp that are read and written: a row for each.
 
-In: a file's metadata, or a family. Out: a row of ARCHITECTURES.
+In: a file's metadata, or a family. Out: a row of ROWS.
 Refuses architectures without a row. Facts: the loaders and converters of llama.cpp.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from crumb.architectures.configuration import LIMIT, shown
 from crumb.architectures.reader import Sizes
 from crumb.checkpoints.gguf.architecture import HEAD_NORMS, Architecture, Order
+from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.errors import UnknownFamily
 
@@ -67,270 +69,298 @@ def _query_scale(blocks_of_largest: int) -> Callable[[Mapping[str, Any]], Mappin
     return scale
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    row.name: row
-    for row in (
-        Architecture(
-            "llama",
-            family="llama",
-            mixture="mixtral",
-            counts={"experts": "expert_count", "used": "expert_used_count"},
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-            windowed="mistral",
-            whole_heads=False,
-        ),
-        Architecture(
-            "llama4",
-            family="llama4_text",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            whole_heads=False,
-            counts=_EXPERTS | {"sparse_step": "interleave_moe_layer_step"},
-            fixed={"attention.sliding_window": 8192, "attention.sliding_window_pattern": 4},
-            decided=lambda words: {"use_qk_norm": words["experts"] != 128},
-            unbiased=True,
-        ),
-        Architecture("qwen2", family="qwen2", epsilon=_RMS, activations=("silu",), orders={}),
-        Architecture(
-            "gptneox",
-            family="gpt_neox",
-            epsilon=_LAYER,
-            activations=_GELUS,
-            orders={"qkv": _part_by_part},
-            flags=("use_parallel_residual",),
-            biases=("qkv",),
-        ),
-        Architecture(
-            "mistral3",
-            family="ministral3",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-            whole_heads=False,
-        ),
-        Architecture(
-            "qwen3",
-            family="qwen3",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            whole_heads=False,
-        ),
-        Architecture(
-            "gemma",
-            family="gemma",
-            epsilon=_RMS,
-            activations=_APPROXIMATE,
-            orders={},
-            whole_heads=False,
-            tied=True,
-        ),
-        Architecture(
-            "gemma2",
-            family="gemma2",
-            epsilon=_RMS,
-            activations=_APPROXIMATE,
-            orders={},
-            whole_heads=False,
-            numbers=_CAPS,
-            implied=_query_scale(46),
-            windows=True,
-            tied=True,
-        ),
-        Architecture(
-            "gemma3",
-            family="gemma3_text",
-            epsilon=_RMS,
-            activations=_APPROXIMATE,
-            orders={},
-            whole_heads=False,
-            numbers={"logit_cap": "final_logit_softcapping"},
-            settings={
-                "rope_local_base_freq": "rope.freq_base_swa",
-                "sliding_window_pattern": "attention.sliding_window_pattern",
-            },
-            implied=_query_scale(62),
-            windows=True,
-        ),
-        Architecture(
-            "smollm3",
-            family="smollm3",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-        ),
-        Architecture("olmo2", family="olmo2", epsilon=_RMS, activations=("silu",), orders={}),
-        Architecture(
-            "granite",
-            family="granite",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-            numbers=_GRANITE,
-        ),
-        Architecture(
-            "command-r",
-            family="cohere",
-            epsilon=_LAYER,
-            activations=("silu",),
-            orders={},
-            numbers={"logit_scale": "logit_scale"},
-            tied=True,
-            from_blocks=dict.fromkeys(HEAD_NORMS, 64),
-        ),
-        Architecture(
-            "cohere2",
-            family="cohere2",
-            epsilon=_LAYER,
-            activations=("silu",),
-            orders={},
-            numbers={"logit_scale": "logit_scale"},
-            windows=True,
-            tied=True,
-        ),
-        Architecture(
-            "stablelm",
-            family="stablelm",
-            epsilon=_LAYER,
-            activations=("silu",),
-            orders={},
-            flags=("use_parallel_residual",),
-        ),
-        Architecture(
-            "glm4", family="glm4", epsilon=_RMS, activations=("silu",), orders={}, whole_heads=False
-        ),
-        Architecture(
-            "starcoder2",
-            family="starcoder2",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE,
-            orders={},
-            biases=("query", "key", "value", "output", "up", "down"),
-        ),
-        Architecture(
-            "gpt2",
-            family="gpt2",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE[1:] + _APPROXIMATE[:1],
-            orders={},
-            rotates=False,
-        ),
-        Architecture(
-            "bloom",
-            family="bloom",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE,
-            orders={"qkv": _part_by_part},
-            rotates=False,
-        ),
-        Architecture(
-            "falcon",
-            family="falcon",
-            epsilon=_LAYER,
-            activations=_GELUS,
-            orders={"qkv": _part_by_part},
-            names={
-                "ln_attn": "blk.{block}.attn_norm_2",
-                "ln_mlp": "blk.{block}.attn_norm",
-            },
-            seen=lambda tensors: {
-                "new_decoder_architecture": True,
-                "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
-            },
-            from_blocks={"mlp_norm": LIMIT},
-            unbiased=True,
-        ),
-        Architecture(
-            "phi3",
-            family="phi3",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            settings=_ORIGINAL,
-            windows=True,
-        ),
-        Architecture(
-            "qwen2moe",
-            family="qwen2_moe",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            counts=_EXPERTS | {"shared_inner": "expert_shared_feed_forward_length"},
-            from_blocks=_ALL_EXPERTS,
-        ),
-        Architecture(
-            "qwen3moe",
-            family="qwen3_moe",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            whole_heads=False,
-            counts=_EXPERTS,
-            decided=lambda words: {"norm_topk_prob": True},
-            from_blocks=_ALL_EXPERTS,
-        ),
-        Architecture(
-            "olmoe",
-            family="olmoe",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            grouped=False,
-            counts=_EXPERTS,
-            unbiased=True,
-        ),
-        Architecture(
-            "granitemoe",
-            family="granitemoe",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders=_TURNED,
-            numbers=_GRANITE,
-            counts=_EXPERTS,
-        ),
-        Architecture(
-            "gpt-oss",
-            family="gpt_oss",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            whole_heads=False,
-            counts=_EXPERTS,
-            windows=True,
-            names=_POST_NORM,
-            biases=("query",),
-        ),
-        Architecture(
-            "glm4moe",
-            family="glm4_moe",
-            epsilon=_RMS,
-            activations=("silu",),
-            orders={},
-            whole_heads=False,
-            numbers={"factor": "expert_weights_scale"},
-            counts=_EXPERTS
-            | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
-            settings={"norm_topk_prob": "expert_weights_norm"},
-            fixed={"expert_gating_func": 2},
-            names=_POST_NORM,
-        ),
-        Architecture(
-            "phi2",
-            family="phi",
-            epsilon=_LAYER,
-            activations=_APPROXIMATE[1:],
-            orders={},
-            from_blocks=dict.fromkeys(HEAD_NORMS, LIMIT),
-        ),
-    )
-}
+_DEEPSEEK = Architecture(
+    "deepseek2",
+    family="deepseek_v3",
+    epsilon=_RMS,
+    activations=("silu",),
+    orders={},
+    whole_heads=False,
+    numbers={"factor": "expert_weights_scale"},
+    counts=_EXPERTS | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
+    decided=lambda words: {"num_key_value_heads": words["heads"], "norm_topk_prob": False},
+    implied=lambda words: {"factor": 1.0, "groups": 1, "top_groups": 1},
+    names={"query_norm": "blk.{block}.attn_q_a_norm"},
+    unbiased=True,
+    latent=True,
+)
 
-ARCHITECTURE_OF_FAMILY = {
-    model_type: row for row in ARCHITECTURES.values() for model_type in row.model_types
+ROWS: tuple[Architecture, ...] = (
+    Architecture(
+        "llama",
+        family="llama",
+        mixture="mixtral",
+        counts={"experts": "expert_count", "used": "expert_used_count"},
+        epsilon=_RMS,
+        activations=("silu",),
+        orders=_TURNED,
+        windowed="mistral",
+        whole_heads=False,
+    ),
+    Architecture(
+        "llama4",
+        family="llama4_text",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        whole_heads=False,
+        counts=_EXPERTS | {"sparse_step": "interleave_moe_layer_step"},
+        fixed={"attention.sliding_window": 8192, "attention.sliding_window_pattern": 4},
+        decided=lambda words: {"use_qk_norm": words["experts"] != 128},
+        unbiased=True,
+    ),
+    Architecture("qwen2", family="qwen2", epsilon=_RMS, activations=("silu",), orders={}),
+    Architecture(
+        "gptneox",
+        family="gpt_neox",
+        epsilon=_LAYER,
+        activations=_GELUS,
+        orders={"qkv": _part_by_part},
+        flags=("use_parallel_residual",),
+        biases=("qkv",),
+    ),
+    Architecture(
+        "mistral3",
+        family="ministral3",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders=_TURNED,
+        whole_heads=False,
+    ),
+    Architecture(
+        "qwen3",
+        family="qwen3",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        whole_heads=False,
+    ),
+    Architecture(
+        "gemma",
+        family="gemma",
+        epsilon=_RMS,
+        activations=_APPROXIMATE,
+        orders={},
+        whole_heads=False,
+        tied=True,
+    ),
+    Architecture(
+        "gemma2",
+        family="gemma2",
+        epsilon=_RMS,
+        activations=_APPROXIMATE,
+        orders={},
+        whole_heads=False,
+        numbers=_CAPS,
+        implied=_query_scale(46),
+        windows=True,
+        tied=True,
+    ),
+    Architecture(
+        "gemma3",
+        family="gemma3_text",
+        epsilon=_RMS,
+        activations=_APPROXIMATE,
+        orders={},
+        whole_heads=False,
+        numbers={"logit_cap": "final_logit_softcapping"},
+        settings={
+            "rope_local_base_freq": "rope.freq_base_swa",
+            "sliding_window_pattern": "attention.sliding_window_pattern",
+        },
+        implied=_query_scale(62),
+        windows=True,
+    ),
+    Architecture(
+        "smollm3",
+        family="smollm3",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders=_TURNED,
+    ),
+    Architecture("olmo2", family="olmo2", epsilon=_RMS, activations=("silu",), orders={}),
+    Architecture(
+        "granite",
+        family="granite",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders=_TURNED,
+        numbers=_GRANITE,
+    ),
+    Architecture(
+        "command-r",
+        family="cohere",
+        epsilon=_LAYER,
+        activations=("silu",),
+        orders={},
+        numbers={"logit_scale": "logit_scale"},
+        tied=True,
+        from_blocks=dict.fromkeys(HEAD_NORMS, 64),
+    ),
+    Architecture(
+        "cohere2",
+        family="cohere2",
+        epsilon=_LAYER,
+        activations=("silu",),
+        orders={},
+        numbers={"logit_scale": "logit_scale"},
+        windows=True,
+        tied=True,
+    ),
+    Architecture(
+        "stablelm",
+        family="stablelm",
+        epsilon=_LAYER,
+        activations=("silu",),
+        orders={},
+        flags=("use_parallel_residual",),
+    ),
+    Architecture(
+        "glm4", family="glm4", epsilon=_RMS, activations=("silu",), orders={}, whole_heads=False
+    ),
+    Architecture(
+        "starcoder2",
+        family="starcoder2",
+        epsilon=_LAYER,
+        activations=_APPROXIMATE,
+        orders={},
+        biases=("query", "key", "value", "output", "up", "down"),
+    ),
+    Architecture(
+        "gpt2",
+        family="gpt2",
+        epsilon=_LAYER,
+        activations=_APPROXIMATE[1:] + _APPROXIMATE[:1],
+        orders={},
+        rotates=False,
+    ),
+    Architecture(
+        "bloom",
+        family="bloom",
+        epsilon=_LAYER,
+        activations=_APPROXIMATE,
+        orders={"qkv": _part_by_part},
+        rotates=False,
+    ),
+    Architecture(
+        "falcon",
+        family="falcon",
+        epsilon=_LAYER,
+        activations=_GELUS,
+        orders={"qkv": _part_by_part},
+        names={
+            "ln_attn": "blk.{block}.attn_norm_2",
+            "ln_mlp": "blk.{block}.attn_norm",
+        },
+        seen=lambda tensors: {
+            "new_decoder_architecture": True,
+            "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
+        },
+        from_blocks={"mlp_norm": LIMIT},
+        unbiased=True,
+    ),
+    Architecture(
+        "phi3",
+        family="phi3",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        settings=_ORIGINAL,
+        windows=True,
+    ),
+    Architecture(
+        "qwen2moe",
+        family="qwen2_moe",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        counts=_EXPERTS | {"shared_inner": "expert_shared_feed_forward_length"},
+        from_blocks=_ALL_EXPERTS,
+    ),
+    Architecture(
+        "qwen3moe",
+        family="qwen3_moe",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        whole_heads=False,
+        counts=_EXPERTS,
+        decided=lambda words: {"norm_topk_prob": True},
+        from_blocks=_ALL_EXPERTS,
+    ),
+    Architecture(
+        "olmoe",
+        family="olmoe",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        grouped=False,
+        counts=_EXPERTS,
+        unbiased=True,
+    ),
+    Architecture(
+        "granitemoe",
+        family="granitemoe",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders=_TURNED,
+        numbers=_GRANITE,
+        counts=_EXPERTS,
+    ),
+    Architecture(
+        "gpt-oss",
+        family="gpt_oss",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        whole_heads=False,
+        counts=_EXPERTS,
+        windows=True,
+        names=_POST_NORM,
+        biases=("query",),
+    ),
+    Architecture(
+        "glm4moe",
+        family="glm4_moe",
+        epsilon=_RMS,
+        activations=("silu",),
+        orders={},
+        whole_heads=False,
+        numbers={"factor": "expert_weights_scale"},
+        counts=_EXPERTS
+        | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
+        settings={"norm_topk_prob": "expert_weights_norm"},
+        decided=lambda words: {"norm_topk_prob": False},
+        fixed={"expert_gating_func": 2},
+        names=_POST_NORM,
+    ),
+    Architecture(
+        "phi2",
+        family="phi",
+        epsilon=_LAYER,
+        activations=_APPROXIMATE[1:],
+        orders={},
+        from_blocks=dict.fromkeys(HEAD_NORMS, LIMIT),
+    ),
+    replace(
+        _DEEPSEEK,
+        family="deepseek_v2",
+        fixed={"expert_gating_func": 1, "expert_weights_norm": False},
+    ),
+    replace(
+        _DEEPSEEK,
+        counts={**_DEEPSEEK.counts, "groups": "expert_group_count"}
+        | {"top_groups": "expert_group_used_count"},
+        settings={"norm_topk_prob": "expert_weights_norm"},
+        fixed={"expert_gating_func": 2},
+    ),
+)
+"""An architecture with several rows is read by the first whose fixed keys a file has."""
+
+ARCHITECTURES: dict[str, tuple[Architecture, ...]] = {
+    name: tuple(row for row in ROWS if row.name == name) for name in (row.name for row in ROWS)
 }
+ARCHITECTURE_OF_FAMILY = {model_type: row for row in ROWS for model_type in row.model_types}
 
 
 def architecture_of(metadata: Metadata) -> Architecture:
@@ -343,4 +373,13 @@ def architecture_of(metadata: Metadata) -> Architecture:
             expected=f"one of {', '.join(ARCHITECTURES)}",
             found=shown(name),
         )
-    return ARCHITECTURES[name]
+    rows = ARCHITECTURES[name]
+    fitting = [row for row in rows if all(_has(metadata, row, *each) for each in row.fixed.items())]
+    return (fitting or rows)[0]
+
+
+def _has(metadata: Metadata, row: Architecture, short: str, value: Value) -> bool:
+    """Whether a key has a value; a missing one has that of the first row with it."""
+    usual = next(each.fixed[short] for each in ARCHITECTURES[row.name] if short in each.fixed)
+    said: bool = metadata.values.get(row.key(short), usual) == value
+    return said

@@ -17,10 +17,17 @@ from crumb.architectures.registry import families
 from crumb.checkpoints.gguf.architecture import Architecture
 from crumb.checkpoints.gguf.architecture_rows import architecture_of
 from crumb.checkpoints.gguf.header import Value
+from crumb.checkpoints.gguf.latent import (
+    KEY_VALUE_HEADS,
+    KEY_WIDTH,
+    ROTATED,
+    VALUE_WIDTH,
+    latent_words,
+)
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import (
     BALANCED,
-    GROWING,
+    BALANCES,
     Factors,
     read_scaling,
 )
@@ -36,9 +43,7 @@ KEYS: dict[str, str] = {
 }
 """Our word -> the key behind the architecture's name; the file must have it."""
 
-KEY_VALUE_HEADS, VOCABULARY = "attention.head_count_kv", "vocab_size"
-KEY_WIDTH, VALUE_WIDTH = "attention.key_length", "attention.value_length"
-THETA, ROTATED, WINDOW = "rope.freq_base", "rope.dimension_count", "attention.sliding_window"
+THETA, WINDOW, VOCABULARY = "rope.freq_base", "attention.sliding_window", "vocab_size"
 
 EXPERTS, GUESSING = "expert_count", "nextn_predict_layers"
 """Blocks behind the last guess the tokens after the next: they are not read."""
@@ -76,6 +81,8 @@ CLASSES = {
     "bloom": "BloomForCausalLM",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
     "falcon": "FalconForCausalLM",
     "gemma": "GemmaForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
@@ -127,6 +134,7 @@ def read_configuration(
     configuration: dict[str, Any] = {
         "architectures": [CLASSES[model_type]],
         "model_type": model_type,
+        **row.decided(words),
     }
     for word, key in family.keys.items():
         if word in words:
@@ -140,7 +148,6 @@ def read_configuration(
         configuration[short] = metadata.flag(row.key(short), True)
     return (
         configuration
-        | dict(row.decided(words))
         | dict(row.seen(tensors))
         | _bias_flags(row, family, words["blocks"], tensors)
         | {TIED: f"{row.tensor('head')}.weight" not in tensors}
@@ -157,8 +164,11 @@ def _words(
         for word, short in KEYS.items()
     }
     words["blocks"] -= metadata.integer(row.key(GUESSING), 0, lowest=0, highest=words["blocks"] - 1)
-    words["key_value_heads"] = metadata.integer(row.key(KEY_VALUE_HEADS), words["heads"])
-    words["head_dim"] = _head_dim(metadata, row, words, family)
+    if row.latent:
+        words |= latent_words(metadata, row)
+    else:
+        words["key_value_heads"] = metadata.integer(row.key(KEY_VALUE_HEADS), words["heads"])
+        words["head_dim"] = _head_dim(metadata, row, words, family)
     words["vocabulary"] = _vocabulary(metadata, row)
     words["epsilon"] = metadata.number(row.key(row.epsilon))
     words["activation"] = row.activations[0]
@@ -180,7 +190,7 @@ def _words(
 
 def _refuse_other_results(metadata: Metadata, row: Architecture) -> None:
     read = {*row.numbers.values(), *row.counts.values()}
-    read |= {BALANCED} if row.name in GROWING else set()
+    read |= {BALANCED} if row.name in BALANCES else set()
     for short, values in (NEUTRAL | {key: (value,) for key, value in row.fixed.items()}).items():
         if short in read:
             continue

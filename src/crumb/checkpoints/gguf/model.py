@@ -19,18 +19,21 @@ from crumb.checkpoints.gguf.architecture import Architecture, Named, experts_of,
 from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY
 from crumb.checkpoints.gguf.as_read import check_as_read, without_idle_windows
 from crumb.checkpoints.gguf.configuration import (
-    KEY_VALUE_HEADS,
-    KEY_WIDTH,
     KEYS,
-    ROTATED,
     THETA,
     TIED,
-    VALUE_WIDTH,
     VOCABULARY,
     WINDOW,
     read_configuration,
 )
 from crumb.checkpoints.gguf.header import Value
+from crumb.checkpoints.gguf.latent import (
+    KEY_VALUE_HEADS,
+    KEY_WIDTH,
+    ROTATED,
+    VALUE_WIDTH,
+    latent_keys,
+)
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import GROWING, GROWTH, frequency_factors, scaling_keys
 from crumb.errors import UsageError
@@ -50,7 +53,8 @@ class GgufModel:
 
     def names(self) -> Iterator[Named]:
         """Every tensor that such a model can have, under both names."""
-        return names_of(self.architecture, self.family, self.sizes.blocks, self.experts)
+        sizes = self.sizes
+        return names_of(self.architecture, self.family, sizes.blocks, self.experts, sizes.heads)
 
 
 def gguf_model_of(configuration: Configuration) -> GgufModel:
@@ -80,6 +84,8 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         VOCABULARY: sizes.vocabulary,
         row.epsilon: sizes.epsilon,
     }
+    if row.latent:
+        keys |= latent_keys(reader)
     if rope is not None:
         keys |= {THETA: rope.theta, ROTATED: rope.dimensions, **scaling_keys(rope, row.name)}
     window = _window(row, kinds, sizes)

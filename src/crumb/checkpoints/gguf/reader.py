@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from crumb.checkpoints.gguf.container import GgufFile, StoredTensor, read_gguf
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import FACTOR_TENSORS, Factors
 from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
+from crumb.checkpoints.latent_heads import heads_apart, whole_matrices
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, Matrix, StoredCodes, StoredFloats, TensorMap
 from crumb.checkpoints.unread_tensors import is_harmless
@@ -160,14 +160,15 @@ def _entries(
     reader = reader_of(family, configuration)
     sizes, experts = reader.sizes, experts_of(reader)
     used = {spec.name: spec.shape for spec in plan.tensors()}
+    used |= {whole.name: whole.shape for whole in whole_matrices(family, plan)}
     entries: dict[str, Entry] = {}
     taken: set[str] = set()
-    for name in names_of(row, family, sizes.blocks, experts):
+    for name in names_of(row, family, sizes.blocks, experts, sizes.heads):
         whole = tensors.get(name.theirs) if name.ours in used else None
         if whole is None:
             continue
         taken.add(name.theirs)
-        tensor = _part(whole, name, experts, used[name.ours])
+        tensor = _part(whole, name, used[name.ours])
         places = None
         if tensor.shape == used[name.ours]:  # another shape is refused with all others
             places = _places(row.row_order(name.role, tensor.shape[0], sizes))
@@ -180,27 +181,32 @@ def _entries(
             expected=f"the tensors of general.architecture {row.name}",
             found=f"{min(unknown)!r}, one of {len(unknown)}",
         )
-    return entries
+    return heads_apart(family, plan, entries)
 
 
-def _part(tensor: StoredTensor, name: Named, experts: int, shape: tuple[int, ...]) -> StoredTensor:
-    """The tensor itself, or one expert's share of it: its rows lie behind each other."""
-    if name.expert is None:
-        stacked = len(tensor.shape) == 3 and tensor.shape[0] == experts
-        whole = prod(tensor.shape) == prod(shape) and tensor.in_features == shape[-1]
-        return replace(tensor, shape=shape) if stacked and whole else tensor
+def _part(tensor: StoredTensor, name: Named, shape: tuple[int, ...]) -> StoredTensor:
+    """The tensor itself, or an expert's or head's share of it: its rows lie behind each other."""
+    if name.part is None:
+        alike = _without_ones(tensor.shape) == _without_ones(shape)
+        return replace(tensor, shape=shape) if alike else tensor
     raw, (count, *inside) = tensor.raw, tensor.shape
-    if count != experts or not inside:
+    if count != name.parts or not inside:
         raise CheckpointError(
             "a tensor does not have the shape its configuration implies",
             where=f"{raw.path}: {tensor.name}",
-            expected=[experts, *shape],
+            expected=[name.parts, *shape],
             found=list(tensor.shape),
         )
-    rows, size = raw.shape[0] // experts, raw.size_bytes // experts
-    begin = raw.offset_bytes + name.expert * size
+    rows, size = raw.shape[0] // name.parts, raw.size_bytes // name.parts
+    begin = raw.offset_bytes + name.part * size
     mine = replace(raw, shape=(rows, raw.shape[1]), offset_bytes=begin, size_bytes=size)
     return replace(tensor, shape=tuple(inside), raw=mine)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes behind leading ones, which one program writes and another leaves out."""
+    ones = next((place for place, size in enumerate(shape) if size != 1), len(shape))
+    return shape[ones:]
 
 
 def _places(order: Order | None) -> Order | None:

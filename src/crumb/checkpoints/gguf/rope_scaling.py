@@ -54,6 +54,12 @@ LONGROPED = ("phi3",)
 GROWING = ("mistral3",)
 """Architectures whose queries grow with the lengths of the training before."""
 
+BALANCES = {"mistral3": 1.0, "deepseek2": 0.1}
+"""Architectures whose cosines and sines keep their size though mscale is one -> that key's unit."""
+
+SHARPENED = ("deepseek2",)
+"""Architectures that sharpen scores by mscale: without it llama.cpp does so by its own factor."""
+
 SMOOTH = ("gpt-oss",)
 """Architectures whose models do not round where yarn begins and ends, though llama.cpp does."""
 
@@ -85,8 +91,16 @@ def scaling_keys(rope: Rope, architecture: str) -> dict[str, Value]:
         FACTOR: settings["factor"],
         ORIGINAL_CONTEXT: int(settings[ORIGINAL]),
     }
-    if architecture in GROWING and settings.get("mscale") == settings.get("mscale_all_dim"):
-        return keys | {BALANCED: settings.get("mscale", 0.0)}
+    scale, every = settings.get("mscale", 0.0), settings.get("mscale_all_dim", 0.0)
+    if architecture in SHARPENED and not scale == every != 0.0:
+        raise UsageError(
+            f"llama.cpp's {architecture} has no such rotary scaling",
+            where="config.json: rope_scaling",
+            expected="yarn with one number for mscale and mscale_all_dim",
+            found=f"{scale:g} and {every:g}",
+        )
+    if architecture in BALANCES and scale == every:
+        return keys | {BALANCED: BALANCES[architecture] * scale}
     extra = rope.magnitude() / _magnitude(settings["factor"])
     return keys if extra == 1.0 else keys | {MAGNITUDE: extra}
 
@@ -152,9 +166,13 @@ def _yarn_scaling(metadata: Metadata, architecture: str, factor: float) -> dict[
         scaling["attention_factor"] = _tidy(extra * _magnitude(factor), ROUNDING)
     if architecture in GROWING:
         scaling["llama_4_scaling_beta"] = metadata.number(f"{architecture}.{GROWTH}")
-        balanced = metadata.number(f"{architecture}.{BALANCED}", 0.0)
+    if architecture in BALANCES:
+        key = f"{architecture}.{BALANCED}"
+        balanced = metadata.number(key, 0.0) / BALANCES[architecture]
         if balanced:
-            scaling |= {"mscale": balanced, "mscale_all_dim": balanced}
+            scaling |= dict.fromkeys(("mscale", "mscale_all_dim"), _tidy(balanced, ROUNDING))
+        elif architecture in SHARPENED:
+            raise metadata.refuse(key, "a number, by which scores are sharpened")
     return scaling | ({"truncate": False} if architecture in SMOOTH else {})
 
 
@@ -210,7 +228,8 @@ def _llama3_scaling(
         return {}
     original = metadata.integer(f"{architecture}.{ORIGINAL_CONTEXT}", 0, lowest=0)
     fitted = _fit(rope, factors.astype(np.float64), factor, original)
-    for settings in (USUAL, fitted):
+    abrupt = {"low_freq_factor": 1.0, "high_freq_factor": 1.0, ORIGINAL: original or 8192}
+    for settings in (USUAL, abrupt, fitted):
         if original in (0, settings[ORIGINAL]):
             scaling = {"rope_type": "llama3", "factor": factor} | settings
             if _gives(scaling, rope, factors):
@@ -225,7 +244,7 @@ def _llama3_scaling(
 
 def _gives(scaling: dict[str, Any], rope: Rope, factors: Factors) -> bool:
     numbers = {key: float(value) for key, value in scaling.items() if key != "rope_type"}
-    if numbers["high_freq_factor"] <= numbers["low_freq_factor"]:
+    if numbers["high_freq_factor"] < numbers["low_freq_factor"]:
         return False
     scaled = replace(rope, kind="llama3", scaling=tuple(sorted(numbers.items())))
     made = frequency_factors(scaled)[ROPE_FREQS]

@@ -162,16 +162,16 @@ def _tensors(
         if offset:
             source = replace(source, encode=_shifted(checkpoint, offset))
         sources.setdefault(name.theirs, []).append(source)
-    tensors = [_to_write(name, parts, model.experts) for name, parts in sources.items()]
+    tensors = [_to_write(name, parts) for name, parts in sources.items()]
     factors = frequency_factors(model.rope)
     tensors[1:1] = [_factors_to_write(name, each) for name, each in factors.items()]
     return tensors
 
 
-def _to_write(name: str, sources: list[_TensorSource], experts: int) -> TensorToWrite:
-    """One tensor, or those of all experts behind each other."""
+def _to_write(name: str, sources: list[_TensorSource]) -> TensorToWrite:
+    """One tensor, or those of all experts or heads behind each other."""
     first = sources[0]
-    shape = first.spec.shape if len(sources) == 1 else (experts, *first.spec.shape)
+    shape = first.spec.shape if len(sources) == 1 else (len(sources), *first.spec.shape)
 
     def parts() -> Iterator[Bytes]:
         for source in sources:

@@ -16,14 +16,20 @@ from crumb.checkpoints.safetensors import StoredArray
 def with_plan_names(arrays: Mapping[str, StoredArray], plan: Plan) -> dict[str, StoredArray]:
     """Arrays by the names that the Plan reads."""
     names = {spec.name for spec in plan.tensors()}
-    sign = next((spec.name for spec in plan.tensors() if not spec.matrix), "")
+    vectors = [spec.name for spec in plan.tensors() if not spec.matrix]
+    sign = vectors[0] if vectors else ""
     base, _, tail = sign.partition(".")
     prefixes = {
         name.removesuffix(tail) for name in arrays if name == tail or name.endswith(f".{tail}")
     }
-    if sign in arrays or len(prefixes) != 1:
+    if sign in arrays or not prefixes:
         return dict(arrays)
-    (prefix,) = prefixes
+
+    def fitting_vectors(prefix: str) -> int:
+        return sum(f"{prefix}{name.removeprefix(f'{base}.')}" in arrays for name in vectors)
+
+    # What sees may have blocks too, under a prefix of its own.
+    prefix = max(sorted(prefixes), key=fitting_vectors)
     outer = prefix.removesuffix(f"{base}.") if prefix.endswith(f"{base}.") else prefix
     renamed: dict[str, StoredArray] = {}
     for name, array in arrays.items():
