@@ -35,7 +35,7 @@ SEEING = {
 }
 
 INSIDE = ("llama4_text",)
-"""Whose whole model fails in transformers 5.24 where there is no picture: its text part is asked."""
+"""Whose whole model fails in transformers 5.24 without a picture: its text part is asked."""
 
 
 @pytest.mark.parametrize("variant", SEEING)
