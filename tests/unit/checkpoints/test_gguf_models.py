@@ -365,7 +365,7 @@ def test_scaling_keys_become_the_rope_scaling(
 def test_an_architecture_without_a_row_names_those_there_are(tmp_path: Path) -> None:
     file = tiny_model().with_keys(general__architecture=text("gptj"))
     with pytest.raises(
-        UnknownFamily, match=r"expected one of llama, qwen2, gptneox, .*, found 'gptj'"
+        UnknownFamily, match=r"expected one of llama, llama4, qwen2, gptneox, .*, found 'gptj'"
     ):
         opened(file, tmp_path / "a.gguf")
 
