@@ -235,7 +235,7 @@ NAN, INFINITE = math.nan, math.inf
 SETTINGS: dict[str, tuple[File, str]] = {
     "no architecture": (M.without("general__architecture"), "general.architecture"),
     "architecture is a number": (M.with_keys(general__architecture=scalar("u32", 1)), "a string"),
-    "another architecture": (M.with_keys(general__architecture=text("mamba")), "llama, llama4, qwen2"),
+    "another architecture": (M.with_keys(general__architecture=text("mamba")), "llama4, qwen2"),
     "hostile architecture": (M.with_keys(general__architecture=text("\x1b[31m" * 99)), "not read"),
     "no blocks": (M.with_keys(llama__block_count=scalar("u32", 0)), "llama.block_count"),
     "many blocks": (M.with_keys(llama__block_count=scalar("u32", 1 << 24)), "1 to 1024"),
