@@ -189,37 +189,6 @@ CRUMB_INLINE void score_pages(const Queries& of, const float* query, int64_t que
     score_some<kind, count, 1>(of, query, query_stride, page, scores, stride);
 }
 
-// What a head adds to the scores of a query, whose place counts from the first score's.
-struct Tilt {
-  const float* slope;  // null: nothing
-  float factor;
-  bool rounded;
-  int64_t origin, query;
-};
-
-CRUMB_INLINE float as_bfloat(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, 4);
-  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  __builtin_memcpy(&x, &bits, 4);
-  return x;
-}
-
-// Of the sixteen scores from `k` on.
-CRUMB_INLINE Floats tilted(const Tilt& tilt, int64_t k) {
-  float lane[16];
-  const float slope = *tilt.slope;
-  if (tilt.rounded) {
-    const float at_query = as_bfloat(slope * float(tilt.origin + tilt.query));
-    const int32_t first = int32_t(tilt.origin + k);
-    for (int j = 0; j < 16; ++j) lane[j] = as_bfloat(slope * float(first + j)) - at_query;
-  } else {
-    const int32_t first = int32_t(k - tilt.query);
-    for (int j = 0; j < 16; ++j) lane[j] = slope * float(first + j);
-  }
-  return load_floats(lane) * all_floats(tilt.factor);
-}
-
 // Scores become weights, 0 where a position is not seen; returns one over their sum, to which the
 // score `sink` adds where it is not null.
 float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap,
@@ -234,6 +203,7 @@ float soften(float* scores, int64_t begin, int64_t end, int64_t count, float cap
   for (int64_t k = 0; k < count; k += 16) {
     Floats x = load_floats(scores + k);
     if (tilt.slope) store_floats(scores + k, x = x + tilted(tilt, k));
+    if (tilt.distances) store_floats(scores + k, x = x + distant(tilt, k));
     most = max(x, most);
   }
   const float highest = sink && *sink > largest(most) ? *sink : largest(most);
@@ -350,7 +320,11 @@ void attend(const Queries& of) {
                         padded_to(positions, kPageTokens), job.soft_cap,
                         job.sinks ? job.sinks + of.query_head(q) : nullptr,
                         {job.slopes ? job.slopes + of.query_head(q) : nullptr, job.slope_factor,
-                         job.rounded, origin, of.place(q) - origin});
+                         job.rounded, origin, of.place(q) - origin,
+                         job.distances ? job.distances + of.query_head(q) *
+                                                             distances_width(job.farthest)
+                                       : nullptr,
+                         job.farthest});
   const int64_t padded = padded_to(of.value_dim(), 16);
   constexpr int kMixed = count < kMixedQueries ? count : kMixedQueries;
   constexpr int kVectors = kMixed > 4 ? 2 : 4;  // at most 16 sums

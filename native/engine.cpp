@@ -20,7 +20,7 @@ void Engine::walk(const Step& step, int thread) {
   using Clock = std::chrono::steady_clock;
   Worker worker{*this, step, thread, threads(), step.rows, scratch_ + thread * scratch_bytes_};
   const bool times = timed && thread == 0;
-  for (int64_t k = 0; k < step.operations && worker.rows > 0; ++k) {
+  for (int64_t k = step.first; k < step.operations && worker.rows > 0; ++k) {
     const Operation& operation = *operations[k];
     const auto begin = times ? Clock::now() : Clock::time_point();
     operation.run(worker);

@@ -37,7 +37,9 @@ struct Step {
   int64_t segment_count;
   const int32_t* selected;  // rows that "select" passes on
   int64_t selected_count;
-  int64_t operations;  // how many are run
+  int64_t operations;  // that are run: up to here
+  int64_t first = 0;   // and from here
+  const Segment* memories = nullptr;  // of each segment: where what its sequence has read lies
 };
 
 // What a step may hold; operations narrow it as they are added.
@@ -46,7 +48,15 @@ struct Limits {
   int64_t selected_rows = 0;  // rows behind "select", 0 before it is added
   int64_t head_dim = 0;       // of the widest attention
   int64_t vocabulary = INT32_MAX, positions = INT32_MAX, pages = INT32_MAX;
+  int64_t memory_pages = INT32_MAX;
+  bool has_memory = false, fills_memory = false;
   int64_t rows() const { return selected_rows ? selected_rows : capacity; }
+};
+
+// Operations before `end` that run in steps of their own, behind those of the section before.
+struct Section {
+  int64_t end;
+  Limits limits;
 };
 
 struct Share {
@@ -92,7 +102,8 @@ class Engine {
   std::vector<Activations> activations;
   std::vector<int64_t> activation_rows;  // of each of them
   std::vector<std::unique_ptr<Operation>> operations;
-  Limits limits;
+  Limits limits;  // of the section that operations are added to
+  std::vector<Section> sections;  // those before it
   std::atomic<bool> timed{false};
 
   // One step at a time, whichever thread asks. Throws std::system_error as Pool::run does.

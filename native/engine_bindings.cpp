@@ -194,6 +194,15 @@ class NativeEngine {
     kept_.insert(kept_.end(), arrays.begin(), arrays.end());
   }
 
+  // Operations added from now on run in steps of their own: a section.
+  void begin_section() {
+    require_rest();
+    engine_.sections.push_back({operation_count(), engine_.limits});
+    const int64_t capacity = engine_.limits.capacity;
+    engine_.limits = {};
+    engine_.limits.capacity = capacity;
+  }
+
   int operation_count() const { return int(engine_.operations.size()); }
   void set_timed(bool timed) { engine_.timed = timed; }
 
@@ -209,17 +218,28 @@ class NativeEngine {
   // all of these, and how many of the last of its rows Select keeps.
   using Part = std::tuple<std::vector<int32_t>, int64_t, std::vector<int32_t>, int64_t>;
 
-  void step(const std::vector<Part>& parts, int operations) {
-    require(operations >= 0 && operations <= operation_count(), "step: operations");
-    const Limits& limits = engine_.limits;
+  // And of what it has read before it writes: how many tokens, and the pages of its memory.
+  using Memory = std::tuple<int64_t, std::vector<int32_t>>;
+
+  // Operations of a section up to `operations`, counted over all.
+  void step(const std::vector<Part>& parts, int operations, int section,
+            const std::vector<Memory>& memories) {
+    const auto& sections = engine_.sections;
+    require(section >= 0 && section <= int(sections.size()), "step: section");
+    const bool is_last = section == int(sections.size());
+    const int64_t first = section ? sections[section - 1].end : 0;
+    require(operations >= first && operations <= (is_last ? operation_count() : sections[section].end),
+            "step: operations");
+    const Limits& limits = is_last ? engine_.limits : sections[section].limits;
+    require(memories.size() == (limits.has_memory ? parts.size() : 0), "step: memories");
     std::vector<int32_t> tokens, positions, selected;
-    std::vector<Segment> segments;
+    std::vector<Segment> segments, remembered;
     for (const auto& [next, past, pages, kept] : parts) {
       const int64_t first_row = int64_t(tokens.size()), rows = int64_t(next.size());
       require(rows > 0 && first_row + rows <= limits.capacity, "step: rows");
       require(kept >= 0 && kept <= rows && int64_t(selected.size()) + kept <= limits.selected_rows,
               "step: rows selected");
-      check_place(past, rows, pages);
+      check_place(limits, past, rows, pages);
       for (int64_t k = 0; k < rows; ++k) {
         require(next[k] >= 0 && next[k] < limits.vocabulary, "step: token out of range");
         tokens.push_back(next[k]);
@@ -227,6 +247,10 @@ class NativeEngine {
         if (k >= rows - kept) selected.push_back(int32_t(first_row + k));
       }
       segments.push_back({first_row, rows, past, pages.data()});
+      if (!limits.has_memory) continue;
+      const auto& [read, memory] = memories[segments.size() - 1];
+      check_memory(limits, read, rows, memory);
+      remembered.push_back({first_row, rows, read - rows, memory.data()});
     }
     require(!tokens.empty(), "step: rows");
     struct Running {  // counted while Python's lock is held
@@ -236,20 +260,31 @@ class NativeEngine {
     } running(steps_);
     const Step step{tokens.data(), positions.data(), int64_t(tokens.size()), segments.data(),
                     int64_t(segments.size()), selected.data(), int64_t(selected.size()),
-                    operations};
+                    operations, first, remembered.data()};
     nb::gil_scoped_release release;
     engine_.run(step);
   }
 
  private:
-  void check_place(int64_t past, int64_t rows, const std::vector<int32_t>& pages) const {
-    const Limits& limits = engine_.limits;
+  void check_place(const Limits& limits, int64_t past, int64_t rows,
+                   const std::vector<int32_t>& pages) const {
     require(past >= 0 && past <= limits.positions - rows, "step: position");
-    const int64_t needed = (past + rows + kPageTokens - 1) / kPageTokens;
+    check_pages(limits, past + rows, pages, limits.pages);
+  }
+
+  void check_memory(const Limits& limits, int64_t read, int64_t rows,
+                    const std::vector<int32_t>& pages) const {
+    require(read > 0 && (!limits.fills_memory || read == rows), "step: memory");
+    check_pages(limits, read, pages, limits.memory_pages);
+  }
+
+  void check_pages(const Limits& limits, int64_t tokens, const std::vector<int32_t>& pages,
+                   int64_t count) const {
+    const int64_t needed = (tokens + kPageTokens - 1) / kPageTokens;
     require(needed <= int64_t(pages.size()), "step: pages missing");
     for (int64_t k = 0; k < needed; ++k)
-      require(pages[k] >= 0 && pages[k] < limits.pages, "step: page out of range");
-    require(limits.head_dim == 0 || attention_scratch_floats(past + rows, limits.head_dim) * 4 <=
+      require(pages[k] >= 0 && pages[k] < count, "step: page out of range");
+    require(limits.head_dim == 0 || attention_scratch_floats(tokens, limits.head_dim) * 4 <=
                                         engine_.scratch_bytes(), "step: scratch too small");
   }
 
@@ -283,10 +318,12 @@ void bind_engine(nb::module_& m) {
            array("table").none())
       .def("add_floats", &E::add_floats, array("weights"), nb::arg("columns"), nb::arg("kind"))
       .def("add", &E::add, nb::arg("kind"), nb::arg("arguments"))
+      .def("begin_section", &E::begin_section)
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)
-      .def("step", &E::step, nb::arg("parts"), nb::arg("operations"));
+      .def("step", &E::step, nb::arg("parts"), nb::arg("operations"), nb::arg("section") = 0,
+           nb::arg("memories") = std::vector<E::Memory>());
 }
 
 }  // namespace crumb

@@ -180,7 +180,12 @@ struct AttentionJob {
   bool rounded = false;  // products of slopes and places, to bfloat16
   float rate = 0.0f, span = 1.0f;  // a query at p is multiplied by 1 + rate ln(1 + (p + first) / span)
   int64_t first = 0;               // with the quotient rounded down
+  const float* distances = nullptr;  // (heads, distances_width): added by key's place - query's,
+  int64_t farthest = 0;              // which is held within -farthest .. farthest
 };
+
+// Distances on both sides of 0, and beyond the farthest as many as a vector has lanes but one.
+static constexpr int64_t distances_width(int64_t farthest) { return 2 * (farthest + 15) + 1; }
 
 static constexpr int64_t padded_to(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;

@@ -11,6 +11,7 @@
 #include "float_expand.inl"
 #include "float_matmul.inl"
 #include "rows.inl"
+#include "tilt.inl"
 #include "attention.inl"
 
 #ifndef CRUMB_MATMUL

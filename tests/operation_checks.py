@@ -147,7 +147,11 @@ class Alone:
         row = needs.cache_heads * cache_head_bytes(needs.head_dim, 0, needs.value_dim)
         raw = np.zeros(PAGES * row + 64, np.uint8)
         begin = -raw.ctypes.data % 64
-        return {"pages": raw[begin : begin + PAGES * row].reshape(PAGES, row), "cache": 0}
+        return {
+            "pages": raw[begin : begin + PAGES * row].reshape(PAGES, row),
+            "cache": 0,
+            "memory": False,
+        }
 
     def turns(self, rope: Any) -> Array:
         return rotation_table(rope, 64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from record_golden import restate
-from tiny_models import ATTENTION, VARIANTS, make_tokens, write_model
+from tiny_models import (
+    ATTENTION,
+    ENCODER_DECODERS,
+    EVERY,
+    make_sources,
+    make_tokens,
+    write_model,
+)
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.run.engine import Engine, Rows, StepPart
@@ -29,6 +37,9 @@ from crumb.run.sampling import log_softmax
 RECORD = Path(__file__).parents[2] / "src" / "crumb" / "architectures" / "differences.json"
 
 PROMPT_TOKENS = GREEDY_TOKENS = 64
+
+LARGEST = {"transformers": 1e-3, "executors": 1e-5}
+"""Difference of a log-probability; of a logit between our executors, over the largest logit."""
 
 Floats = NDArray[np.float32]
 
@@ -45,15 +56,19 @@ class Compared:
 
 def compare(variant: str) -> Compared:
     """Both in f32, ours by the native engine."""
-    configuration = restate(VARIANTS[variant])
+    configuration = restate(EVERY[variant])
     prompt = make_tokens(configuration)[0, :PROMPT_TOKENS]
+    given = {"source": make_sources(configuration)[:1]} if variant in ENCODER_DECODERS else {}
     with tempfile.TemporaryDirectory() as name:
         folder = write_model(Path(name), configuration)
-        theirs, their_text = _theirs(variant, folder, prompt)
+        if given:
+            theirs, their_text = _theirs_of_source(folder, prompt, given["source"])
+        else:
+            theirs, their_text = _theirs(variant, folder, prompt)
         checkpoint = open_checkpoint(folder)
-        ours, our_text = _ours(checkpoint, prompt)
+        ours, our_text = _ours(checkpoint, prompt, given)
         whole = np.concatenate([prompt, our_text])[:-1]
-        again = Model(checkpoint).logits(whole[None])[0]
+        again = Model(checkpoint).logits(whole[None], given)[0]
     same = PROMPT_TOKENS + _agreed(our_text, their_text)
     apart = np.abs(log_softmax(ours[:same]) - log_softmax(theirs[:same])).max()
     executors = np.abs(ours - again).max() / np.abs(again).max()
@@ -66,10 +81,13 @@ def _agreed(one: list[int], other: list[int]) -> int:
     return next(differ, len(one))
 
 
-def _ours(checkpoint: Any, prompt: NDArray[np.int64]) -> tuple[Floats, list[int]]:
+def _ours(
+    checkpoint: Any, prompt: NDArray[np.int64], inputs: dict[str, NDArray[np.int64]]
+) -> tuple[Floats, list[int]]:
     """Logits of the prompt and of each greedy token but the last, and those tokens."""
+    source = inputs["source"][0].tolist() if inputs else ()
     settings = EngineSettings(
-        context_tokens=PROMPT_TOKENS + GREEDY_TOKENS,
+        context_tokens=max(PROMPT_TOKENS + GREEDY_TOKENS, len(source)),
         step_tokens=PROMPT_TOKENS,
         logits_rows=PROMPT_TOKENS,
         cache=CacheKind.F32,
@@ -77,10 +95,17 @@ def _ours(checkpoint: Any, prompt: NDArray[np.int64]) -> tuple[Floats, list[int]
         threads=1,
     )
     engine = Engine(checkpoint, settings)
-    sequence = engine.begin(prompt.tolist(), reuse=False)
-    given, text, rows = prompt.tolist(), list[int](), []
+    sequence = engine.begin(prompt.tolist(), reuse=False, source=source)
+    return _greedy(
+        prompt.tolist(), lambda given: engine.run([StepPart(sequence, given, Rows.ALL)]).copy()
+    )
+
+
+def _greedy(given: list[int], run: Callable[[list[int]], Floats]) -> tuple[Floats, list[int]]:
+    """Logits of a prompt and of the greedy tokens behind it but the last, and those tokens."""
+    text, rows = list[int](), list[Floats]()
     while len(text) < GREEDY_TOKENS:
-        rows.append(engine.run([StepPart(sequence, given, Rows.ALL)]).copy())
+        rows.append(run(given))
         text.append(int(rows[-1][-1].argmax()))
         given = text[-1:]
     return np.concatenate(rows), text
@@ -94,20 +119,43 @@ def _theirs(variant: str, folder: Path, prompt: NDArray[np.int64]) -> tuple[Floa
         experts_implementation="eager",
     ).eval()
     cache = transformers.DynamicCache(config=model.config)
-    given, text, rows = torch.from_numpy(prompt)[None], list[int](), []
     with torch.no_grad():
-        while len(text) < GREEDY_TOKENS:
-            rows.append(model(given, cache=cache, use_cache=True).logits[0].numpy())
-            text.append(int(rows[-1][-1].argmax()))
-            given = torch.tensor([text[-1:]])
-    return np.concatenate(rows), text
+        return _greedy(
+            prompt.tolist(),
+            lambda given: (
+                model(torch.tensor([given]), cache=cache, use_cache=True).logits[0].numpy()
+            ),
+        )
+
+
+def _theirs_of_source(
+    folder: Path, prompt: NDArray[np.int64], source: NDArray[np.int64]
+) -> tuple[Floats, list[int]]:
+    """The same of a model that reads a source."""
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(
+        folder, attn_implementation="eager"
+    ).eval()
+    cache = transformers.EncoderDecoderCache(
+        transformers.DynamicCache(), transformers.DynamicCache()
+    )
+    with torch.no_grad():
+        read = model.encoder(torch.from_numpy(source))
+
+        def run(given: list[int]) -> Floats:
+            kept = {"encoder_outputs": read, "cache": cache, "use_cache": True}
+            logits: Floats = (
+                model(decoder_input_ids=torch.tensor([given]), **kept).logits[0].numpy()
+            )
+            return logits
+
+        return _greedy(prompt.tolist(), run)
 
 
 def main() -> None:
     """Measure all tiny models; write the largest of each family."""
     torch.set_num_threads(1)
     largest: dict[str, dict[str, float]] = {}
-    for variant, configuration in VARIANTS.items():
+    for variant, configuration in EVERY.items():
         compared = compare(variant)
         row = largest.setdefault(configuration["model_type"], {})
         for kind in ("transformers", "executors"):

@@ -1,8 +1,8 @@
 """Record the golden files: what transformers makes of every tiny model.
 
-In: VARIANTS and transformers, which needs PyTorch. Out, for each variant: golden/<variant>.json
-with the configuration as transformers writes it and the printed Plan, and golden/<variant>.npz
-with logits (2, places, vocabulary). Refuses weights that transformers does not take one by one.
+In: the tiny models and transformers, which needs PyTorch. Out, for each: golden/<variant>.json with
+the configuration as transformers writes it and the printed Plan, and golden/<variant>.npz with
+logits (2, places, vocabulary). Refuses weights that transformers does not take one by one.
 Run: python tests/architectures/record_golden.py [variant ...]
 """
 
@@ -20,9 +20,19 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from tiny_models import ATTENTION, GOLDEN, PLACES, VARIANTS, make_tokens, write_model
+from tiny_models import (
+    ATTENTION,
+    ENCODER_DECODERS,
+    EVERY,
+    GOLDEN,
+    PLACES,
+    make_sources,
+    make_tokens,
+    write_model,
+)
 
 from crumb.architectures.registry import plan_of
+from crumb.errors import CrumbError
 
 
 def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,11 +46,29 @@ def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
+def understood(configuration: Mapping[str, Any]) -> str | None:
+    """The Plan of the configuration as transformers completes it, None where it refuses."""
+    try:
+        return str(plan_of(restate(configuration)))
+    except CrumbError:
+        raise
+    except Exception:  # it refuses in many ways
+        return None
+
+
 def transformers_logits(
-    folder: Path, tokens: NDArray[np.int64], attention: str = "eager"
+    folder: Path,
+    tokens: NDArray[np.int64],
+    attention: str = "eager",
+    sources: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """Logits of a model directory, each of whose tensors must be wanted, and none missing."""
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    kind = transformers.AutoModelForCausalLM
+    given = {"input_ids": torch.from_numpy(tokens)}
+    if sources is not None:
+        kind = transformers.AutoModelForSeq2SeqLM
+        given = {"input_ids": torch.from_numpy(sources), "decoder_input_ids": given["input_ids"]}
+    model, info = kind.from_pretrained(
         folder,
         output_loading_info=True,
         attn_implementation=attention,
@@ -49,24 +77,25 @@ def transformers_logits(
     wrong = {key: found for key, found in info.items() if found}
     assert not wrong, wrong
     with torch.no_grad():
-        logits: NDArray[np.float32] = model.eval()(torch.from_numpy(tokens)).logits.numpy()
+        logits: NDArray[np.float32] = model.eval()(**given).logits.numpy()
     return logits
 
 
 def golden(variant: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """What the golden files of a variant hold."""
-    configuration = restate(VARIANTS[variant])
+    configuration = restate(EVERY[variant])
+    sources = make_sources(configuration) if variant in ENCODER_DECODERS else None
     with tempfile.TemporaryDirectory() as name:
         folder = write_model(Path(name), configuration)
         attention = ATTENTION.get(variant, "eager")
-        logits = transformers_logits(folder, make_tokens(configuration), attention)
+        logits = transformers_logits(folder, make_tokens(configuration), attention, sources)
     plan = str(plan_of(configuration)).splitlines()
     return {"configuration": configuration, "plan": plan}, logits[:, PLACES, :]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for variant in sys.argv[1:] or VARIANTS:
+    for variant in sys.argv[1:] or EVERY:
         stated, logits = golden(variant)
         (GOLDEN / f"{variant}.json").write_text(json.dumps(stated, indent=1) + "\n")
         np.savez_compressed(GOLDEN / f"{variant}.npz", logits=logits)

@@ -299,7 +299,7 @@ def test_a_configuration_that_cannot_be_is_refused_in_one_line(case: str) -> Non
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("model_type", ["t5", None, 7, ["llama"], "x" * 10_000, HUGE])
+@pytest.mark.parametrize("model_type", ["t9", None, 7, ["llama"], "x" * 10_000, HUGE])
 def test_an_unknown_family_is_told_which_there_are_and_how_to_add_one(model_type: Any) -> None:
     with pytest.raises(UnknownFamily) as caught:
         plan_of(changed(LLAMA, model_type=model_type))

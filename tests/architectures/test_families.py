@@ -14,7 +14,16 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
-from tiny_models import GOLDEN, PLACES, VARIANTS, make_tokens, tolerance, uniform, write_model
+from tiny_models import (
+    EVERY,
+    GOLDEN,
+    PLACES,
+    VARIANTS,
+    make_tokens,
+    tolerance,
+    uniform,
+    write_model,
+)
 
 from crumb.architectures.registry import families, plan_of
 from crumb.cli.families import differences
@@ -45,9 +54,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opener:
 
 
 def test_every_family_has_tiny_models_and_every_tiny_model_golden_files() -> None:
-    assert {each["model_type"] for each in VARIANTS.values()} == set(families())
+    assert {each["model_type"] for each in EVERY.values()} == set(families())
     recorded = {path.name for path in GOLDEN.iterdir()}
-    assert recorded == {f"{variant}.{kind}" for variant in VARIANTS for kind in ("json", "npz")}
+    assert recorded == {f"{variant}.{kind}" for variant in EVERY for kind in ("json", "npz")}
 
 
 def test_every_family_has_a_figure_in_the_table() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tiny_models import VARIANTS
+from tiny_models import EVERY
 
 from crumb.architectures.family import Family
 from crumb.architectures.registry import families, plan_of
@@ -42,8 +42,8 @@ FIRST = {"falcon": "falcon-new", "deepseek_v2": "deepseek_v2-groups"}
 
 def base(family: Family) -> dict[str, Any]:
     """A tiny model of the family."""
-    of_family = (name for name, each in VARIANTS.items() if each["model_type"] == family.model_type)
-    return dict(VARIANTS[FIRST.get(family.model_type) or next(of_family)])
+    of_family = (name for name, each in EVERY.items() if each["model_type"] == family.model_type)
+    return dict(EVERY[FIRST.get(family.model_type) or next(of_family)])
 
 
 def keys(family: Family, word: str) -> tuple[str, ...]:
@@ -144,8 +144,8 @@ def test_a_flag_is_true_or_false(model_type: str) -> None:
 @every_family
 def test_heads_and_experts_that_do_not_divide_are_refused(model_type: str) -> None:
     family = families()[model_type]
-    latent = "rank" in family.keys  # its heads are as wide as it says
-    wrong = [] if latent or "head_dim" in base(family) else [spelled(family, "heads", 11)]
+    wide = "rank" in family.keys or family.encoder is not None  # its heads are as wide as it says
+    wrong = [] if wide or "head_dim" in base(family) else [spelled(family, "heads", 11)]
     if "key_value_heads" in family.keys:
         wrong.append(spelled(family, "key_value_heads", 1000))
     if "experts" in family.keys:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from dense_configurations import DENSE
+from encoder_decoder_configurations import ENCODER_DECODERS
 from mixture_configurations import MIXTURES, USUAL
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -33,6 +34,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 LENGTH_TOKENS = 150
 """More than the 128 queries the executor handles at once, and more than every window."""
+
+SOURCE_TOKENS = 137
+"""Of what an encoder reads."""
 
 PLACES = (0, 1, 12, 63, 127, 128, 129, LENGTH_TOKENS - 1)
 """Positions whose logits the golden files hold: first, last, around the edge of a query block."""
@@ -137,6 +141,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **MIXTURES,
 }
 
+EVERY = VARIANTS | ENCODER_DECODERS
+"""Those too that read a source beside their text."""
+
 
 ATTENTION = {"falcon-slopes": "sdpa"}
 """How transformers computes attention, where not eagerly: it would add the slopes twice."""
@@ -152,6 +159,8 @@ def uniform(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
     """Weights by name: norms around 1, biases around 0, matrices that neither grow nor fade.
 
+    Tables of distances are wide enough to be seen beside the scores.
+
     Matrices are wide enough (1.5 / sqrt(in_features)) for attention to choose between tokens.
     """
     weights: dict[str, NDArray[np.float32]] = {}
@@ -160,6 +169,12 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
         for stage in plan.stages
         for operation in stage.operations
         if isinstance(operation, Embed)
+    }
+    tables = {
+        operation.bias
+        for stage in plan.stages
+        for operation in stage.operations
+        if isinstance(operation, Attention)
     }
     routers = {
         operation.weight
@@ -172,6 +187,10 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
         if spec.matrix or spec.name in routers:
             spread = 1.0 if spec.name in looked_up else 1.5 / math.sqrt(spec.shape[1])
             centre = 0.0
+        if plan.inputs and spec.name.endswith(".q.weight"):
+            spread /= 3.0  # T5 does not scale its scores: its queries are small
+        if spec.name in tables:
+            spread, centre = 2.0, 0.0
         weights[spec.name] = centre + spread * uniform(seed, spec.shape)
     return weights
 
@@ -179,6 +198,12 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
 def make_tokens(configuration: Mapping[str, Any]) -> NDArray[np.int64]:
     """Two texts, (2, LENGTH_TOKENS)."""
     raw = np.random.PCG64(len(str(configuration["model_type"]))).random_raw(2 * LENGTH_TOKENS)
+    return (raw % np.uint64(configuration["vocab_size"])).astype(np.int64).reshape(2, -1)
+
+
+def make_sources(configuration: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Two texts that an encoder reads, (2, SOURCE_TOKENS)."""
+    raw = np.random.PCG64(len(str(configuration["model_type"])) + 100).random_raw(2 * SOURCE_TOKENS)
     return (raw % np.uint64(configuration["vocab_size"])).astype(np.int64).reshape(2, -1)
 
 

@@ -24,7 +24,7 @@ from crumb.operations.linear import Linear
 from crumb.operations.multiply import Multiply
 from crumb.operations.norm import Norm
 from crumb.operations.operation import Context, Operation
-from crumb.operations.places import Slopes, Temperature
+from crumb.operations.places import Buckets, Slopes, Temperature
 from crumb.operations.rope import Rope
 from crumb.operations.rotary import Rotary
 from crumb.operations.router import Router
@@ -55,7 +55,7 @@ def attention(**changed: Any) -> Case:
     op = Attention("q", "k", value, "y", heads, few, dim, 0.4, **settings)
     widths = (heads * dim, few * dim, few * op.mixed_dim)[: 3 if value else 2]
     reads = tuple(drawn(1, tokens, width, seed=k) for k, width in enumerate(widths))
-    return op, reads, {"s": drawn(heads)} if op.sinks else {}, 0
+    return op, reads, {spec.name: drawn(*spec.shape) for spec in op.tensors()}, 0
 
 
 def rotary(style: str, kind: str = "default") -> Case:
@@ -153,6 +153,13 @@ CASES: dict[str, Case] = {
     "attention with a temperature": attention(temperature=Temperature(0.4, 3.0, 1)),
     "attention in chunks": attention(chunk=4, temperature=Temperature(0.2, 2.0)),
     "attention in chunks of many queries": attention(tokens=QUERY_BLOCK + 37, chunk=50),
+    "attention with buckets": attention(buckets=Buckets(7, 6, False), bias="b", tokens=60),
+    "attention with buckets both ways": attention(
+        buckets=Buckets(12, 40, True), bias="b", causal=False, tokens=QUERY_BLOCK + 20
+    ),
+    "attention with buckets and a cap": attention(
+        buckets=Buckets(4, 3, False), bias="b", soft_cap=0.7, shape=(3, 1, 5), window=17, tokens=40
+    ),
     "attention of narrow values": attention(value_dim=3),
     "attention of wide values": attention(value_dim=19),
     "latent attention": attention(latent=True, shape=(4, 1, 21), value_dim=17),

@@ -110,14 +110,16 @@ class SelfAttention:
             sizes.key_value_heads,
             sizes.head_dim,
             scale * kind.scale,
-            causal=True,
+            causal=kind.causal,
             window=kind.window,
-            state=f"block.{block}",
+            state=f"block.{block}" if kind.causal else None,
             soft_cap=numbers.score_cap,
             sinks=builder.family.tensors["sinks"].format(block=block)
             if builder.has("sinks")
             else None,
             slopes=kind.slopes,
+            buckets=kind.buckets,
+            bias=kind.bias,
             temperature=kind.temperature,
             chunk=kind.chunk,
         )

@@ -1,17 +1,18 @@
 """The one builder that turns a Family and a configuration into a Plan.
 
 In: a Family (one file each in this folder) and a checkpoint's configuration. Out: a Plan: the
-embedding, a stage for each block whose rows the family gives, the head.
+embedding, a stage for each block whose rows the family gives, the head; before them an encoder's.
 Refuses what architectures/reader.py refuses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from crumb.architectures.block import Block
+from crumb.architectures.block import SEQUENTIAL, Block
 from crumb.architectures.configuration import Configuration, read_flag
-from crumb.architectures.family import BlockKind, Family, Multipliers
+from crumb.architectures.encoder_decoder import SOURCE, encoder_decoder_stages
+from crumb.architectures.family import BlockKind, EncoderPart, Family, Multipliers
 from crumb.architectures.plan import Plan, Stage
 from crumb.architectures.reader import Reader, Sizes
 from crumb.operations.activation import Activation
@@ -97,6 +98,7 @@ class Builder:
         if self.has("final_norm"):
             operations.append(self.norm("final_norm", "hidden", "normed"))
             last = "normed"
+        operations += self.scaled(last, scales.head)
         operations.append(
             Linear(last, "logits", weight, self.bias("head"), sizes.hidden, sizes.vocabulary)
         )
@@ -108,18 +110,27 @@ class Builder:
 
 def reader_of(family: Family, configuration: Configuration) -> Reader:
     """A family's view of a configuration, whatever version wrote it."""
-    return Reader(family, family.restate(configuration))
+    restated = family.restate(configuration)
+    return Reader(family.of_configuration(family, restated), restated)
 
 
 def build_plan(family: Family, configuration: Configuration) -> Plan:
     """The Plan of one model of a family. Raises: CheckpointError."""
     reader = reader_of(family, configuration)
-    sizes = reader.sizes
+    family, sizes = reader.family, reader.sizes
+    if family.encoder is not None:
+        stages = _encoder_and_decoder(family, family.encoder, reader)
+        return Plan(family.model_type, sizes.vocabulary, sizes.positions, stages, (SOURCE,))
     builder = Builder(family, reader, sizes, family.kinds(reader), family.multipliers(reader))
-    stages = [builder.block(index) for index in range(sizes.blocks)]
-    return Plan(
-        family.model_type,
-        sizes.vocabulary,
-        sizes.positions,
-        (builder.embedding(), *stages, builder.head()),
-    )
+    blocks = [builder.block(index) for index in range(sizes.blocks)]
+    stages = (builder.embedding(), *blocks, builder.head())
+    return Plan(family.model_type, sizes.vocabulary, sizes.positions, stages)
+
+
+def _encoder_and_decoder(family: Family, part: EncoderPart, reader: Reader) -> tuple[Stage, ...]:
+    sizes, numbers = reader.sizes, family.multipliers(reader)
+    reads = replace(family, tensors=part.tensors, block=SEQUENTIAL)
+    encoder = Builder(reads, reader, sizes, part.kinds(reader), numbers)
+    depth = replace(sizes, blocks=reader.size("decoder_blocks", sizes.blocks))
+    decoder = Builder(family, reader, depth, family.kinds(reader), numbers)
+    return encoder_decoder_stages(encoder, decoder)

@@ -15,7 +15,7 @@ from typing import Any
 from crumb.architectures.block import SEQUENTIAL, Block
 from crumb.architectures.configuration import Configuration
 from crumb.architectures.reader import Reader
-from crumb.operations.places import Slopes, Temperature
+from crumb.operations.places import Buckets, Slopes, Temperature
 from crumb.operations.rope import Rope
 
 
@@ -79,6 +79,9 @@ class BlockKind:
     temperature: Temperature | None = None
     chunk: int | None = None  # tokens
     normed: bool = False  # heads of queries and keys, once they rotated, without weights
+    causal: bool = True
+    buckets: Buckets | None = None
+    bias: str | None = None  # of the buckets: a tensor
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,19 @@ class Multipliers:
     embedding: float = 1.0
     attention: float | None = None  # of scores; None: head_dim ** -0.5
     residual: float = 1.0  # of what a block adds
+    head: float = 1.0  # of what the head reads
     logits: float = 1.0
     score_cap: float | None = None
     clip: float | None = None  # of queries, keys and values
     logit_cap: float | None = None
+
+
+@dataclass(frozen=True)
+class EncoderPart:
+    """What differs between the stages that read a source and those that write."""
+
+    tensors: Mapping[str, str]  # as the family's
+    kinds: Callable[[Reader], tuple[BlockKind, ...]]
 
 
 def alike(reader: Reader) -> tuple[BlockKind, ...]:
@@ -132,6 +144,8 @@ class Family:
     stacked: tuple[Stacked, ...] = ()  # how files may hold experts in place of one tensor each
     transposed: tuple[str, ...] = ()  # roles whose floats lie in files as (inputs, outputs)
     tied: bool = False  # what a configuration that does not say means
+    encoder: EncoderPart | None = None  # where a source is read before anything is written
+    of_configuration: Callable[[Family, Configuration], Family] = lambda family, _: family
 
     @property
     def gated(self) -> bool:

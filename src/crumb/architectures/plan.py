@@ -87,6 +87,13 @@ class Plan:
             lasting |= frozenset(stage.outputs if stage.once else ())
         self._need_own_states()
 
+    @cached_property
+    def memory(self) -> frozenset[str]:
+        """What stages that run once make for those that run again and again."""
+        made = {name for stage in self.stages if stage.once for name in stage.outputs}
+        read = {name for stage in self.stages if not stage.once for name in stage.inputs}
+        return frozenset(made & read)
+
     def _need_own_states(self) -> None:
         taken: set[str] = set()
         for stage in self.stages:

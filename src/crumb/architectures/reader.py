@@ -23,6 +23,7 @@ from crumb.architectures.configuration import (
 from crumb.architectures.rope import read_rope
 from crumb.errors import CheckpointError
 from crumb.operations.activation import FUNCTIONS
+from crumb.operations.places import Buckets
 from crumb.operations.rope import Rope
 
 if TYPE_CHECKING:
@@ -123,6 +124,13 @@ class Reader:
         if not isinstance(value, str) or value not in FUNCTIONS:
             raise refuse(key, f"one of {', '.join(FUNCTIONS)}", value)
         return value
+
+    def buckets(self, both_ways: bool) -> Buckets:
+        """Distances between tokens as attention tells them apart. Raises: CheckpointError."""
+        key, value = self.find("buckets")
+        count = as_integer(value, key, highest=1024, lowest=4)
+        key, value = self.find("farthest")
+        return Buckets(count, as_integer(value, key, 4096, lowest=count // 2 + 1), both_ways)
 
     def rope(self, kind: str | None = None) -> Rope:
         """The rotary embedding; `kind`: of the blocks of this kind, where each has its own.

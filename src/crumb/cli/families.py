@@ -68,6 +68,8 @@ def family_row(name: str, family: Family) -> dict[str, Any]:
     positions = {"half": "rotary, halves", "interleaved": "rotary, pairs"}[family.rotary]
     if "theta" not in family.defaults:
         positions = "learned" if "positions" in family.tensors else "slopes"
+    if family.encoder is not None:
+        positions = "buckets"
     architecture = ARCHITECTURE_OF_FAMILY.get(name)
     return {
         "model_type": name,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from array_api_compat import array_namespace
+from numpy.typing import NDArray
 
 from crumb.operations.operation import (
     Array,
@@ -23,7 +24,7 @@ from crumb.operations.operation import (
     Row,
     TensorSpec,
 )
-from crumb.operations.places import Slopes, Temperature
+from crumb.operations.places import Buckets, Slopes, Temperature
 
 QUERY_BLOCK = 128
 """Queries whose scores are held at once."""
@@ -56,6 +57,8 @@ class Attention(Operation):
     value_dim: int | None = None  # None: head_dim
     sinks: str | None = None  # (heads,)
     slopes: Slopes | None = None  # added behind the soft cap
+    buckets: Buckets | None = None
+    bias: str | None = None  # (buckets, heads), added behind the soft cap
     temperature: Temperature | None = None  # of queries
     chunk: int | None = None  # tokens
 
@@ -65,7 +68,10 @@ class Attention(Operation):
         return self.head_dim if self.value_dim is None else self.value_dim
 
     def tensors(self) -> tuple[TensorSpec, ...]:
-        return () if self.sinks is None else (TensorSpec(self.sinks, (self.heads,), matrix=False),)
+        specs = [] if self.sinks is None else [TensorSpec(self.sinks, (self.heads,), matrix=False)]
+        if self.bias is not None and self.buckets is not None:
+            specs.append(TensorSpec(self.bias, (self.buckets.count, self.heads), matrix=False))
+        return tuple(specs)
 
 
 def _heads(op: Attention, array: Array) -> Array:
@@ -162,6 +168,10 @@ def _weights(
         places = np.arange(place, place + tokens), np.arange(low, low + key.shape[2])
         added = xp.asarray(op.slopes.added(op.heads, *places), device=query.device)
         scores = scores + xp.reshape(added, (1, heads, group, tokens, key.shape[2]))
+    if op.bias is not None:
+        table = xp.take(context.weights[op.bias], _buckets(op, scores, place, low), axis=0)
+        added = xp.permute_dims(xp.reshape(table, (tokens, -1, op.heads)), (2, 0, 1))
+        scores = scores + xp.reshape(added, (1, heads, group, tokens, key.shape[2]))
     if op.causal:
         _hide(op, scores, place, low)
     most = xp.max(scores, axis=-1, keepdims=True)
@@ -172,6 +182,26 @@ def _weights(
     most = xp.maximum(most, sink)
     weight = xp.exp(scores - most)
     return weight, xp.sum(weight, axis=-1, keepdims=True) + xp.exp(sink - most), slope
+
+
+def _buckets(op: Attention, scores: Array, place: int, low: int) -> Array:
+    """Of each query and key behind each other, (tokens * keys,)."""
+    assert op.buckets is not None, "a bias has buckets"
+    tokens, keys = scores.shape[-2:]
+    apart = np.arange(low, low + keys)[None, :] - np.arange(place, place + tokens)[:, None]
+    numbered = op.buckets.numbered(apart).reshape(-1)
+    return array_namespace(scores).asarray(numbered, device=scores.device)
+
+
+def _to_bias(op: Attention, scores: Array, place: int, low: int) -> Array:
+    """The gradient of a table of buckets, of that of the scores: (buckets, heads)."""
+    assert op.buckets is not None, "a bias has buckets"
+    xp = array_namespace(scores)
+    batch = scores.shape[0]
+    numbered = _buckets(op, scores, place, low)[None, :]
+    one_hot = numbered == xp.arange(op.buckets.count, device=scores.device)[:, None]
+    by_pair = xp.sum(xp.reshape(scores, (batch, op.heads, -1)), axis=0)
+    return xp.matmul(xp.astype(one_hot, scores.dtype), xp.matrix_transpose(by_pair))
 
 
 def _hide(op: Attention, scores: Array, place: int, low: int) -> None:
@@ -199,7 +229,8 @@ def _gradient(
     parts = tuple(_heads(op, each) for each in reads[1:])
     key, value = parts[0], parts[-1][..., : op.mixed_dim]
     gradient = _grouped(op, output[0])
-    to_key, to_value, to_sinks = xp.zeros_like(key), xp.zeros_like(value), 0.0
+    to_key, to_value = xp.zeros_like(key), xp.zeros_like(value)
+    to_sinks, to_bias = 0.0, 0.0
     first = key.shape[2] - query.shape[3] if op.causal else 0
     scales = _scales(op, query, first)
     query = query * scales
@@ -222,7 +253,10 @@ def _gradient(
         # The sink's weight is what the others leave; its value is 0, so that dP is too.
         left = 1.0 - xp.sum(weight, axis=-1, keepdims=True)
         to_sinks = to_sinks - xp.sum(left * along, axis=(0, 3, 4))
-        scores = _flat(weight * (to_weight - along) * slope)
+        to_scores = weight * (to_weight - along)
+        if op.bias is not None and op.bias in context.trained:
+            to_bias = to_bias + _to_bias(op, to_scores, first + begin, low)
+        scores = _flat(to_scores * slope)
         to_key[:, :, low:high, :] += context.multiply(xp.matrix_transpose(scores), _flat(block))
         blocks.append(xp.reshape(context.multiply(scores, keys), block.shape))
     to_query = _joined(op, xp.concat(blocks, axis=3) * scales)
@@ -233,16 +267,22 @@ def _gradient(
     trained = {}
     if op.sinks is not None and op.sinks in context.trained:
         trained[op.sinks] = xp.reshape(to_sinks, (-1,))
+    if op.bias is not None and op.bias in context.trained:
+        trained[op.bias] = to_bias
     return (to_query, *shaped), trained
 
 
 def _native(op: Attention, program: NativeProgram) -> None:
-    slopes, heat = op.slopes, op.temperature
+    slopes, heat, cache = op.slopes, op.temperature, program.cache(op)
+    key, value = (
+        -1 if name is None or cache["memory"] else program.buffer(name)
+        for name in (op.key, op.value)
+    )
     program.add(
         "attention",
         query=program.buffer(op.query),
-        key=program.buffer(op.key),
-        value=-1 if op.value is None else program.buffer(op.value),
+        key=key,
+        value=value,
         out=program.buffer(op.output),
         heads=op.heads,
         key_value_heads=op.key_value_heads,
@@ -258,8 +298,16 @@ def _native(op: Attention, program: NativeProgram) -> None:
         span=1.0 if heat is None else heat.span,
         first=0 if heat is None else heat.first,
         chunk=op.chunk or 0,
-        **program.cache(op),
+        distances=_distances(op, program),
+        farthest=0 if op.buckets is None else op.buckets.farthest,
+        **cache,
     )
+
+
+def _distances(op: Attention, program: NativeProgram) -> NDArray[np.float32] | None:
+    """What distances add to scores, a row for each head."""
+    table = program.vector(op.bias)
+    return None if table is None or op.buckets is None else op.buckets.spread(table)
 
 
 def _cost(op: Attention, past_tokens: float) -> OperationCost:

@@ -8,8 +8,8 @@ Nothing here knows a family, a file or the native module.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Array = Any
 """An array of any library that follows the standard: f32 (batch, tokens, features) in buffers."""
+
+Kind = TypeVar("Kind", bound="Operation")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class Operation:
     @property
     def writes(self) -> tuple[str, ...]:
         return self._names(self.WRITES)
+
+    def renamed(self: Kind, names: Mapping[str, str]) -> Kind:
+        """The same between other buffers: old name -> new name."""
+
+        def new(value: Any) -> Any:
+            return tuple(map(new, value)) if isinstance(value, tuple) else names.get(value, value)
+
+        return replace(
+            self, **{role: new(getattr(self, role)) for role in self.READS + self.WRITES}
+        )
 
     @property
     def word(self) -> str:

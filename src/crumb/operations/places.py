@@ -1,12 +1,14 @@
 """What the places of tokens do to attention scores, where nothing rotates or beside that.
 
-In: a count of heads, places. Out: f32 slopes, what they add to scores, factors of queries.
+In: a count of heads, places. Out: f32 slopes, buckets of distances, factors of queries.
 Refuses nothing. Sources: slopes, arXiv 2108.12409, and for counts that are no power of two the
-list that its authors' code continues with; temperatures as Llama 4's code has them.
+list that its authors' code continues with; buckets, arXiv 1910.10683, section 2.1; temperatures
+as Llama 4's code has them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -47,6 +49,43 @@ class Slopes:
 
 def _rounded(values: Floats) -> Floats:
     return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+
+
+LANES = 16
+"""Keys whose scores the native engine adds to at once."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Distances of keys from their query, numbered: near ones alone, far ones together.
+
+    What each bucket adds to the scores of each head is a table, (count, heads).
+    """
+
+    count: int
+    farthest: int  # from here on all distances are one bucket
+    both_ways: bool  # keys behind the query have half of the buckets; else they are at distance 0
+
+    def numbered(self, apart: Places) -> Places:
+        """The bucket of each place of a key minus that of its query, in f32 as T5 was trained."""
+        count = self.count // 2 if self.both_ways else self.count
+        first = np.where(apart > 0, count, 0) if self.both_ways else 0
+        distance = np.abs(apart) if self.both_ways else np.maximum(-apart, 0)
+        near = count // 2
+        share = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near))
+        share = share / np.float32(math.log(self.farthest / near)) * np.float32(count - near)
+        far = np.minimum(near + share.astype(np.int64), count - 1)
+        numbered: Places = first + np.where(distance < near, distance, far)
+        return numbered
+
+    def spread(self, table: Floats) -> Floats:
+        """What scores have added by distance, (heads, 2 * farthest + 2 * LANES - 1).
+
+        The middle is distance 0. LANES distances from any on, held within farthest + LANES - 1
+        behind and farthest ahead, are a row's neighbours.
+        """
+        reach = self.farthest + LANES - 1
+        return np.ascontiguousarray(table[self.numbered(np.arange(-reach, reach + 1))].T)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ memory. Refuses operations that the native engine does not have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from crumb.architectures.plan import Plan, Stage
@@ -72,30 +72,53 @@ def place_stage(
 def place_buffers(
     plan: Plan, rows: int, head_rows: int
 ) -> tuple[tuple[dict[str, Place], ...], int]:
-    """Places by stage, and the floats of the arena. The last stage runs on head_rows rows alone."""
+    """Places by stage, and the floats of the arena. The last stage runs on head_rows rows alone.
+
+    Stages that run once have steps of their own, so their buffers and the others' share memory.
+    """
+    once, often = (
+        [each for each in plan.stages[:-1] if each.once == which] for which in (True, False)
+    )
+    own, largest, _ = _place_flow(once, rows, lasting_names(once))
+    places, end, lasting = _place_flow(
+        often, rows, {name for each in often for name in each.outputs}
+    )
+    places |= own
+    chosen: dict[str, Place] = {}
+    head, begin = plan.stages[-1], max((place.end for place in lasting.values()), default=0)
+    for name in (name for name in head.inputs if name in lasting):
+        chosen[name] = Place(begin, lasting[name].width, head_rows)
+        begin = chosen[name].end
+    widths = {name: place.width for name, place in chosen.items()}
+    of_head, last = place_stage(head, widths, head_rows, begin)
+    places[head.name] = chosen | of_head
+    return tuple(places[stage.name] for stage in plan.stages), max(largest, end, last)
+
+
+def lasting_names(stages: Sequence[Stage]) -> set[str]:
+    """Outputs that others of these stages read."""
+    read = {name for stage in stages for name in stage.inputs}
+    return {name for stage in stages for name in stage.outputs if name in read}
+
+
+def _place_flow(
+    stages: Sequence[Stage], rows: int, names: Collection[str]
+) -> tuple[dict[str, dict[str, Place]], int, dict[str, Place]]:
+    """Places by stage, where they end, and those of the buffers that live between stages."""
     widths: dict[str, int] = {}
-    for stage in plan.stages[:-1]:
+    for stage in stages:
         inner = {name: widths[name] for name in stage.inputs if name in widths}
         for operation in stage.operations:
             inner |= output_widths(operation, inner)
-        widths |= {name: inner[name] for name in stage.outputs}
+        widths |= {name: inner[name] for name in stage.outputs if name in names}
     lasting: dict[str, Place] = {}
     end = 0
     for name, width in widths.items():
         lasting[name] = Place(end, width, rows)
         end = lasting[name].end
-    by_stage = []
-    largest = end
-    for stage in plan.stages[:-1]:
+    by_stage, largest = {}, end
+    for stage in stages:
         own, last = place_stage(stage, widths, rows, end)
-        by_stage.append(lasting | own)
+        by_stage[stage.name] = lasting | own
         largest = max(largest, last)
-    chosen: dict[str, Place] = {}
-    begin = end
-    head = plan.stages[-1]
-    for name in (name for name in head.inputs if name in widths):
-        chosen[name] = Place(begin, widths[name], head_rows)
-        begin = chosen[name].end
-    own, last = place_stage(head, {name: widths[name] for name in chosen}, head_rows, begin)
-    by_stage.append(chosen | own)
-    return tuple(by_stage), max(largest, last)
+    return by_stage, largest, lasting

@@ -8,7 +8,7 @@ Refuses sequences longer than the context and tokens outside the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -23,6 +23,7 @@ from crumb.errors import ContextExceeded, UsageError
 from crumb.kernels.dispatch import selected_set
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.operations.linear import Linear
+from crumb.run.memories import Memories, SourceMemory, pages_of
 from crumb.run.memory_plan import EngineSettings, MemoryPlan, check_fits
 from crumb.run.page_store import PageStore, StoredPages, next_key
 from crumb.run.pages import PagePool
@@ -32,6 +33,10 @@ Floats = NDArray[np.float32]
 
 STORED_AT_END = 16
 """Pages that are copied for the disk when a sequence ends: those that found no place before."""
+
+
+NativePart = tuple[Sequence[int], int, list[int], int]
+"""Tokens, how many came before them, pages of all, rows that leave the step."""
 
 
 class Rows(IntEnum):
@@ -50,6 +55,7 @@ class EngineSequence:
     pages: list[int] = field(default_factory=list)
     cached_tokens: int = 0  # of its beginning, found in pages of earlier sequences
     page_keys: list[bytes] = field(default_factory=list)  # of its first pages, as a store has them
+    memory: SourceMemory | None = None  # of what it reads before it writes
 
     @property
     def length_tokens(self) -> int:
@@ -70,6 +76,12 @@ def open_store(
     """Where pages outlive the process, if anywhere. Raises: UsageError."""
     if settings.cache_dir is None or not caches:
         return None
+    if checkpoint.plan.inputs:
+        raise UsageError(
+            "pages of a model that reads a text before it writes do not outlive the process",
+            where=checkpoint.plan.family,
+            do="Leave --cache-dir out",
+        )
     files = [(path.name, path.stat()) for path in sorted(checkpoint.weight_files)]
     identity = repr(
         (
@@ -90,15 +102,17 @@ class Engine:
     """A model's native executor and its cache."""
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings | None = None) -> None:
-        self.settings = settings or EngineSettings()
         self.plan = checkpoint.plan
+        self.settings = (settings or EngineSettings()).of_plan(self.plan)
         self.context_tokens = self.settings.context(self.plan)
         memory = plan_engine(checkpoint, self.settings)
         check_fits(memory, checkpoint.path)
         program = self._program = Program(checkpoint, self.settings, memory)
+        self.memories = Memories(program) if self.plan.inputs else None
         last = len(self.plan.stages) - 1
-        for index in range(last):
-            program.append(index)
+        for index, stage in enumerate(self.plan.stages[:-1]):
+            if not stage.once:
+                program.append(index)
         program.select()
         operations = self.plan.stages[last].operations
         head = max(k for k, each in enumerate(operations) if isinstance(each, Linear))
@@ -114,12 +128,18 @@ class Engine:
     def memory(self) -> MemoryPlan:
         return self._program.memory
 
-    def begin(self, tokens: Sequence[int], reuse: bool = True) -> EngineSequence:
+    def begin(
+        self, tokens: Sequence[int], reuse: bool = True, source: Sequence[int] = ()
+    ) -> EngineSequence:
         """A sequence for this prompt; what of its beginning lies in the cache is taken from there.
 
-        Its `cached_tokens` first tokens need not be stepped. Raises: UsageError.
+        Its `cached_tokens` first tokens need not be stepped. `source`: what a model with an encoder
+        reads, without which its caches mean nothing. Raises: UsageError, DoesNotFit.
         """
         self.check_prompt(tokens)
+        self.check_source(source)
+        if self.memories is not None:
+            return EngineSequence(memory=self.memories.begin(source))
         if not reuse:
             return EngineSequence()
         pages = self._pages.match(tokens)
@@ -180,12 +200,32 @@ class Engine:
         if self.store is not None:
             self._store(self.store, sequence, STORED_AT_END)
         self._pages.release(sequence.pages)
+        if self.memories is not None and sequence.memory is not None:
+            self.memories.end(sequence.memory)
+            sequence.memory = None
         sequence.pages, sequence.tokens, sequence.page_keys = [], [], []
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
         """Raises: UsageError for tokens that no sequence can begin with."""
         self._check_length(len(tokens))
         self._check_vocabulary(tokens)
+
+    def check_source(self, source: Sequence[int]) -> None:
+        """Raises: UsageError for what this model does not read before it writes."""
+        if self.memories is not None:
+            self.memories.check(source)
+            self._check_vocabulary(source)
+        elif source:
+            raise UsageError("this model reads no text but the prompt", where=self.plan.family)
+
+    def encode(self, sequences: Sequence[EngineSequence]) -> None:
+        """Read the sources of sequences that were not read yet; a step does it where nobody has."""
+        if self.memories is not None:
+            self.memories.fill([each.memory for each in sequences if each.memory is not None])
+
+    def has_memory_for(self, source: Sequence[int]) -> bool:
+        """Whether a source finds room."""
+        return self.memories is None or pages_of(source) <= self.memories.pool.available
 
     def pages_of(self, tokens: int) -> int:
         """Pages of the cache that so many tokens of one sequence take."""
@@ -250,7 +290,7 @@ class Engine:
 
     def _run(self, parts: Sequence[StepPart], operations: int) -> int:
         """Step all parts, or change nothing; how many rows leave the step."""
-        steps: dict[EngineSequence, tuple[Sequence[int], int, list[int], int]] = {}
+        steps: dict[EngineSequence, NativePart] = {}
         rows = rows_out = lacking = 0
         has_empty = False
         for sequence, tokens, most in parts:
@@ -280,12 +320,25 @@ class Engine:
             for tokens, past, pages, _ in steps.values():
                 while len(pages) * PAGE_TOKENS < past + len(tokens):
                     pages.append(self._pages.take())
-        self._program.native.step(list(steps.values()), operations)
+        self._step(steps, operations)
         for sequence, (tokens, past, pages, _) in steps.items():
             sequence.tokens += tokens
+            if self.memories is not None:
+                continue  # pages of the same tokens differ by what was read before
             for index in range(past // PAGE_TOKENS, (past + len(tokens)) // PAGE_TOKENS):
                 content = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
                 self._pages.learn(pages, index, content)
             if self.store is not None:
                 self._store(self.store, sequence, len(tokens) // PAGE_TOKENS + 1)
         return rows_out
+
+    def _step(self, steps: Mapping[EngineSequence, NativePart], operations: int) -> None:
+        if self.memories is None:
+            self._program.native.step(list(steps.values()), operations)
+            return
+        memories = [each.memory for each in steps if each.memory is not None]
+        if len(memories) < len(steps):
+            raise UsageError("a sequence of another engine, or one that has ended")
+        self.memories.fill(memories)
+        remembered = [each.part for each in memories]
+        self._program.native.step(list(steps.values()), operations, 1, remembered)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,7 @@ from crumb.kernels.engine import (
 )
 from crumb.machine.memory import available_bytes, resident_bytes
 from crumb.machine.processors import processors
+from crumb.operations.attention import Attention
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Operation
 from crumb.operations.table import row_of
@@ -132,9 +133,19 @@ class EngineSettings:
         """Rows of the last stage's buffers: it runs on chosen tokens alone."""
         return min(self.logits_rows, self.step_tokens)
 
+    def of_plan(self, plan: Plan) -> EngineSettings:
+        """The same where a step holds all that an encoder reads of a text. Raises: UsageError."""
+        if not plan.inputs:
+            return self
+        return replace(self, step_tokens=max(self.step_tokens, self.context(plan)))
+
     def pages(self, plan: Plan) -> int:
-        """Pages of the cache."""
+        """Pages of the cache, and of the memories of what was read."""
         return self.sequences * -(-self.context(plan) // PAGE_TOKENS)
+
+    def passing_pages(self, plan: Plan) -> int:
+        """Pages of what attention keeps for the time of a step alone."""
+        return min(self.pages(plan), -(-self.step_tokens // PAGE_TOKENS) + self.sequences)
 
     def thread_count(self) -> int:
         return self.threads or processors()
@@ -145,7 +156,7 @@ class MemoryPlan:
     """The bytes of an engine, and the places of its buffers."""
 
     weights_bytes: int
-    cache_bytes: int
+    cache_bytes: int  # of sequences, what they have read included
     buffer_bytes: int
     scratch_bytes: int
     table_bytes: int  # rotary tables, and the orders of columns
@@ -186,6 +197,26 @@ def cache_page_bytes(operation: Operation, cache: CacheKind) -> int:
     return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_KINDS[cache], needs.value_dim)
 
 
+def passes(operation: Operation, plan: Plan) -> bool:
+    """Whether an attention sees its own step alone, so that nothing is kept for a sequence."""
+    return (
+        isinstance(operation, Attention)
+        and operation.state is None
+        and operation.key not in plan.memory
+    )
+
+
+def cache_bytes(plan: Plan, operations: Iterable[Operation], settings: EngineSettings) -> int:
+    """Bytes of the pages of some operations; those that nothing is kept for share theirs."""
+    lasting = passing = 0
+    for each in operations:
+        if passes(each, plan):
+            passing = max(passing, cache_page_bytes(each, CacheKind.F32))
+        else:
+            lasting += cache_page_bytes(each, settings.cache)
+    return settings.pages(plan) * lasting + settings.passing_pages(plan) * passing
+
+
 def place_gathered(
     plan: Plan, orders: Mapping[str, NDArray[np.int32]], settings: EngineSettings, begin: int
 ) -> tuple[dict[tuple[int, int], Place], int]:
@@ -214,12 +245,8 @@ def plan_memory(
     `formats`: of the matrices that are quantized. `orders`: of those whose columns stand in another
     order. Raises: UsageError for a plan that the native engine does not run.
     """
-    if plan.inputs or any(stage.once for stage in plan.stages):
-        raise UsageError(
-            "the native engine runs decoders only",
-            found=plan.family,
-            do="Evaluate it with --executor array",
-        )
+    check_memory(plan)
+    settings = settings.of_plan(plan)
     places, arena = place_buffers(plan, settings.step_tokens, settings.head_rows)
     gathered, arena = place_gathered(plan, orders or {}, settings, arena)
     operations = [operation for stage in plan.stages for operation in stage.operations]
@@ -234,10 +261,9 @@ def plan_memory(
     row = scratch_row_bytes(plan, max(need.head_dim for need in needs), context)
     tables = {(need.table, need.table_width) for need in needs}
     different = {id(order): order.nbytes for order in (orders or {}).values()}
-    page_bytes = sum(cache_page_bytes(operation, settings.cache) for operation in operations)
     return MemoryPlan(
         weights_bytes=weights_bytes,
-        cache_bytes=settings.pages(plan) * page_bytes,
+        cache_bytes=cache_bytes(plan, operations, settings),
         buffer_bytes=4 * arena + 4 * integers + sum(activation_bytes(*shape) for shape in shapes),
         scratch_bytes=settings.thread_count() * row,
         table_bytes=sum(4 * context * width for _, width in tables) + sum(different.values()),
@@ -248,6 +274,24 @@ def plan_memory(
         arena_floats=arena,
         scratch_row_bytes=row,
     )
+
+
+def check_memory(plan: Plan) -> None:
+    """Raises: UsageError where more than attention reads what is made once for a sequence."""
+    often = (each for stage in plan.stages if not stage.once for each in stage.operations)
+    others = {
+        name
+        for each in often
+        for name in (each.reads[:1] if isinstance(each, Attention) else each.reads)
+    }
+    if plan.inputs not in ((), ("source",)) or others & plan.memory:
+        raise UsageError(
+            "the native engine runs no such encoder",
+            where=plan.family,
+            expected="one text that is read, and attention alone to what is made of it",
+            found=", ".join((*plan.inputs, *sorted(others & plan.memory))),
+            do="Evaluate it with --executor array",
+        )
 
 
 def activation_shapes(

@@ -2,12 +2,12 @@
 
 In: an opened checkpoint, EngineSettings, a MemoryPlan. Out: a Program: the native engine and views
 of the buffers it reads and writes. Quantized matrices are run as they lie in the file's mapping.
-Refuses plans with encoders, and what the checkpoint readers refuse.
+Refuses what the checkpoint readers refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from crumb.kernels.engine import (
     activation_rows,
     activation_stride,
 )
+from crumb.operations.attention import Attention
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Operation
 from crumb.operations.rope import Rope
@@ -37,11 +38,13 @@ from crumb.run.gates import with_gates
 from crumb.run.grouped_rows import places_of, rows_of
 from crumb.run.memory_plan import (
     ActivationKind,
+    CacheKind,
     EngineSettings,
     MemoryPlan,
     WeightsKind,
     block_inputs,
     cache_page_bytes,
+    passes,
     plan_memory,
 )
 from crumb.run.stored_matrices import (
@@ -78,6 +81,14 @@ def aligned_bytes(rows: int, row_bytes: int) -> NDArray[np.uint8]:
     return raw[begin : begin + rows * row_bytes].reshape(rows, row_bytes)
 
 
+def attentions(plan: Plan) -> Iterator[Attention]:
+    """Those of the stages that run again and again."""
+    for stage in plan.stages:
+        for operation in stage.operations:
+            if isinstance(operation, Attention) and not stage.once:
+                yield operation
+
+
 class Program:
     """A native engine and the memory that its plan says; operations are appended in order."""
 
@@ -97,6 +108,8 @@ class Program:
             self.copies = room[-room.ctypes.data % 64 :]
         self.matrices: dict[str, int] = {}
         self.caches: list[NDArray[np.uint8]] = []  # of each attention: (pages, bytes)
+        self.memories: dict[str, NDArray[np.uint8]] = {}  # by the buffer of the keys
+        self.passing = np.zeros((0, 0), np.uint8)  # pages of attention to a step alone
         self.activations: dict[tuple[int, int, int], int] = {}
         self.dealing = np.zeros(memory.grouping_integers, np.int32)
         self.tables: dict[Rope, Floats] = {}
@@ -132,12 +145,48 @@ class Program:
             self.tables[rope] = rotation_table(rope, self.context)
         return self.tables[rope]
 
-    def cache(self, operation: Operation) -> Mapping[str, Any]:
-        """Pages of an attention, of its own."""
+    def remember(self, index: int) -> None:
+        """Put what a stage makes for attention into pages, behind its operations."""
+        stage, self.places = self.plan.stages[index], self.memory.places[index]
+        for operation in attentions(self.plan):
+            if operation.key in self.plan.memory and operation.key in stage.outputs:
+                assert operation.value is not None, "latents are not remembered"
+                self.add(
+                    "remember",
+                    key=self.buffer(operation.key),
+                    value=self.buffer(operation.value),
+                    heads=operation.key_value_heads,
+                    **self.memory_pages(operation),
+                )
+
+    def memory_pages(self, operation: Attention) -> Mapping[str, Any]:
+        """Pages of what an attention finds made for it."""
+        kind = self.settings.cache
+        if operation.key not in self.memories:
+            row_bytes = cache_page_bytes(operation, kind)
+            self.memories[operation.key] = aligned_bytes(self.settings.pages(self.plan), row_bytes)
+        return {"pages": self.memories[operation.key], "cache": CACHE_KINDS[kind]}
+
+    def cache(self, operation: Attention) -> Mapping[str, Any]:
+        """Pages of an attention: of its own, of what it finds made, or for the time of a step."""
+        if operation.key in self.plan.memory:
+            return {**self.memory_pages(operation), "memory": True}
+        if passes(operation, self.plan):
+            return {**self._passing_pages(operation), "memory": False}
         row_bytes = cache_page_bytes(operation, self.settings.cache)
         pages = aligned_bytes(self.settings.pages(self.plan), row_bytes)
         self.caches.append(pages)
-        return {"pages": pages, "cache": CACHE_KINDS[self.settings.cache]}
+        return {"pages": pages, "cache": CACHE_KINDS[self.settings.cache], "memory": False}
+
+    def _passing_pages(self, operation: Attention) -> Mapping[str, Any]:
+        """Pages in f32 that all such attentions write over."""
+        row_bytes, count = (
+            cache_page_bytes(operation, CacheKind.F32),
+            self.settings.passing_pages(self.plan),
+        )
+        if self.passing.shape != (count, row_bytes):
+            self.passing = aligned_bytes(count, row_bytes)
+        return {"pages": self.passing, "cache": CACHE_KINDS[CacheKind.F32]}
 
     def buffer_at(self, place: Place) -> int:
         if place not in self.views:

@@ -24,7 +24,7 @@ from crumb.run.memory_plan import (
     CacheKind,
     EngineSettings,
     MemoryPlan,
-    cache_page_bytes,
+    cache_bytes,
     plan_memory,
 )
 from crumb.run.program import Floats, Program, aligned_bytes
@@ -131,9 +131,9 @@ def plan_batch(plan: Plan, texts: int, length: int) -> tuple[EngineSettings, Mem
 def lane_bytes(plan: Plan, index: int, settings: EngineSettings, memory: MemoryPlan) -> int:
     """Memory of one more batch at work in a stage, what flows apart."""
     operations = plan.stages[index].operations
-    cache = sum(cache_page_bytes(each, settings.cache) for each in operations)
+    cache = cache_bytes(plan, operations, settings)
     buffers = 4 * max((place.end for place in memory.places[index].values()), default=0)
-    return memory.scratch_row_bytes + settings.pages(plan) * cache + buffers
+    return memory.scratch_row_bytes + cache + buffers
 
 
 def _rows(place: Place) -> Floats:

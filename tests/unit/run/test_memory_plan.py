@@ -256,9 +256,9 @@ def test_a_context_beyond_the_models_positions_is_refused() -> None:
         EngineSettings(context_tokens=2049).context(plan)
 
 
-def test_a_plan_with_an_encoder_is_refused() -> None:
+def test_a_plan_that_reads_something_else_than_a_text_is_refused() -> None:
     plan = open_checkpoint(NOVELLA).plan
-    with pytest.raises(UsageError, match="decoders only"):
+    with pytest.raises(UsageError, match=r"runs no such encoder.*found encoder_tokens"):
         plan_memory(replace(plan, inputs=("encoder_tokens",)), {}, 0, EngineSettings())
 
 

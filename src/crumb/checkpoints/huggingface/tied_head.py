@@ -28,6 +28,8 @@ def with_own_head(
     names = families()[plan.family].tensors
     head, embedding = f"{names['head']}.weight", f"{names['embedding']}.weight"
     used = {spec.name for spec in plan.tensors()}
+    if head in used and head not in tensors.entries and configuration.get(TIED) is True:
+        return configuration, plan, _with_double(tensors, embedding, head)
     if head in used or head not in tensors.entries or embedding not in tensors.entries:
         return configuration, plan, tensors
     if _equal(tensors, head, embedding):
@@ -40,6 +42,12 @@ def with_own_head(
     )
     untied = {**configuration, TIED: False}
     return untied, plan_of(untied), tensors
+
+
+def _with_double(tensors: TensorMap, embedding: str, head: str) -> TensorMap:
+    """The embedding as the head too: T5 models that say both, tied and not scaled as tied ones."""
+    double = {head: tensors.entries[embedding]} if embedding in tensors.entries else {}
+    return TensorMap(tensors.path, {**tensors.entries, **double})
 
 
 def _equal(tensors: TensorMap, one: str, other: str) -> bool:
