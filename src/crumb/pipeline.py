@@ -81,7 +81,7 @@ def quantize(
     allocation, gradients, drawing = None, None, cache(lambda: draw(model, request.calibration))
     if request.is_planned:
         check_source(model, {})
-        allocation = plan_of(model, request, drawing, progress)
+        allocation = plan_of(model, request, drawing, progress, cost)
         gradients = gradients_folder(model, request)
         request = with_plan(model.plan, request, allocation)
     choice = choose(model.plan, request)
@@ -109,14 +109,17 @@ def quantize(
     return result_of(request.out)
 
 
-def plan(request: QuantizeRequest, progress: ProgressListener = untold) -> FormatPlan:
+def plan(
+    request: QuantizeRequest, progress: ProgressListener = untold, cost: CostListener = untold
+) -> FormatPlan:
     """The formats that a budget comes to, written beside the output; nothing is quantized.
 
     Raises: what `quantize` raises.
     """
     model = open_model(request.model)
     check_source(model, {})
-    return plan_of(model, request, lambda: draw(model, request.calibration), progress)
+    drawing = cache(lambda: draw(model, request.calibration))
+    return plan_of(model, request, drawing, progress, cost)
 
 
 def cost_of(model: Model, formats: Mapping[str, Format], request: QuantizeRequest) -> Cost:

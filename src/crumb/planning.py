@@ -18,35 +18,53 @@ import msgspec
 
 from crumb import __version__
 from crumb.architectures.plan import Plan, Stage
+from crumb.calibrate.drawing import draw
 from crumb.errors import CrumbError, UsageError
-from crumb.fitting.allocation import FormatPlan, check_budget, plan_formats, read_plan, write_plan
+from crumb.evaluation.reference_pack import PACK, make_pack, read_pack, write_pack
+from crumb.fitting.allocation import (
+    FormatPlan,
+    Refine,
+    check_budget,
+    plan_formats,
+    read_plan,
+    write_plan,
+)
+from crumb.fitting.bundles import bundles_of
+from crumb.fitting.rehearsal import Rehearsal
 from crumb.fitting.sensitivity import (
     GRADIENTS,
     LADDER,
     Losses,
     SensitivityPass,
     pass_work,
-    reached,
     read_losses,
     write_losses,
 )
 from crumb.fitting.stage_cost import stage_work
+from crumb.fitting.swapping import held_out, planning_cost, refining
 from crumb.formats.catalog import parse_format
 from crumb.machine.memory import resident_bytes
-from crumb.progress import ProgressClock, ProgressListener
-from crumb.requests.quantize_request import QuantizeRequest, matrices_of, named_formats
+from crumb.progress import CostListener, ProgressClock, ProgressListener
+from crumb.requests.quantize_request import Calibration, QuantizeRequest, matrices_of, named_formats
 from crumb.run.model import Model
-from crumb.texts.mixture import CalibrationTokens
+from crumb.texts.mixture import OWN, CalibrationTokens
 
-TABLE = "losses.json"
+TABLE, REHEARSAL = "losses.json", "rehearsal"
 
 Draw = Callable[[], CalibrationTokens]
 
 
 def plan_of(
-    model: Model, request: QuantizeRequest, drawn: Draw, progress: ProgressListener
+    model: Model,
+    request: QuantizeRequest,
+    drawn: Draw,
+    progress: ProgressListener,
+    cost: CostListener,
 ) -> FormatPlan:
-    """The plan that the request names, or that an earlier run wrote for it, or a new one."""
+    """The plan that the request names, or that an earlier run wrote for it, or a new one.
+
+    `cost` is told before long work begins.
+    """
     if request.from_plan is not None:
         return _of_this(read_plan(request.from_plan), model, request.from_plan)
     if request.budget is None:
@@ -63,11 +81,27 @@ def plan_of(
     if earlier is not None and (earlier.key, earlier.budget) == (key, request.budget):
         return earlier
     check_budget(model.checkpoint, request.budget, named, resident)
+    tell_cost(model, request, pass_key, cost)
     losses = losses_of(model, request, pass_key, drawn, progress)
-    made = plan_formats(model.checkpoint, losses, request.budget, named, resident, key)
+    refine = None
+    if request.budget.swaps:
+        refine = _refining(model, request, pass_key, drawn, progress)
+    made = plan_formats(model.checkpoint, losses, request.budget, named, resident, key, refine)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_plan(path, made)
     return made
+
+
+def tell_cost(
+    model: Model, request: QuantizeRequest, key: dict[str, object], cost: CostListener
+) -> None:
+    """What finding the formats takes, unless it was found before."""
+    assert request.budget is not None, "one that is to be planned"
+    swaps, asked = request.budget.swaps, request.calibration
+    passes = read_losses(sensitivity_folder(request, key) / TABLE, key) is None
+    if passes or swaps:
+        shape = (asked.sequences, asked.length_tokens)
+        cost(planning_cost(model.checkpoint, shape, request.settings, passes, swaps))
 
 
 def plan_path(out: Path) -> Path:
@@ -125,6 +159,39 @@ def losses_of(
     return losses
 
 
+def _refining(
+    model: Model,
+    request: QuantizeRequest,
+    key: dict[str, object],
+    drawn: Draw,
+    progress: ProgressListener,
+) -> Refine:
+    """What measures mixes of the model, and tries swaps."""
+    assert request.budget is not None, "asked for by the budget"
+    folder = sensitivity_folder(request, key)
+    tokens, settings, clock = drawn().tokens, request.settings, ProgressClock(progress)
+    weights = None
+    if settings.weighs_tokens:
+        weights = SensitivityPass(model.checkpoint, tokens, settings, folder).weights()
+    path = folder / REHEARSAL / PACK
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        calibration = held_out_calibration(request.calibration)
+        windows = held_out(draw(model, calibration), calibration.spec)
+        write_pack(make_pack(Model(model.checkpoint, model.as_array, keep=False), windows), path)
+    rehearsal = Rehearsal(
+        model.checkpoint, tokens, settings, weights, folder / REHEARSAL, read_pack(path)
+    )
+    return refining(rehearsal, request.budget.swaps, lambda doing: clock(0.0, doing))
+
+
+def held_out_calibration(asked: Calibration) -> Calibration:
+    """Other sequences of the same texts, without what the model writes itself."""
+    parts = [part for part in asked.spec.split(",") if part.strip().partition(":")[0] != OWN]
+    spec = ",".join(parts) or asked.spec
+    return replace(asked, spec=spec, seed=asked.seed + 1)
+
+
 def with_plan(plan: Plan, request: QuantizeRequest, formats: FormatPlan) -> QuantizeRequest:
     """The request with every matrix named; what most bytes lie in stands for the blocks."""
     names = {each.tensor: each.format for each in formats.matrices}
@@ -147,12 +214,13 @@ def with_plan(plan: Plan, request: QuantizeRequest, formats: FormatPlan) -> Quan
 
 def check_reached(plan: Plan, named: set[str]) -> None:
     """Refuse a budget for matrices whose losses no pass finds. Raises: UsageError."""
-    others = [name for name in matrices_of(plan) if name not in reached(plan) | named]
+    reached = {spec.name for bundle in bundles_of(plan) for spec in bundle.matrices}
+    others = [name for name in matrices_of(plan) if name not in reached | named]
     if others:
         raise UsageError(
-            "a budget does not reach experts and matrices of heads yet",
+            "a budget does not reach these matrices yet",
             where=f"{others[0]} and {len(others) - 1} more" if others[1:] else others[0],
-            do="Decide those by tensor={PATTERN: FORMAT}, or --tensor PATTERN=FORMAT",
+            do="Decide them by tensor={PATTERN: FORMAT}, or --tensor PATTERN=FORMAT",
         )
 
 

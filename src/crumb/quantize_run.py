@@ -25,7 +25,6 @@ from crumb.calibrate.token_weights import GradientPass, TokenWeights
 from crumb.calibrate.walk import ExpertGroup, Group, HeadGroup, StageWalk
 from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.tensor_map import TensorMap
 from crumb.errors import placed
 from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
@@ -55,11 +54,13 @@ from crumb.solve.gptq import solve_gptq
 from crumb.solve.on_grid import codes_on_grid
 from crumb.solve.problem import (
     LayerProblem,
+    LayerSolution,
     SolveReport,
     check_finite,
     join_reports,
 )
 from crumb.solve.round import solve_round, zero_share
+from crumb.solve.whole_matrix import solve_matrix
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,6 @@ def make_record(
         "damping": report.damping,
         "fallback": "; ".join(filter(None, (other, report.fallback))) or None,
     } | by_routing
-
-
-def slices(tensors: TensorMap, spec: TensorSpec) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(first row, weights) of some rows at a time."""
-    for begin in range(0, spec.shape[0], ROWS_AT_ONCE):
-        rows = slice(begin, min(begin + ROWS_AT_ONCE, spec.shape[0]))
-        yield begin, tensors.read_float(spec.name, rows)
 
 
 class QuantizeRun:
@@ -161,7 +155,7 @@ class QuantizeRun:
         if not isinstance(entry, StoredArray):
             return None
         parts, reports = [], []
-        for _, weights in slices(self.tensors, spec):
+        for _, weights in self.slices(spec):
             taken = codes_on_grid(weights, format, entry.dtype)
             if taken is None:
                 return None
@@ -174,7 +168,7 @@ class QuantizeRun:
         if not self.unfinished_stages(0):
             return
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
-            for begin, weights in slices(self.tensors, spec):
+            for begin, weights in self.slices(spec):
                 check_finite(weights, spec.name, begin)
         gradients = GradientPass(self.model.checkpoint, self.tokens, self.gradients)
 
@@ -283,6 +277,10 @@ class QuantizeRun:
         for spec in specs:
             self.matrix(spec, layer_input)
 
+    def slices(self, spec: TensorSpec) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, weights) of some rows at a time."""
+        return self.tensors.slices(spec.name, ROWS_AT_ONCE)
+
     def factored(self, statistics: LayerStatistics) -> LayerInput:
         """Statistics ready for the sweep; H itself is let go where the factor exists."""
         factored = factor(statistics.hessian, statistics.tokens, self.request.settings)
@@ -312,26 +310,22 @@ class QuantizeRun:
         self, spec: TensorSpec, layer_input: LayerInput | None
     ) -> tuple[PackedTensor, SolveReport]:
         """Solve a matrix some rows at a time; rows do not depend on each other."""
-        parts, reports = [], []
-        for begin, weights in slices(self.tensors, spec):
-            problem = LayerProblem(
-                name=spec.name,
-                weights=weights,
-                hessian=None if layer_input is None else layer_input.hessian,
-                tokens=self.tokens.size,
-                format=self.formats[spec.name],
-                settings=self.request.settings,
-                first_row=begin,
-            )
-            with placed(spec.name):
-                solution = (
-                    solve_round(problem)
-                    if layer_input is None
-                    else solve_gptq(problem, layer_input.factored)
-                )
-            parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
-            reports.append((solution.report, len(solution.codes)))
-        return stack_rows(parts), join_reports(reports)
+        problem = LayerProblem(
+            name=spec.name,
+            weights=np.empty((0, spec.shape[1]), np.float32),
+            hessian=None if layer_input is None else layer_input.hessian,
+            tokens=self.tokens.size,
+            format=self.formats[spec.name],
+            settings=self.request.settings,
+        )
+
+        def solve(rows: LayerProblem) -> LayerSolution:
+            if layer_input is None:
+                return solve_round(rows)
+            return solve_gptq(rows, layer_input.factored)
+
+        with placed(spec.name):
+            return solve_matrix(self.slices(spec), problem, solve)
 
     def unfinished_stages(self, index: int) -> bool:
         """Whether a stage from this one on has something left to solve or to train."""

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import LLAMA, MIXTURES, write_model
+from command_line import refusal
+from tiny_models import LLAMA, write_model
 
 from crumb.checkpoints.opening import open_checkpoint
-from crumb.errors import DoesNotFit, UsageError
+from crumb.errors import CrumbWarning, DoesNotFit, UsageError
+from crumb.fitting.rehearsal import Rehearsal
 from crumb.fitting.sensitivity import SensitivityPass, sample
 from crumb.pipeline import plan, quantize
-from crumb.planning import check_reached, plan_path
+from crumb.planning import plan_path
 from crumb.requests.quantize_options import make_quantize_request
-from crumb.requests.quantize_request import matrices_of
 from crumb.run.backward import Backward
 from crumb.run.model import open_model
 
@@ -31,6 +32,16 @@ WIDE = LLAMA | {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
+
+
+class Written:
+    """Calibration tokens."""
+
+    def __init__(self, tokens: Any) -> None:
+        self.tokens, self.sources = tokens, ()
+
+    def sha256(self) -> str:
+        return "0"
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +66,7 @@ def tokens(source: Path) -> Any:
 def asked(source: Path, tokens: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """asked(**options): a request whose calibration is these tokens."""
 
-    class Drawn:
-        def __init__(self) -> None:
-            self.tokens, self.sources = tokens, ()
-
-        def sha256(self) -> str:
-            return "0"
-
-    monkeypatch.setattr("crumb.pipeline.draw", lambda model, calibration: Drawn())
+    monkeypatch.setattr("crumb.pipeline.draw", lambda model, calibration: Written(tokens))
     monkeypatch.setattr("crumb.pipeline.check_draw", lambda model, calibration: None)
 
     def make(out: str = "out", **options: Any) -> Any:
@@ -130,8 +134,10 @@ def test_a_pass_that_was_stopped_goes_on(asked: Any, monkeypatch: pytest.MonkeyP
     assert plan(request) == again
 
 
-def test_memory_is_that_of_the_dry_run(asked: Any) -> None:
-    roomy = plan(asked(memory="4GiB", context_tokens=32))
+def test_memory_is_that_of_the_dry_run(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crumb.planning.resident_bytes", lambda: 100 << 20)
+    with pytest.warns(CrumbWarning, match="float model itself is within this budget"):
+        roomy = plan(asked(memory="4GiB", context_tokens=32))
     assert roomy.memory_bytes is not None
     assert {each.format for each in roomy.matrices} == {"int8-g128-fixed"}
     less = roomy.memory_bytes - 40_000
@@ -173,21 +179,27 @@ def test_a_plan_of_another_model_is_refused(asked: Any, tmp_path: Path) -> None:
         plan(asked(from_plan=other))
 
 
-def test_experts_are_decided_by_name(tmp_path: Path) -> None:
-    plan_of_mixture = open_model(str(write_model(tmp_path, MIXTURES["mixtral"]))).plan
-    with pytest.raises(UsageError, match="does not reach experts"):
-        check_reached(plan_of_mixture, set())
-    named = {name for name in matrices_of(plan_of_mixture) if "experts" in name}
-    check_reached(plan_of_mixture, named)
-
-
-@pytest.mark.parametrize("budget", [{"bits_per_weight": 1.5}, {"memory": "1MB"}])
+@pytest.mark.parametrize(
+    ("budget", "advice"),
+    [
+        ({"bits_per_weight": 1.5}, "smaller model: these are the smallest formats"),
+        ({"file_size": "1KB"}, "smaller model: these are the smallest formats"),
+        ({"memory": "1MB"}, "shorter --context"),
+    ],
+)
 def test_a_budget_below_the_smallest_formats_is_refused_before_the_pass(
-    asked: Any, budget: dict[str, Any], tmp_path: Path
+    asked: Any, budget: dict[str, Any], advice: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(DoesNotFit, match="at least"):
+    with pytest.raises(DoesNotFit, match=f"MB at least.*{advice}"):
         plan(asked(**budget))
     assert not list(tmp_path.glob("*.sensitivities-*"))
+
+
+def test_a_plan_of_a_model_that_is_not_there_is_exit_code_4(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refusal(capsys, 4, "quantize", tmp_path / "none", "--bits-per-weight", "4", "--plan")
+    assert "none" in line
 
 
 def test_a_plan_that_is_not_there_is_told(asked: Any, tmp_path: Path) -> None:
@@ -206,11 +218,66 @@ def test_a_plan_that_is_not_there_is_told(asked: Any, tmp_path: Path) -> None:
         ({"bits_per_weight": 0}, "bits out of range"),
         ({"bits_per_weight": 4, "method": "round"}, "a budget needs calibration"),
         ({"memory": "1GiB", "parallel": 0}, "a count out of range"),
+        ({"bits_per_weight": 4, "swaps": -1}, "a count out of range"),
+        ({"bits": 4, "swaps": 2}, "only a budget's mix has formats to swap"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         make_quantize_request("model", "out", **options)
+
+
+def test_swaps_are_measured_and_more_bytes_never_lose_more(
+    asked: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crumb.planning.draw", lambda model, calibration: Written(tokens[::-1]))
+    kls = []
+    for bits in (4.0, 4.5, 5.0):
+        made = plan(asked(out=str(bits), bits_per_weight=bits, swaps=3))
+        unswapped = plan(asked(out=f"{bits} alone", bits_per_weight=bits))
+        assert made.bits_per_weight <= bits
+        assert made.measured_kl == pytest.approx(made.expected_kl, rel=0.5)
+        assert unswapped.measured_kl is None
+        kls.append(made.measured_kl)
+    assert kls == sorted(kls, reverse=True)
+    small = plan(asked(out="again", bits_per_weight=4.0, swaps=3))
+    assert small.measured_kl == kls[0]
+
+
+def test_a_rehearsal_that_was_stopped_goes_on(
+    asked: Any, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crumb.planning.draw", lambda model, calibration: Written(tokens[::-1]))
+    request, whole, counted = asked(bits_per_weight=4.5, swaps=2), Rehearsal._solve_matrix, []
+
+    def stopping(self: Rehearsal, *arguments: Any) -> Any:
+        counted.append(0)
+        if len(counted) == 5:
+            raise KeyboardInterrupt
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Rehearsal, "_solve_matrix", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        plan(request)
+    stored = {path: path.stat().st_mtime_ns for path in _solved(request)}
+    assert stored
+    again = plan(request)
+    assert stored.items() <= {path: path.stat().st_mtime_ns for path in _solved(request)}.items()
+    shutil.rmtree(next(request.out.parent.glob("*.sensitivities-*")) / "rehearsal")
+    plan_path(request.out).unlink()
+    assert plan(request) == again
+
+
+def _solved(request: Any) -> list[Path]:
+    return list(request.out.parent.glob("*.sensitivities-*/rehearsal/tensors/*.safetensors"))
+
+
+def test_a_plan_of_a_quantized_model_is_refused_in_one_line(asked: Any) -> None:
+    request = asked(bits=4, group_size=64, effort="fast")
+    out = quantize(request).out
+    again = make_quantize_request(str(out), out.with_name("again"), bits_per_weight=4.0)
+    with pytest.raises(UsageError, match=r"quantized already.*float checkpoint it was made from"):
+        plan(again)
 
 
 def test_the_losses_are_what_the_divergence_grows_by(

@@ -38,11 +38,15 @@ ROWS_AT_ONCE = 8192
 
 
 def embedding_statistics(
-    checkpoint: Checkpoint, spec: TensorSpec, tokens: NDArray[np.int64]
+    checkpoint: Checkpoint,
+    spec: TensorSpec,
+    tokens: NDArray[np.int64],
+    head_input: LayerStatistics | None = None,
 ) -> LayerStatistics | None:
     """The H of an embedding's rows, mean diagonal about 1; None where no head reads its features.
 
-    Shapes: tokens (texts, length); only a tied head runs them, through the checkpoint's weights.
+    Shapes: tokens (texts, length); only a tied head runs them, through the checkpoint's weights,
+    unless the statistics of its input are there.
     """
     plan, read = checkpoint.plan, checkpoint.tensors.read_float
     head = _head(plan)
@@ -51,7 +55,8 @@ def embedding_statistics(
     hessian = _scaled(_logit_curvature(plan, head, read, tokens))
     hessian += ANY_DIRECTION * np.eye(len(hessian))
     if head.weight == spec.name:
-        hessian += _scaled(_head_statistics(checkpoint, tokens).hessian)
+        read_by_head = head_input or _head_statistics(checkpoint, tokens)
+        hessian += _scaled(read_by_head.hessian)
     return LayerStatistics(hessian, tokens.size)
 
 

@@ -55,6 +55,15 @@ class RoutedTokens:
         """Tokens from which on an expert has statistics of its own."""
         return max(1, round(LEAST_TOKENS_PER_FEATURE * in_features))
 
+    @property
+    def count(self) -> int:
+        """Tokens of the block."""
+        return int(self._begins[-1])
+
+    def uses(self) -> list[int]:
+        """How many tokens are routed to each expert."""
+        return [len(each) for each in self._uses]
+
     def routed(self, expert: int, matrix: TensorSpec) -> Routed:
         """What the statistics of the input of an expert's matrix come from."""
         tokens, least = len(self._uses[expert]), self.least(matrix.shape[1])
@@ -79,6 +88,18 @@ class RoutedTokens:
 
         return self._made_up(expert, down, inside, of_block)
 
+    def own(self, expert: int) -> tuple[Floats, Floats]:
+        """What an expert reads, and how much an error of its output counts for each token of it.
+
+        Shapes: -> (uses, in_features), (uses,).
+        """
+        uses = self._uses[expert]
+        token, share = uses // self.experts.used, self._shares[uses]
+        rows, weights = self._rows(token), self._weights[token]
+        if self.experts.shares_first:
+            return rows * share[:, None], weights
+        return rows, weights * share**2
+
     def _made_up(
         self,
         expert: int,
@@ -89,12 +110,7 @@ class RoutedTokens:
         borrowed, uses = self.routed(expert, matrix).borrowed, self._uses[expert]
         if not len(uses):
             return of_block()
-        token, share = uses // self.experts.used, self._shares[uses]
-        rows, weights = self._rows(token), self._weights[token]
-        if self.experts.shares_first:
-            rows *= share[:, None]
-        else:
-            weights = weights * share**2
+        rows, weights = self.own(expert)
         own = accumulate([inside(rows)], matrix.name, _mean_one(weights))
         if not borrowed:
             return own

@@ -7,7 +7,7 @@ Refuses names that are missing and shapes that do not follow from the Plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -219,6 +219,12 @@ class TensorMap:
     def read_float(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """A tensor, or some of its rows, decoded to f32. Raises: CheckpointError."""
         return self.entry(name).read_float(rows)
+
+    def slices(self, name: str, rows_at_once: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """(first row, weights) of some rows of a matrix at a time. Raises: CheckpointError."""
+        rows = self.entry(name).shape[0]
+        for begin in range(0, rows, rows_at_once):
+            yield begin, self.read_float(name, slice(begin, min(begin + rows_at_once, rows)))
 
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self.entries.values())

@@ -35,7 +35,7 @@ def _what(record: dict[str, Any]) -> str:
     return (
         f"A {record['family']} model of {record['parameters'] / 1e6:.1f} million parameters, "
         f"{bytes_text(record['file_bytes'])}: {record['bits_per_weight']:.3f} bits per weight of "
-        "the whole file.\n"
+        f"the whole file; its blocks: {record['format']}.\n"
     )
 
 

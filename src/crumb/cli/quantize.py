@@ -51,6 +51,7 @@ def quantize(
     cache: Annotated[CacheKind | None, BUDGET] = None,
     bits_per_weight: Annotated[float | None, BUDGET] = None,
     file_size: Annotated[str | None, BUDGET] = None,
+    swaps: Annotated[OptionalWhole, BUDGET] = None,
     plan: Annotated[bool, BUDGET, ONE_WAY] = False,
     from_plan: Annotated[Path | None, BUDGET] = None,
     calibration: Annotated[str | None, CALIBRATION] = None,
@@ -86,6 +87,7 @@ def quantize(
         cache: how keys and values are kept.
         bits_per_weight: such as 3.25, of the whole file: likewise.
         file_size: such as 3GB, of the weight files: likewise.
+        swaps: exchanges of two formats that are tried by the KL of the whole mix (default 0).
         plan: show the formats that the budget comes to and write OUT.plan.json; quantize nothing.
         from_plan: such a file, whose formats are taken.
         calibration: NAME or FILE, several with weights; embedded:48,self:16 by default.
@@ -117,6 +119,7 @@ def quantize(
         "cache": cache,
         "bits_per_weight": bits_per_weight,
         "file_size": file_size,
+        "swaps": swaps,
         "from_plan": from_plan,
         "calibration": calibration,
         "sequences": sequences,
@@ -130,12 +133,18 @@ def quantize(
     budget = memory or file_size or (bits_per_weight and f"{bits_per_weight:g}bpw")
     named = default_out(model, bits, group_size, zero, target, budget or from_plan)
     request = make_quantize_request(model, out or named, **said)
-    if plan:
-        with progress_bar() as bar:
-            formats = run_plan(request, bar)
-        print_json(formats) if json else print_plan(formats, plan_path(request.out))
-        return
-    result = run_shown(request)
+    show_plan(request, json) if plan else show_result(run_shown(request), json)
+
+
+def show_plan(request: QuantizeRequest, json: bool) -> None:
+    """The formats that a budget comes to, with what finding them takes on stderr."""
+    with progress_bar() as bar:
+        formats = run_plan(request, bar, log_cost)
+    print_json(formats) if json else print_plan(formats, plan_path(request.out))
+
+
+def show_result(result: QuantizeResult, json: bool) -> None:
+    """Where the result lies and what it cost."""
     print_json(summary(result)) if json else print_summary(result)
 
 

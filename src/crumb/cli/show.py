@@ -24,6 +24,7 @@ from crumb.checkpoints.tensor_map import (
 from crumb.cli.card import card_of
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, print_json, print_table
+from crumb.fitting.candidates import as_it_lies
 from crumb.operations.experts import Experts
 from crumb.operations.operation import TensorSpec
 
@@ -88,6 +89,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "max_positions": checkpoint.plan.max_positions,
         "file_bytes": size,
         "bits_per_weight": 8 * size / parameters,
+        "format": as_it_lies(checkpoint).name,
+        "allocation": raw.get("allocation"),
         "job": raw.get("job"),
         "fallbacks": manifest.fallbacks,
         "experts": describe_experts(checkpoint.plan, manifest.tensors),
@@ -166,8 +169,12 @@ def print_description(record: dict[str, Any]) -> None:
     )
     print(
         f"  {bytes_text(record['file_bytes'])}, {record['bits_per_weight']:.3f} bits per weight "
-        "of the whole file"
+        f"of the whole file, blocks: {record['format']}"
     )
+    allocation = record["allocation"]
+    if allocation:
+        budget = ", ".join(f"{name} {value}" for name, value in allocation["budget"].items())
+        print(f"  formats within {budget}; KL expected of them {allocation['expected_kl']:.3g}")
     counts: dict[str, int] = {}
     for tensor in record["tensors"]:
         name = tensor["format"]

@@ -8,7 +8,7 @@ makes no candidate.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ WIDTHS = ((8, 128), (6, 128), (5, 128), *((bits, g) for bits in (4, 3, 2) for g 
 class Candidate:
     """One file that a model is, or could be."""
 
-    name: str  # of the format of the blocks, or of what most bytes lie in
+    name: str  # of the format of the blocks; of several, how many bits they come to
     lies_here: bool  # it is the file itself, not what it could become
     formats: Mapping[str, Format]  # of the matrices that run packed
     orders: Orders
@@ -65,16 +65,23 @@ def as_it_lies(checkpoint: Checkpoint) -> Candidate:
                 kind = lying.format.name if isinstance(lying, Quantized) else lying.source
                 sizes[kind] += lying.size_bytes
                 weights += int(np.prod(spec.shape))
-    name = sizes.most_common(1)[0][0] if sizes else "nothing"
+    block_bits = 8 * sizes.total() / max(weights, 1)
     return Candidate(
-        name,
+        _name(sizes, block_bits),
         True,
         formats_of(checkpoint),
         orders_of(checkpoint),
         checkpoint.weight_bytes(),
         weights_bytes(checkpoint),
-        8 * sizes.total() / max(weights, 1),
+        block_bits,
     )
+
+
+def _name(kinds: Collection[str], block_bits: float) -> str:
+    """What a file is called by the kinds of its blocks' matrices."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return f"mix {block_bits:.1f} bits" if kinds else "nothing"
 
 
 def quantized(checkpoint: Checkpoint) -> Iterator[Candidate]:

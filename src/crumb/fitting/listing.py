@@ -29,7 +29,7 @@ class Listed:
 
     name: str  # what `crumb` calls it by
     path: Path
-    format: str | None = None  # of most bytes of its blocks
+    format: str | None = None  # of its blocks; of several, how many bits they come to
     file_bytes: int | None = None
     bits_per_weight: float | None = None
     kl: float | None = None  # nats, as its manifest has it

@@ -18,19 +18,22 @@ from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.embedding import embedding_statistics
-from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import LinearGroup, StageWalk, walk_model
+from crumb.calibrate.routed import RoutedTokens
+from crumb.calibrate.statistics import LayerStatistics, accumulate
+from crumb.calibrate.token_weights import GradientPass, TokenWeights, name_and_outputs
+from crumb.calibrate.walk import ExpertGroup, Group, HeadGroup, LinearGroup, StageWalk, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import write_json
+from crumb.fitting.float_inputs import expert_context
 from crumb.fitting.gradient_cost import gradient_work
 from crumb.fitting.stage_cost import stage_work
 from crumb.formats.catalog import Format, ZeroKind, make_format
 from crumb.formats.grid import decode_reference
 from crumb.kernels.threads import parallel_map
 from crumb.operations.embed import Embed
-from crumb.operations.linear import Linear
-from crumb.operations.operation import TensorSpec
+from crumb.operations.experts import gated_slopes, inner_of
+from crumb.operations.operation import Context, TensorSpec
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import LayerProblem, SolveSettings
@@ -38,7 +41,7 @@ from crumb.solve.round import solve_round, weighted_square
 
 Floats = NDArray[np.float32]
 Losses = dict[str, dict[str, float]]
-"""Matrix -> name of a format -> nats for each token."""
+"""Bundle -> name of a format -> nats for each token."""
 
 Told = Callable[[Stage, float], None]
 """(a stage behind us, work in forward passes of it)."""
@@ -60,11 +63,14 @@ LADDER = tuple(
 SAMPLED_ROWS, TABLE_ROWS = 64, 256
 """Rows of a layer and of an embedding that are solved."""
 
+SAMPLED_PARTS = 8
+"""Experts, or heads, that stand for all of a block."""
+
 BLOCK_ROWS = 8
 """Neighbouring rows of a sample."""
 
 REFITS = 1
-"""Of the scales of these rows; more of them change all formats alike."""
+"""Of the scales of these rows; more of them, and refinement, change all formats alike."""
 
 WALK_WORK = 2.0
 """Of statistics and solving some rows, in forward passes of a stage."""
@@ -78,10 +84,41 @@ class _Metric:
 
     curvature: NDArray[np.float64]  # A, (in_features, in_features)
     scale: float
+    row_weights: Floats | None = None  # (rows,) of the sample; None: all count alike
 
     def loss(self, change: Floats, rows: int) -> float:
         """Of all rows, from a sample of them."""
+        if self.row_weights is not None:
+            change = change * np.sqrt(self.row_weights)[:, None]
         return self.scale * weighted_square(change, self.curvature) * rows / len(change)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Some rows of a matrix, and what solves and judges them."""
+
+    name: str  # of the matrix
+    rows: int  # of all of it
+    weights: Floats  # (sampled rows, in_features)
+    metrics: Sequence[_Metric]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """How much the tokens of a group count."""
+
+    weights: TokenWeights
+    squares: Floats  # (tokens,), mean 1: of an error of the output
+    for_solver: Floats | None  # likewise, as the solver weighs them
+    scales: Mapping[str, float]  # by layer: of the loss by such an error
+
+    @classmethod
+    def of(cls, group: Group, weights: TokenWeights, settings: SolveSettings) -> _Counted:
+        layers = group.layers
+        for_solver = weights.of(layers) if settings.weighs_tokens else None
+        names = [name_and_outputs(layer)[0] for layer in layers]
+        scales = {name: 0.5 * float(weights.squares[name].mean()) for name in names}
+        return cls(weights, replace(weights, power=1.0).of(layers), for_solver, scales)
 
 
 @dataclass(frozen=True)
@@ -94,102 +131,185 @@ class SensitivityPass:
     folder: Path
 
     def run(self, told: Told = lambda stage, work: None) -> Losses:
-        """What each format of each matrix costs. Raises: UsageError, DoesNotFit, SolveError."""
+        """What each format of each bundle costs. Raises: UsageError, DoesNotFit, SolveError."""
         (self.folder / LOSSES).mkdir(parents=True, exist_ok=True)
-        gradients = GradientPass(self.checkpoint, self.tokens, self.folder / GRADIENTS)
-        weights = gradients.run(self.settings.token_power, told)
+        weights = self.weights(told)
         losses: Losses = {}
         stages, behind = self.checkpoint.plan.stages, 0
         for walk, group in walk_model(self.checkpoint, self.tokens):
             while stages[behind] is not walk.stage:
                 told(stages[behind], WALK_WORK)
                 behind += 1
-            if not isinstance(group, LinearGroup):
-                continue
             path = self.folder / LOSSES / f"{walk.stage.name}.{group.first}.json"
             losses |= _stored(path, lambda: self._group(walk, group, weights))  # noqa: B023
         told(stages[-1], WALK_WORK)
-        for spec in self._tables():
+        for spec in tables_of(self.checkpoint.plan).values():
             if spec.name not in losses:
                 path = self.folder / LOSSES / f"{spec.name}.json"
-                losses |= _stored(path, lambda: self._table(spec, weights, []))  # noqa: B023
+                losses |= _stored(path, lambda: self._table(spec, weights))  # noqa: B023
         return losses
 
-    def _tables(self) -> list[TensorSpec]:
-        stage = self.checkpoint.plan.stages[0]
-        return [each.tensors()[0] for each in stage.operations if isinstance(each, Embed)]
+    def weights(self, told: Told = lambda stage, work: None) -> TokenWeights:
+        """Those of the tokens: computed, or read."""
+        gradients = GradientPass(self.checkpoint, self.tokens, self.folder / GRADIENTS)
+        return gradients.run(self.settings.token_power, told)
 
-    def _group(self, walk: StageWalk, group: LinearGroup, weights: TokenWeights) -> Losses:
+    def _group(self, walk: StageWalk, group: Group, weights: TokenWeights) -> Losses:
+        """The bundles of a group of layers."""
+        counted = _Counted.of(group, weights, self.settings)
+        if isinstance(group, ExpertGroup):
+            rated = RoutedTokens(walk, group, counted.squares)
+            solved = RoutedTokens(walk, group, counted.for_solver)
+            return self._experts(rated, solved, counted.scales[group.experts.down])
+        if isinstance(group, HeadGroup):
+            return self._heads(walk, group, counted)
+        return self._linears(walk, group, counted)
+
+    def _linears(self, walk: StageWalk, group: LinearGroup, counted: _Counted) -> Losses:
         """Layers that share an input."""
-        squared = replace(weights, power=1.0).of(group.linears)
-        curvature = walk.statistics(group, squared).hessian
-        tables = {spec.name: spec for spec in self._tables()}
+        curvature = walk.statistics(group, counted.squares).hessian
         losses: Losses = {}
         factored = None
         for linear in group.linears:
             if linear.exact:
                 continue
             spec = linear.tensors()[0]
-            metric = _Metric(curvature, 0.5 * float(weights.squares[spec.name].mean()))
-            if spec.name in tables:
-                losses |= self._table(spec, weights, [metric])
+            metric = _Metric(curvature, counted.scales[spec.name])
+            if spec.name in tables_of(self.checkpoint.plan):
+                losses |= self._table(spec, counted.weights, metric, walk.statistics(group))
                 continue
-            if factored is None:
-                statistics = walk.statistics(group, self._solver_weights(group, weights))
-                factored = factor(statistics.hessian, statistics.tokens, self.settings)
-            rows = sample(spec.shape[0], SAMPLED_ROWS)
-            sampled = self.checkpoint.tensors.read_float(spec.name)[rows]
-            losses[spec.name] = self._solved(spec, sampled, factored, [metric])
+            factored = factored or self._factored(walk.statistics(group, counted.for_solver))
+            losses[spec.name] = self._solved(self._sampled(spec, SAMPLED_ROWS, metric), factored)
         return losses
 
-    def _solver_weights(self, group: LinearGroup, weights: TokenWeights) -> Floats | None:
-        return weights.of(group.linears) if self.settings.weighs_tokens else None
+    def _heads(self, walk: StageWalk, group: HeadGroup, counted: _Counted) -> Losses:
+        """Some heads stand for all."""
+        chosen = spread(group.heads.heads, SAMPLED_PARTS)
+        scale = counted.scales[group.heads.weight] * group.heads.heads / len(chosen)
+        total: dict[str, float] = {}
+        for head in chosen:
+            spec = group.heads.matrix(head)
+            metric = _Metric(walk.head_statistics(group, head, counted.squares).hessian, scale)
+            factored = self._factored(walk.head_statistics(group, head, counted.for_solver))
+            rows = max(BLOCK_ROWS, SAMPLED_ROWS // len(chosen))
+            _add(total, self._solved(self._sampled(spec, rows, metric), factored))
+        return {group.heads.weight: total}
 
-    def _table(self, spec: TensorSpec, weights: TokenWeights, metrics: list[_Metric]) -> Losses:
+    def _experts(self, rated: RoutedTokens, solved: RoutedTokens, scale: float) -> Losses:
+        """Some experts stand for all: evenly spread from the least used to the most."""
+        op, uses = rated.experts, rated.uses()
+        by_use = sorted(range(op.experts), key=lambda expert: (uses[expert], expert))
+        chosen = [by_use[place] for place in spread(op.experts, SAMPLED_PARTS)]
+        rows = max(BLOCK_ROWS, SAMPLED_ROWS // len(chosen))
+        share = op.experts / len(chosen)
+        losses: Losses = {name: {} for name in (op.gate, op.up, op.down)}
+        for expert in chosen:
+            gate, up, down = op.matrices(expert)
+            context = expert_context(op, expert, self.checkpoint.tensors)
+            metrics = expert_metrics(rated, expert, context, scale * share)
+            read = self._factored(solved.read(expert))
+            inner = self._factored(solved.inner(expert, context))
+            of_roles = zip(losses, (gate, up, down), metrics, (read, read, inner), strict=True)
+            for name, spec, metric, factored in of_roles:
+                _add(losses[name], self._solved(self._sampled(spec, rows, metric), factored))
+        return losses
+
+    def _factored(self, statistics: LayerStatistics) -> Factored | None:
+        return factor(statistics.hessian, statistics.tokens, self.settings)
+
+    def _sampled(self, spec: TensorSpec, count: int, metric: _Metric) -> _Sampled:
+        rows = sample(spec.shape[0], count)
+        weights = self.checkpoint.tensors.read_float(spec.name)[rows]
+        if metric.row_weights is not None:
+            metric = replace(metric, row_weights=metric.row_weights[rows])
+        return _Sampled(spec.name, spec.shape[0], weights, (metric,))
+
+    def _table(
+        self,
+        spec: TensorSpec,
+        weights: TokenWeights,
+        as_head: _Metric | None = None,
+        head_input: LayerStatistics | None = None,
+    ) -> Losses:
         """An embedding: what its rows add to the stream, beside what they cost as a head."""
         rows = spec.shape[0]
         of_stream = np.diag(weights.features[spec.name].astype(np.float64))
-        metrics = [*metrics, _Metric(of_stream, 0.5 / rows)]  # each token reads one row
-        statistics = embedding_statistics(self.checkpoint, spec, self.tokens)
-        factored = None
-        if statistics is not None:
-            factored = factor(statistics.hessian, statistics.tokens, self.settings)
+        metrics = [_Metric(of_stream, 0.5 / rows)]  # each token reads one row
+        if as_head is not None:
+            metrics.append(as_head)
+        statistics = embedding_statistics(self.checkpoint, spec, self.tokens, head_input)
+        factored = None if statistics is None else self._factored(statistics)
         sampled = np.concatenate(
             [
                 self.checkpoint.tensors.read_float(spec.name, slice(each, each + BLOCK_ROWS))
                 for each in sample(rows, TABLE_ROWS)[::BLOCK_ROWS]
             ]
         )
-        return {spec.name: self._solved(spec, sampled, factored, metrics)}
+        table = _Sampled(spec.name, rows, sampled, metrics)
+        return {spec.name: self._solved(table, factored, self.settings.solves_embedding)}
 
     def _solved(
         self,
-        spec: TensorSpec,
-        sampled: Floats,
+        sampled: _Sampled,
         factored: Factored | None,
-        metrics: Sequence[_Metric],
+        sweeps: Callable[[Format], bool] = lambda format: True,
     ) -> dict[str, float]:
-        """The losses of each format, from some rows."""
-        settings = replace(self.settings, refits=min(REFITS, self.settings.refits))
-        table = spec.name in {each.name for each in self._tables()}
+        """The losses of each format, from some rows; what does not sweep is rounded."""
+        refits = min(REFITS, self.settings.refits)
+        settings = replace(self.settings, refits=refits, refinements=0)
 
         def loss(format: Format) -> float:
-            problem = LayerProblem(spec.name, sampled, None, self.tokens.size, format, settings)
-            swept = factored is not None and not (table and not settings.solves_embedding(format))
+            problem = LayerProblem(
+                sampled.name, sampled.weights, None, self.tokens.size, format, settings
+            )
+            swept = factored is not None and sweeps(format)
             solution = solve_gptq(problem, factored) if swept else solve_round(problem)
-            decoded = decode_reference(solution.codes, solution.parameters, format)
-            change = sampled - decoded
-            return sum(metric.loss(change, spec.shape[0]) for metric in metrics)
+            change = sampled.weights - decode_reference(solution.codes, solution.parameters, format)
+            return sum(metric.loss(change, sampled.rows) for metric in sampled.metrics)
 
-        formats = list(possible(spec))
+        formats = list(possible(sampled.weights.shape[1]))
         values = parallel_map(loss, formats)
         return {format.name: value for format, value in zip(formats, values, strict=True)}
 
 
-def reached(plan: Plan) -> set[str]:
-    """The matrices that a pass finds losses of."""
-    operations = [each for stage in plan.stages for each in stage.operations]
-    return {each.weight for each in operations if isinstance(each, Linear | Embed)}
+def expert_metrics(
+    tokens: RoutedTokens, expert: int, context: Context, scale: float
+) -> tuple[_Metric, _Metric, _Metric]:
+    """Of gate, up and down, by the tokens that are routed to an expert.
+
+    `scale`: of the loss by an error of the block's output, whose directions count alike. A row of
+    gate or up reaches it through its column of down and the slope of the activation.
+    """
+    op = tokens.experts
+    gate, up, down = op.matrices(expert)
+    x, weights = tokens.own(expert)
+    share = len(x) / tokens.count
+    if not len(x) or not weights.any():
+        nothing = [_Metric(np.zeros((each.shape[1],) * 2), 0.0) for each in (gate, up, down)]
+        return nothing[0], nothing[1], nothing[2]
+    passed_gate, passed_up, inner = inner_of(op, expert, x, context)
+    slopes = gated_slopes(op, passed_gate, passed_up, np.ones_like(passed_gate))
+    columns = np.square(context.weights[down.name]).sum(axis=0)
+    mean = weights / weights.sum()
+    of_rows = [columns * (mean @ np.square(slope)) for slope in slopes]
+    read = accumulate([x], op.input, weights).hessian
+    written = accumulate([inner], down.name, weights).hessian
+    return (
+        _Metric(read, scale * share, of_rows[0]),
+        _Metric(read, scale * share, of_rows[1]),
+        _Metric(written, scale * share),
+    )
+
+
+def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
+    for name, loss in more.items():
+        total[name] = total.get(name, 0.0) + loss
+
+
+def tables_of(plan: Plan) -> dict[str, TensorSpec]:
+    """The embeddings of a plan."""
+    specs = (each.tensors()[0] for each in plan.stages[0].operations if isinstance(each, Embed))
+    return {spec.name: spec for spec in specs}
 
 
 def pass_work(plan: Plan, shape: tuple[int, int]) -> float:
@@ -198,14 +318,20 @@ def pass_work(plan: Plan, shape: tuple[int, int]) -> float:
     return gradient_work(plan, shape) + WALK_WORK * works
 
 
-def possible(spec: TensorSpec) -> Iterator[Format]:
-    """The formats of the ladder that a matrix can have."""
+def possible(in_features: int) -> Iterator[Format]:
+    """The formats of the ladder that a matrix of such a width can have."""
     for format in LADDER:
         try:
-            format.check_width(spec.shape[1], spec.name)
+            format.check_width(in_features, format.name)
         except UsageError:
             continue
         yield format
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of a count, evenly spread."""
+    taken = min(count, most)
+    return [(2 * place + 1) * count // (2 * taken) for place in range(taken)]
 
 
 def sample(rows: int, count: int) -> list[int]:

@@ -111,7 +111,7 @@ def _gated(op: Experts, gate: Array, up: Array) -> Array:
     return (up + 1.0) * (gate / (1.0 + xp.exp(-xp.clip(op.slope * gate, min=-80.0))))
 
 
-def _gated_slopes(op: Experts, gate: Array, up: Array, gradient: Array) -> tuple[Array, Array]:
+def gated_slopes(op: Experts, gate: Array, up: Array, gradient: Array) -> tuple[Array, Array]:
     """Gradients of gate and up from that of what _gated makes of them."""
     if op.function != CLAMPED:
         function = FUNCTIONS[op.function]
@@ -210,7 +210,7 @@ def _gradient(
             of_shares.append(xp.sum(dy * each.y, axis=-1))
             dy = dy * each.share
         dinner = context.multiply(dy, context.weights[op.of("down", each.expert)])
-        dgate, dup = _gated_slopes(op, each.gate, each.up, dinner)
+        dgate, dup = gated_slopes(op, each.gate, each.up, dinner)
         read = context.multiply(dgate, context.weights[op.of("gate", each.expert)])
         read += context.multiply(dup, context.weights[op.of("up", each.expert)])
         if op.shares_first:

@@ -30,6 +30,7 @@ class Budget:
     context_tokens: int | None = None  # None: 4096, or all that the model has
     parallel: int = 1  # sequences of that length at once
     cache: str = "f16"  # or int8, f32
+    swaps: int = 0  # of two matrices' formats, tried by the KL of the whole mix
 
     def __post_init__(self) -> None:
         for name in ("context_tokens", "parallel"):
@@ -40,12 +41,19 @@ class Budget:
                     "a count out of range", where=name, expected="1 or more", found=repr(value)[:40]
                 )
             object.__setattr__(self, name, count)
+        swaps = as_integer(self.swaps)
+        if swaps is None or swaps < 0:
+            raise UsageError(
+                "a count out of range", where="swaps", expected="0 or more", found=repr(self.swaps)
+            )
+        object.__setattr__(self, "swaps", swaps)
 
 
 def take_budget(options: dict[str, Any]) -> Budget | None:
     """The budget that keywords name, which they lose; None without one. Raises: UsageError."""
     said = {name: options.pop(name) for name in KINDS if options.get(name) is not None}
     of_memory = {name: options.pop(name) for name in OF_MEMORY if options.get(name) is not None}
+    swaps = options.pop("swaps", None)
     if len(said) > 1:
         raise UsageError(
             "more than one budget", found=", ".join(said), do=f"Give one of {', '.join(KINDS)}"
@@ -54,11 +62,15 @@ def take_budget(options: dict[str, Any]) -> Budget | None:
         raise UsageError(
             "only memory depends on this", where=", ".join(of_memory), do="Give memory too"
         )
+    if swaps is not None:
+        if not said:
+            raise UsageError("only a budget's mix has formats to swap", do="Drop swaps")
+        of_memory["swaps"] = swaps
     if "memory" in said:
         return Budget(memory_bytes=parse_bytes(said["memory"], "memory"), **of_memory)
     if "file_size" in said:
-        return Budget(file_bytes=parse_bytes(said["file_size"], "file_size"))
-    return Budget(bits_per_weight=_bits(said["bits_per_weight"])) if said else None
+        return Budget(file_bytes=parse_bytes(said["file_size"], "file_size"), **of_memory)
+    return Budget(bits_per_weight=_bits(said["bits_per_weight"]), **of_memory) if said else None
 
 
 def _bits(value: object) -> float:

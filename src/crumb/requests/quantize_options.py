@@ -66,6 +66,7 @@ class QuantizeOptions(TypedDict, total=False):
     cache: str | None
     bits_per_weight: float | None
     file_size: int | str | None
+    swaps: int | None
     from_plan: str | Path | None
     tensor: Mapping[str, str] | Iterable[tuple[str, str]]
     restart: bool

@@ -19,6 +19,12 @@ from crumb.errors import DoesNotFit
 Integers = NDArray[np.int64]
 Doubles = NDArray[np.float64]
 
+DOUBT = 0.3
+"""Share of a loss by which it may be wrong."""
+
+NEIGHBOURS = 2
+"""Larger and smaller offers of a menu that a swap may take."""
+
 SLACK = 1e-12
 """Share of the loss by which sums in another order may differ."""
 
@@ -68,6 +74,67 @@ class _Step:
     def worth(self) -> float:
         """Loss that a byte takes away."""
         return self.less_loss / self.more_bytes
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Two menus take other offers: one of more bytes and less loss, one of fewer and more."""
+
+    up: int
+    up_offer: Offer
+    down: int
+    down_offer: Offer
+
+    def of(self, allocation: Allocation) -> Allocation:
+        """The allocation after it."""
+        offers = list(allocation.offers)
+        offers[self.up], offers[self.down] = self.up_offer, self.down_offer
+        return Allocation(tuple(offers))
+
+
+def swaps(
+    menus: Sequence[Menu], allocation: Allocation, spare_bytes: int, count: int
+) -> list[Swap]:
+    """The swaps that losses in doubt speak for most, within what is to spare; a menu is in one.
+
+    By its losses no swap gains. If each is wrong by up to DOUBT, one gains at most that share of
+    all loss that it moves, less what it costs: the largest of these come first.
+    """
+    ups, downs = [], []
+    for index, (menu, offer) in enumerate(zip(menus, allocation.offers, strict=True)):
+        useful = _useful(menu.offers)
+        larger = [each for each in useful if each.size_bytes > offer.size_bytes]
+        smaller = [each for each in useful if each.size_bytes < offer.size_bytes]
+        ups += [(index, each) for each in larger[:NEIGHBOURS]]
+        downs += [(index, each) for each in smaller[-NEIGHBOURS:]]
+
+    def change(moves: list[tuple[int, Offer]]) -> tuple[Integers, Doubles, Integers]:
+        before = [allocation.offers[index] for index, _ in moves]
+        pairs = list(zip(moves, before, strict=True))
+        return (
+            np.array([each.size_bytes - old.size_bytes for (_, each), old in pairs], np.int64),
+            np.array([each.loss - old.loss for (_, each), old in pairs], np.float64),
+            np.array([index for index, _ in moves], np.int64),
+        )
+
+    up_bytes, up_loss, up_menu = change(ups)
+    down_bytes, down_loss, down_menu = change(downs)
+    cost = up_loss[:, None] + down_loss
+    moved = np.abs(up_loss)[:, None] + np.abs(down_loss)
+    hope = DOUBT * moved - cost
+    hope[up_bytes[:, None] + down_bytes > spare_bytes] = -np.inf
+    hope[up_menu[:, None] == down_menu] = -np.inf
+    taken: set[int] = set()
+    best: list[Swap] = []
+    for place in np.argsort(-hope, axis=None, kind="stable"):
+        row, column = divmod(int(place), hope.shape[1])
+        if len(best) == count or hope[row, column] <= 0.0:
+            break
+        swap = Swap(*ups[row], *downs[column])
+        if taken.isdisjoint((swap.up, swap.down)):
+            taken |= {swap.up, swap.down}
+            best.append(swap)
+    return best
 
 
 def allocate(menus: Sequence[Menu], budget_bytes: int) -> Allocation:

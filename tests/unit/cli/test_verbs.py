@@ -84,8 +84,8 @@ def test_show_describes_what_was_done_to_a_quantized_model(folder: Path, capsys:
     assert "calibrated on excerpt-calibration: 4 sequences of 64 tokens, seed 0" in text
     worst = max(row["relative_error"] or 0 for row in record["tensors"])
     listed = [line for line in text.splitlines() if "int3-g32-fixed" in line and "x" in line]
-    assert f"{worst:.5f}" in listed[1]  # listed[0] counts the tensors of each format
-    assert len(listed) == 1 + 8
+    assert f"{worst:.5f}" in listed[2]  # before are the blocks' format and the count of each
+    assert len(listed) == 2 + 8
 
 
 def test_show_says_what_runs_decoded_and_whose_columns_stand_in_another_order(

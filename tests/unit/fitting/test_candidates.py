@@ -15,6 +15,7 @@ from hub_server import HeadOfFile
 from recorded_models import recorded_configuration, repository_of
 from tiny_checkpoint import write_checkpoint
 
+from crumb import quantize
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.cli.main import main
@@ -22,6 +23,8 @@ from crumb.embedded import MODELS
 from crumb.fitting.candidates import Candidate, candidates
 from crumb.run.load import engine_settings
 from crumb.run.memory_plan import CacheKind, MemoryPlan, plan_memory
+
+NOVELLA = MODELS["novella-7m"]
 
 
 def open_outline(folder: Path, name: str | dict[str, Any]) -> Checkpoint:
@@ -220,8 +223,20 @@ def test_a_quantized_file_is_offered_as_it_lies_alone(tmp_path: Path) -> None:
     assert row.block_bits == pytest.approx(3.5, rel=0.01)
 
 
+def test_a_mix_is_called_by_the_bits_it_comes_to(tmp_path: Path) -> None:
+    out, names = tmp_path / "out", {"down_proj": "int4-g32-fixed", "q_proj": "float"}
+    quantize(NOVELLA, out=out, bits=3, group_size=32, method="round", tensor=names, pack=False)
+    (row,) = candidates(open_checkpoint(out))
+    sizes = {"gate": 768, "up": 768, "k": 128, "v": 128, "o": 256}
+    assert row.name == f"mix {row.block_bits:.1f} bits"
+    weights = [(256 * width, 3.5) for width in sizes.values()]
+    weights += [(768 * 256, 4.5), (256 * 256, 16.0)]
+    bits = sum(count * each for count, each in weights) / sum(count for count, _ in weights)
+    assert row.block_bits == pytest.approx(bits, rel=0.01)
+
+
 def test_rows_of_the_embedded_model_shrink_with_their_bits() -> None:
-    rows = candidates(open_checkpoint(MODELS["novella-7m"]))
+    rows = candidates(open_checkpoint(NOVELLA))
     assert len(rows) == 13
     sizes = [row.file_bytes for row in rows]
     assert sizes == sorted(sizes, reverse=True)

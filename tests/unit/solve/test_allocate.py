@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crumb.errors import DoesNotFit
-from crumb.solve.allocate import Allocation, Menu, Offer, allocate
+from crumb.solve.allocate import Allocation, Menu, Offer, allocate, swaps
 
 OFFERS = st.lists(
     st.builds(
@@ -44,6 +44,38 @@ def test_no_choice_within_the_budget_has_less_loss(menus, budget):
     assert found.size_bytes <= budget
     assert all(offer in menu.offers for menu, offer in zip(menus, found.offers, strict=True))
     assert found.loss == pytest.approx(least, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(MENUS, st.integers(0, 160), st.integers(0, 4))
+def test_swaps_fit_and_touch_each_menu_once(menus, budget, count):
+    if least_loss(menus, budget) is None:
+        return
+    allocation = allocate(menus, budget)
+    touched = []
+    proposals = swaps(menus, allocation, budget - allocation.size_bytes, count)
+    assert len(proposals) <= count
+    for swap in proposals:
+        after = swap.of(allocation)
+        assert after.size_bytes <= budget
+        assert after.loss >= allocation.loss - 1e-9
+        assert swap.up_offer.size_bytes > allocation.offers[swap.up].size_bytes
+        assert swap.down_offer.size_bytes < allocation.offers[swap.down].size_bytes
+        assert swap.up_offer in menus[swap.up].offers
+        assert swap.down_offer in menus[swap.down].offers
+        touched += [swap.up, swap.down]
+    assert len(set(touched)) == len(touched)
+
+
+def test_the_swap_that_moves_most_loss_at_least_cost_comes_first():
+    def menu(name, *losses):
+        return Menu(name, tuple(Offer(f"{size}", size, loss) for size, loss in enumerate(losses)))
+
+    menus = [menu("even", 9, 5, 1.1), menu("odd", 9, 5, 1), menu("flat", 0.2, 0.1, 0)]
+    allocation = allocate(menus, 3)
+    assert [offer.name for offer in allocation.offers] == ["1", "2", "0"]
+    (first, *_) = swaps(menus, allocation, 0, 4)
+    assert (first.up, first.down) == (0, 1)
 
 
 def layers(count, seed=0):

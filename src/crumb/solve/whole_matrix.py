@@ -1,0 +1,32 @@
+"""A whole matrix into codes, some rows at a time: rows do not depend on each other.
+
+In: slices of the weights, a problem that says all but these, a solver. Out: the PackedTensor and
+the SolveReport of all rows. Refuses what the solver refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.formats.packed_tensor import PackedTensor, stack_rows
+from crumb.kernels.tile import pack_tensor
+from crumb.solve.problem import LayerProblem, LayerSolution, SolveReport, join_reports
+
+Slices = Iterable[tuple[int, NDArray[np.float32]]]
+"""(first row, weights) of some rows, whole tiles of them, in order."""
+
+
+def solve_matrix(
+    slices: Slices, problem: LayerProblem, solve: Callable[[LayerProblem], LayerSolution]
+) -> tuple[PackedTensor, SolveReport]:
+    """Codes of all rows; `problem` has all but the weights. Raises: what `solve` raises."""
+    parts, reports = [], []
+    for begin, weights in slices:
+        solution = solve(replace(problem, weights=weights, first_row=begin))
+        parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
+        reports.append((solution.report, len(solution.codes)))
+    return stack_rows(parts), join_reports(reports)
