@@ -36,7 +36,7 @@ from crumb.errors import CrumbError, UsageError
 from crumb.machine.memory import resident_bytes
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import process_bytes
-from crumb.tokenizer.chat_template import load_chat_template
+from crumb.run.source_texts import chat_template_of
 
 KEY_VARIABLES = ["CRUMB_API_KEY", "OPENAI_API_KEY"]
 
@@ -70,7 +70,7 @@ def chat(
         raise UsageError(f"{suggestion('chat')} See `crumb --help`.")
     checkpoint = open_checkpoint(locate(model))
     try:
-        load_chat_template(checkpoint.files)
+        chat_template_of(checkpoint)
     except UsageError as error:
         raise UsageError(
             error.what,

@@ -8,7 +8,7 @@ and its value is put together in the thread that waits. Rows are valid only whil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ from crumb.run.generation import (
     Timings,
     TokenLogprob,
 )
+from crumb.run.source_texts import Reading
 from crumb.run.speculation import Speculator
 from crumb.structure.guide import Guide, make_guide
 from crumb.structure.matcher import GrammarVocabulary, read_vocabulary
@@ -64,6 +65,12 @@ class ModelFacts:
     tokenizer: Tokenizer
     vocabulary: int
     context_tokens: int
+    start: int | None = None  # of a model that reads a source: the token before every answer
+
+    @property
+    def reading(self) -> Reading:
+        """How its requests are read."""
+        return Reading(self.tokenizer, self.start)
 
     @cached_property
     def grammar_vocabulary(self) -> GrammarVocabulary:
@@ -84,8 +91,9 @@ class Consumer(Generic[Value]):
     reads_features = False  # rows are what the head would read, not logits
     speculator: Speculator | None = None  # guesses the tokens that follow
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self.prompt = prompt
+    def __init__(self, prompt: Sequence[int], source: Sequence[int] = ()) -> None:
+        """`source`: what a model with an encoder reads before the prompt."""
+        self.prompt, self.source = prompt, source
 
     @property
     def first_row(self) -> int:
@@ -132,14 +140,17 @@ class TextConsumer(Consumer[Generation]):
     """Generates a text, and measures the prompt where that is asked."""
 
     def __init__(self, request: GenerateRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
-        super().__init__(prompt)
+        source, prompt = facts.reading.split(prompt)
+        super().__init__(prompt, source)
+        if source and request.prompt_logprobs:
+            raise _unscored("prompt_logprobs")
         room = max(facts.context_tokens - len(prompt) + 1, 0)  # the last token need not be fed
         self._tokenizer = facts.tokenizer
         guide = facts.guide(request)
         self._state = TextState(request, prompt, facts.tokenizer, facts.vocabulary, room, guide)
         self._meter = PromptMeter(prompt, request.logprobs or 0)
         self._is_measured = request.prompt_logprobs
-        self.speculator = Speculator(prompt) if request.speculate else None
+        self.speculator = Speculator((*source, *prompt)) if request.speculate else None
 
     @property
     def first_row(self) -> int:
@@ -178,11 +189,12 @@ class TextConsumer(Consumer[Generation]):
         return self._state.fail(error)
 
     def value(self, times: Times) -> Generation:
-        computed = len(self.prompt) - times.cached_tokens
+        read = len(self.source or self.prompt)
+        computed = read - times.cached_tokens
         prompt_seconds = times.prompt_done - times.began
         decode_seconds = times.ended - times.prompt_done
         decoded = max(self._state.generated_tokens - 1, 0)
-        return self._state.result(
+        generation = self._state.result(
             timings=Timings(
                 times.began - times.submitted,
                 prompt_seconds,
@@ -196,6 +208,7 @@ class TextConsumer(Consumer[Generation]):
             peak_memory_bytes=peak_memory_bytes(),
             prompt_logprobs=self._meter.logprobs(self._tokenizer) if self._is_measured else None,
         )
+        return replace(generation, prompt_tokens=read)
 
 
 @dataclass(frozen=True)
@@ -209,10 +222,17 @@ class Score:
 
 
 class ScoreConsumer(Consumer[Score]):
-    """Measures the tokens of a text from one on."""
+    """Measures the tokens of a text from one on, or those of a target."""
 
     def __init__(self, request: ScoreRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
-        super().__init__(prompt)
+        source, before = facts.reading.split(prompt)
+        if source and request.target is None:
+            raise _unscored("target")
+        if request.target is not None:
+            target = facts.reading.target(request.target)
+            request = replace(request, first=max(len(before), 1))
+            prompt = (*before, *target)
+        super().__init__(prompt, source)
         if not 0 < request.first < max(len(prompt), 2):
             raise UsageError(
                 "there is no such token to score",
@@ -253,7 +273,13 @@ class EmbeddingConsumer(Consumer[Embedding]):
     first_row = 0
 
     def __init__(self, request: EmbedRequest, prompt: Sequence[int], facts: ModelFacts) -> None:
-        del request, facts
+        del request
+        if facts.start is not None:
+            raise UsageError(
+                "this model has no vector for a text",
+                expected="a model without an encoder",
+                do="Ask for texts or scores",
+            )
         super().__init__(prompt)
         self._total: NDArray[np.float64] | None = None
 
@@ -285,6 +311,16 @@ class LogitsConsumer(Consumer[Floats]):
     def value(self, times: Times) -> Floats:
         del times
         return self._logits
+
+
+def _unscored(where: str) -> UsageError:
+    """A model with an encoder predicts no token of what it reads."""
+    return UsageError(
+        "this model scores what it writes, not what it reads",
+        where=where,
+        expected="a text to read, and a target to score",
+        do="Score the pair: score(text, target)",
+    )
 
 
 Request = GenerateRequest | ScoreRequest | EmbedRequest

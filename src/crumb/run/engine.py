@@ -61,6 +61,11 @@ class EngineSequence:
     def length_tokens(self) -> int:
         return len(self.tokens)
 
+    @property
+    def awaits_source(self) -> bool:
+        """Whether its source is to be read before it takes tokens."""
+        return self.memory is not None and not self.memory.is_filled
+
 
 class StepPart(NamedTuple):
     """The next tokens of one sequence."""

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar, Unpack, overload
@@ -30,7 +30,7 @@ from crumb.requests.generate_request import (
     plain_prompt,
     prompt_list,
 )
-from crumb.requests.reading_request import EmbedRequest, ScoreRequest
+from crumb.requests.reading_request import EmbedRequest, ScoreRequest, score_requests
 from crumb.run.chat_sampling import read_chat_sampling
 from crumb.run.consumers import (
     Consumer,
@@ -50,8 +50,9 @@ from crumb.run.memory_plan import (
     MemoryPlan,
 )
 from crumb.run.scheduler import MOST_WAITING, Scheduler
+from crumb.run.source_texts import chat_template_of, start_token
 from crumb.structure.chat_format import ChatFormat, ReplyPlan
-from crumb.tokenizer.chat_template import ChatTemplate, Message, load_chat_template
+from crumb.tokenizer.chat_template import ChatTemplate, Message
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
 Value = TypeVar("Value")
@@ -68,6 +69,7 @@ class LanguageModel:
         """`most_waiting`: requests that may wait for their turn before `submit` refuses one."""
         begin = time.perf_counter()
         self.checkpoint = checkpoint
+        self._start = start_token(checkpoint)
         self._engine: Engine | None = Engine(checkpoint, settings)
         self._scheduler: Scheduler | None = Scheduler(self._engine, most_waiting)
         # also when nobody closes it, or the program ends
@@ -98,7 +100,7 @@ class LanguageModel:
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
-        return load_chat_template(self.checkpoint.files)
+        return chat_template_of(self.checkpoint)
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -246,7 +248,7 @@ class LanguageModel:
     ) -> tuple[int, ...]:
         """Tokens of a conversation that the model is to answer. Raises: UsageError."""
         text = self.chat_template.render(messages, add_generation_prompt=True, tools=tools)
-        return tuple(self.tokenizer.encode(text, special=False))
+        return self._facts.reading.chat_tokens(text)
 
     def chat_request(
         self,
@@ -270,13 +272,15 @@ class LanguageModel:
         """
         form = ChatFormat(self.chat_template.source(bool(asked.shown_tools)))
         messages, beginning = form.messages(asked), ""
+        if asked.continues and self._start is not None:
+            raise UsageError("this model continues no answer", do="Ask for the whole of it")
         if asked.continues:
             beginning = str(messages.pop().get("content") or "")
         text = self.chat_template.render(
             messages, tools=form.shown_tools(asked), variables=form.variables(asked)
         )
         text += beginning
-        tokens = tuple(self.tokenizer.encode(text, special=False))
+        tokens = self._facts.reading.chat_tokens(text)
         plan = form.plan(asked, text, self.tokenizer)
         options: dict[str, Any] = {"max_tokens": None, **asked.options, **plan.options}
         return make_request(tokens, self.chat_sampling, **options), plan
@@ -301,16 +305,22 @@ class LanguageModel:
         return self._pieces(self._handle(consumer))
 
     @overload
-    def score(self, texts: Prompt, top: int = 0) -> Score: ...
+    def score(self, texts: Prompt, target: Prompt | None = None, *, top: int = 0) -> Score: ...
     @overload
-    def score(self, texts: Prompts, top: int = 0) -> list[Score]: ...
-    def score(self, texts: Prompt | Prompts, top: int = 0) -> Score | list[Score]:
-        """Log-probability of every token of a text, or of each of a list of texts.
+    def score(
+        self, texts: Prompts, target: Prompts | None = None, *, top: int = 0
+    ) -> list[Score]: ...
+    def score(
+        self, texts: Prompt | Prompts, target: Any = None, *, top: int = 0
+    ) -> Score | list[Score]:
+        """Log-probability of every token of a text, or of a target behind it; or of each of a list.
 
-        `top`: most likely tokens told with each. Raises: UsageError.
+        A model with an encoder reads the text and scores the target, its end included; of a list of
+        texts, each has its target. `top`: most likely tokens told with each. Raises: UsageError.
         """
-        scores: Score | list[Score] = self._of_each(texts, partial(ScoreRequest, top=top))
-        return scores
+        asked = score_requests(texts, target, top)
+        scores = self._results([self._consumer(each) for each in asked])
+        return scores if prompt_list(texts) is not None else scores[0]
 
     @overload
     def embed(self, texts: Prompt) -> Embedding: ...
@@ -329,6 +339,8 @@ class LanguageModel:
 
         All of them in memory at once. Raises: UsageError.
         """
+        if self._start is not None:
+            raise UsageError("this model has no logits of what it reads", do="Score a pair")
         consumer = LogitsConsumer(self.tokens_of(text), self.engine.plan.vocabulary)
         return self._results([consumer])[0]
 
@@ -365,7 +377,9 @@ class LanguageModel:
     @cached_property
     def _facts(self) -> ModelFacts:
         engine = self.engine
-        return ModelFacts(self.tokenizer, engine.plan.vocabulary, engine.context_tokens)
+        return ModelFacts(
+            self.tokenizer, engine.plan.vocabulary, engine.context_tokens, self._start
+        )
 
     def _consumer(self, request: Request) -> Consumer[Any]:
         return make_consumer(request, self.tokens_of, self._facts)
@@ -379,6 +393,7 @@ class LanguageModel:
         cancelled: threading.Event | None = None,
     ) -> Handle[Value]:
         """Raises: UsageError for a prompt that no sequence can begin with."""
+        self.engine.check_source(consumer.source)
         self.engine.check_prompt(consumer.prompt)
         handle: Handle[Value] = Handle(consumer, owner=self, id=id, sink=sink, cancelled=cancelled)
         handle.stored = self.engine.stored_pages(consumer.prompt[: consumer.first_row + 1])

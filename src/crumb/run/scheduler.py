@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from crumb.errors import CrumbError, QueueFull, RequestCancelled, UsageError
@@ -166,7 +167,10 @@ class Scheduler:
             self._admit()
         if not self._reading and not self._decoding:
             return False
-        chosen, parts = self._composer.compose(self._reading, self._decoding)
+        reading = self._with_sources_read()
+        if not reading and not self._decoding:
+            return True
+        chosen, parts = self._composer.compose(reading, self._decoding)
         try:
             logits, features = self._run(chosen, parts)
         except Exception as error:
@@ -174,6 +178,23 @@ class Scheduler:
             return True
         self._distribute(chosen, parts, logits, features)
         return True
+
+    def _with_sources_read(self) -> list[Active]:
+        """Requests whose prompts may be read: the next sources are read first, one step of them."""
+        waiting = [each for each in self._reading if each.sequence.awaits_source]
+        if not waiting:
+            return self._reading
+        next_ones, room = waiting[:1], self._engine.settings.step_tokens
+        for each, other in pairwise(waiting):
+            room -= len(each.consumer.source)
+            if room < len(other.consumer.source):
+                break
+            next_ones.append(other)
+        try:
+            self._engine.encode([each.sequence for each in next_ones])
+        except Exception as error:
+            self._stop_all(next_ones, (), error)
+        return [each for each in self._reading if not each.sequence.awaits_source]
 
     def _end_cancelled(self) -> None:
         self._look_for_cancelled = False
@@ -213,11 +234,13 @@ class Scheduler:
 
         Raises: DoesNotFit where no other request could make room.
         """
-        engine, consumer = self._engine, handle.consumer
-        sequence = engine.begin(consumer.prompt[: consumer.first_row + 1])
+        engine, consumer, others = self._engine, handle.consumer, self._active()
+        if others and not engine.has_memory_for(consumer.source):
+            return None
+        prompt = consumer.prompt[: consumer.first_row + 1]
+        sequence = engine.begin(prompt, source=consumer.source)
         most_pages = engine.pages_of(consumer.most_tokens)
         needed = most_pages - len(sequence.pages)
-        others = self._active()
         promised = sum(each.most_pages - len(each.sequence.pages) for each in others)
         if needed + promised > engine.free_pages:
             engine.end(sequence)
@@ -296,7 +319,7 @@ class Scheduler:
     def _read(self, each: Active, tokens: int, rows: Floats) -> None:
         """A chunk of a prompt was read; at its end the request decodes, or is done."""
         each.read_tokens += tokens
-        each.handle.times.read_tokens = each.read_tokens
+        each.handle.times.read_tokens = len(each.consumer.source) or each.read_tokens
         if len(rows):
             each.consumer.read(rows)
         if each.read_tokens == len(each.consumer.prompt):

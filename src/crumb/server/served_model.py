@@ -20,8 +20,8 @@ from crumb.errors import CrumbError
 from crumb.run.language_model import LanguageModel
 from crumb.run.memory_plan import EngineSettings, MemoryPlan
 from crumb.run.program import plan_engine
+from crumb.run.source_texts import chat_template_of
 from crumb.structure.chat_format import ChatFormat
-from crumb.tokenizer.chat_template import load_chat_template
 
 SettingsOf = Callable[[Checkpoint], EngineSettings]
 
@@ -97,7 +97,7 @@ class ServedModel:
     def chat_format(self) -> ChatFormat | None:
         """How its chat template has tools and thoughts; None where there is no template."""
         try:
-            return ChatFormat(load_chat_template(self.checkpoint.files).source(True))
+            return ChatFormat(chat_template_of(self.checkpoint).source(True))
         except CrumbError:
             return None
 
@@ -127,7 +127,7 @@ class ServedModel:
             {"role": "user", "content": last},
         ]
         try:
-            text = load_chat_template(self.checkpoint.files).render(messages)
+            text = chat_template_of(self.checkpoint).render(messages)
         except CrumbError:
             return False
         return -1 < text.find(first) < text.find(probe) < text.find(last)
