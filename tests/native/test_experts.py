@@ -11,77 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_calls import aligned
 from numpy.typing import NDArray
-from random_matrices import all_formats, random_matrix
+from random_matrices import all_formats
+from small_engine import Floats, SmallEngine
 
 from crumb.formats.catalog import Format, parse_format
-from crumb.formats.grid import GroupParameters
-from crumb.kernels.dispatch import sub_code, supported_sets, zero_code
-from crumb.kernels.engine import (
-    BLOCK_INPUTS,
-    NativeEngine,
-    activation_rows,
-    activation_stride,
-    grouped_rows,
-    grouping_integers,
-    matmul_scratch_bytes,
-)
-from crumb.kernels.tile import pack_tensor
+from crumb.kernels.dispatch import supported_sets
+from crumb.kernels.engine import grouped_rows, grouping_integers
 from crumb.run.memory_plan import block_inputs
 
 EXPERTS, USED = 5, 2
-Floats = NDArray[np.float32]
-
-
-def moderate(parameters: GroupParameters, bits: int) -> GroupParameters:
-    """Scales that keep what is multiplied twice finite, and zero points that are codes."""
-    small: dict[str, NDArray[Any]] = {"scale": (parameters.scale / 64).astype(np.float16)}
-    if parameters.minimum is not None:
-        small["minimum"] = (parameters.minimum / 64).astype(np.float16)
-    if parameters.zero_point is not None:
-        small["zero_point"] = parameters.zero_point & ((1 << bits) - 1)
-    return GroupParameters(**(vars(parameters) | small))
-
-
-class Engine:
-    """An engine whose operations read one input of some tokens."""
-
-    def __init__(self, isa: str, threads: int, x: Floats) -> None:
-        self.rows = len(x)
-        scratch = -(-matmul_scratch_bytes(512) // 64) * 64
-        self.native = NativeEngine(isa, threads, aligned(threads, scratch))
-        self.arrays: list[Floats] = []
-        self.x = self.buffer(x.shape[1])
-        self.arrays[self.x][:, : x.shape[1]] = x
-
-    def buffer(self, width: int, rows: int | None = None) -> int:
-        shape = (rows or self.rows, -(-width // 16) * 16)
-        self.arrays.append(aligned(shape[0], 4 * shape[1]).view(np.float32))
-        return int(self.native.add_buffer(self.arrays[-1], width))
-
-    def matrix(self, format: Format, rows: int, columns: int, seed: int) -> int:
-        codes, parameters = random_matrix(format, rows, columns, seed)
-        packed = pack_tensor(codes, moderate(parameters, format.bits), format)
-        table = format.row.table
-        levels = None if table is None else (np.asarray(table, np.int16) + 128).astype(np.uint8)
-        width = format.group_width(columns)
-        kind = (format.bits, zero_code(format), sub_code(format), levels)
-        return int(self.native.add_tiles(packed.tiles, rows, columns, width, *kind))
-
-    def activations(self, format: Format, columns: int, rows: int) -> int:
-        block = block_inputs(format, columns)
-        codes = aligned(activation_rows(rows), activation_stride(columns)).view(np.int8)
-        scale = np.zeros((rows, -(-columns // BLOCK_INPUTS)), np.float32)
-        sums = np.zeros((rows, -(-columns // block)), np.int32)
-        return int(self.native.add_activations(codes, scale, sums, columns, block))
-
-    def run(self) -> None:
-        words = self.native.add_floats(np.zeros((4, 64), np.uint8), 16, 0)
-        scrap = self.buffer(16)
-        self.native.add("embed", of_positions=False, first_row=0, out=scrap, matrix=words)
-        part = ([0] * self.rows, 0, [0] * self.rows, 0)
-        self.native.step([part], self.native.operation_count())
 
 
 @dataclass(frozen=True)
@@ -92,6 +31,7 @@ class Layers:
     inner: int
     formats: tuple[Format, Format, Format]  # of gate, up and down
     exact: bool = False  # f32 activations
+    shares_first: bool = False  # an expert reads its token times the share
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -104,9 +44,10 @@ class Layers:
 
 def apart(isa: str, layers: Layers, x: Floats, shares: Floats, chosen: NDArray[Any]) -> Floats:
     """Each expert's layers on all tokens, one after the other; then the chosen ones' sum."""
-    outputs = []
+    outputs, ones = [], np.ones_like(shares)
     for expert in range(EXPERTS):
-        engine = Engine(isa, 1, x)
+        own = np.where(chosen == expert, shares, 0.0).sum(axis=1, keepdims=True, dtype=np.float32)
+        engine = SmallEngine(isa, 1, x * own if layers.shares_first else x)
         gates, ups, y = (engine.buffer(shape[0]) for shape in layers.shapes)
         for role, (source, out) in enumerate(((engine.x, gates), (engine.x, ups), (gates, y))):
             format, shape, to = layers.formats[role], layers.shapes[role], -1
@@ -123,7 +64,9 @@ def apart(isa: str, layers: Layers, x: Floats, shares: Floats, chosen: NDArray[A
     total = np.zeros_like(outputs[0])
     for token in range(len(x)):
         first, second = (
-            outputs[int(chosen[token, k])][token] * shares[token, k] for k in range(USED)
+            outputs[int(chosen[token, k])][token]
+            * (ones if layers.shares_first else shares)[token, k]
+            for k in range(USED)
         )
         total[token] = first + second
     return total
@@ -133,7 +76,7 @@ def together(
     isa: str, threads: int, layers: Layers, x: Floats, shares: Floats, chosen: NDArray[Any]
 ) -> Floats:
     """The operation on some tokens."""
-    engine = Engine(isa, threads, x)
+    engine = SmallEngine(isa, threads, x)
     few, numbers, out = engine.buffer(USED), engine.buffer(USED), engine.buffer(layers.wide)
     engine.arrays[few][:, :USED], engine.arrays[numbers][:, :USED] = shares, chosen
     pairs = USED * len(x)
@@ -169,7 +112,7 @@ def together(
         function="silu",
         slope=1.0,
         limit=0.0,
-        shares_first=False,
+        shares_first=layers.shares_first,
         activations=activations,
         groups=np.zeros(grouping_integers(pairs, EXPERTS), np.int32),
         rows=engine.buffer(layers.wide, rows),
@@ -217,7 +160,25 @@ def test_experts_give_the_bits_of_their_own_layers(name: str) -> None:
                 np.testing.assert_array_equal(found, expected, str((isa, threads, tokens)))
 
 
-@pytest.mark.parametrize("name", ["mixed", "int4-g128-fixed", "q4_k-g32-minimum"])
+SOME = ["mixed", "int4-g128-fixed", "q4_k-g32-minimum"]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", SOME)
+def test_experts_that_read_scaled_tokens_give_the_bits_of_their_own_layers(
+    name: str, exact: bool
+) -> None:
+    layers = replace(layers_of(name), exact=exact, shares_first=True)
+    for tokens in (1, 40):
+        given = some_tokens(tokens, layers.wide)
+        for isa in supported_sets():
+            expected = apart(isa, layers, *given)
+            for threads in (1, 3):
+                found = together(isa, threads, layers, *given)
+                np.testing.assert_array_equal(found, expected, str((isa, threads, tokens)))
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_experts_with_exact_activations_give_the_bits_of_their_own_layers(name: str) -> None:
     layers = replace(layers_of(name), exact=True)
     for tokens in (1, 40):
