@@ -2,7 +2,8 @@
 
 In: bits on the command line, 4 where there are none; perhaps an environment of llama.cpp. Out: JSON
 of the shape of the goals, random codes in memory, qwen3_moe with 24 blocks of 1024, 64 experts of
-768, 8 used, groups of 128; tokens per second. Every round has a read pass, and a turn of llama.cpp.
+768, 8 used, groups of 128: tokens and bytes per second, the machine's read passes, ratios to
+llama.cpp. Every round has a read pass, and a turn of llama.cpp. --tiny shows that it runs.
 Refuses machines without the memory.
 """
 
@@ -19,6 +20,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from machine import describe_machine
 from peers import Peer, write_gguf
 
 from crumb.architectures.registry import plan_of
@@ -48,7 +50,12 @@ SHAPE: dict[str, Any] = {
     "norm_topk_prob": True,
     "tie_word_embeddings": False,
 }
+TINY = {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "num_experts": 8}
+TINY |= {"num_experts_per_tok": 2, "moe_intermediate_size": 256, "vocab_size": 1024}
 THREADS, ROUNDS, TOKENS, PROMPT = 2, 9, 16, 256
+GOALS = {"share_of_bandwidth": 0.8, "prompt_ratio": 2.0}
+DECODE_GOALS = {2: 2.0, 3: 2.0}
+"""Beside llama.cpp's Q4_K; 1.5 with other bits."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ class Ours:
 
 def peer_file(asked: argparse.Namespace) -> Path:
     """The same shape for llama.cpp, written unless it is there."""
-    path: Path = asked.folder / f"mixture-{asked.type}.gguf"
+    path: Path = asked.folder / f"mixture-{asked.type}{'-tiny' if asked.tiny else ''}.gguf"
     if not path.exists():
         write_gguf(
             asked.peer_python,
@@ -144,20 +151,26 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
             read = array.nbytes / read_pass(array, THREADS)
             prompt, decode = ours.round()
             one = {"read_bytes_per_second": read, "prompt": prompt, "decode": decode}
-            one["share_of_bandwidth"] = ours.work.bytes_read(1) * decode / read
+            one["decode_bytes_per_second"] = ours.work.bytes_read(1) * decode
+            one["share_of_bandwidth"] = one["decode_bytes_per_second"] / read
             if peer is not None:
                 one["their_prompt"] = peer.prefill(PROMPT).tokens_per_second
                 one["their_decode"] = peer.decode(TOKENS, prompt=PROMPT).tokens_per_second
                 one["prompt_ratio"] = prompt / one["their_prompt"]
                 one["decode_ratio"] = decode / one["their_decode"]
             rounds.append(one)
+    medians = {name: median(each[name] for each in rounds) for name in rounds[0]}
+    goals = GOALS | {"decode_ratio": DECODE_GOALS.get(asked.bits, 1.5)}
     return {
+        "machine": describe_machine(),
+        "threads": THREADS,
         "bits": asked.bits,
         "parameters": ours.parameters,
         "weights_bytes": ours.work.weight_bytes,
         "bytes_read_per_token": ours.work.bytes_read(1),
         "planned_bytes": ours.engine.memory.total_bytes,
-        **{name: median(each[name] for each in rounds) for name in rounds[0]},
+        **medians,
+        "met": {name: medians[name] >= least for name, least in goals.items() if name in medians},
     }
 
 
@@ -165,10 +178,15 @@ def main() -> None:
     """Print the measurements of one width."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bits", nargs="?", type=int, default=4)
-    parser.add_argument("--peer-python", help="of an environment with llama-cpp-python and gguf")
+    parser.add_argument("--peer-python", help="of an environment with gguf and llama.cpp")
+    parser.add_argument(
+        "--tiny", action="store_true", help="a small shape, whose figures say nothing"
+    )
     parser.add_argument("--type", default="Q4_K", help="of llama.cpp's file")
     parser.add_argument("--folder", type=Path, default=Path(), help="for llama.cpp's file")
-    print(json.dumps(measure(parser.parse_args()), indent=1))
+    asked = parser.parse_args()
+    SHAPE.update(TINY if asked.tiny else {})
+    print(json.dumps(measure(asked), indent=1))
 
 
 if __name__ == "__main__":

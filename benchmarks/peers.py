@@ -45,7 +45,7 @@ class Peer:
     def __init__(
         self, python: str | Path, gguf: Path, threads: int, repacked: bool = False
     ) -> None:
-        program = [str(python), str(HERE / "llama_cpp_peer.py"), str(gguf)]
+        program = [str(python), str(HERE / peer_program(python)), str(gguf)]
         program += ["--repacked"] if repacked else []
         self.process = subprocess.Popen(
             [*program, "--threads", str(threads)],
@@ -90,6 +90,13 @@ class Peer:
             self.close()
             raise SystemExit(f"the peer: {answer['error']}")
         return answer
+
+
+def peer_program(python: str | Path) -> str:
+    """The file that speaks for llama.cpp, by the package that an environment has."""
+    has = "import importlib.util as u, sys; sys.exit(u.find_spec('xllamacpp') is None)"
+    alone = subprocess.run([str(python), "-c", has]).returncode
+    return "llama_cpp_peer.py" if alone else "xllamacpp_peer.py"
 
 
 def write_gguf(python: str | Path, path: Path, type_name: str, **sizes: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin
 from docstring_parser import parse
 
 ROOT = Path(__file__).resolve().parents[1]
+BY_HAND = "<!-- By hand from here on. -->\n"
 NOTE = "<!-- Written by `make docs` from {source}; edit that, not this page. -->\n"
 
 
@@ -42,7 +43,7 @@ def _output_of(verb: str) -> str:
 
 
 def families_page() -> str:
-    """One row for each family file, in alphabetical order."""
+    """One row for each family file, in alphabetical order, and what is written by hand behind."""
     from crumb.cli.families import NOTE as ABOUT
     from crumb.cli.families import family_rows
 
@@ -55,7 +56,8 @@ def families_page() -> str:
         + "# Families\nA model runs when the `model_type` of its config.json is listed here. "
         + "`crumb families` prints this table.\n\n"
         + _table(tuple(family_rows()[0]), rows)
-        + f"\n{ABOUT}\n"
+        + f"\n{ABOUT}\n\n{BY_HAND}"
+        + (ROOT / "docs/families.md").read_text().partition(BY_HAND)[2]
     )
 
 

@@ -30,10 +30,11 @@ def _restate(configuration: Configuration) -> Configuration:
 
 
 def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
+    kinds = windows(reader, None)  # which refuses a scaling that is none
     scaling = reader.find("rope")[1]
     rate, span = (as_number(scaling.get(key, MISSING), key) for key in (GROWTH, ORIGINAL))
     growth = Temperature(rate, span)
-    return tuple(replace(kind, temperature=growth) for kind in windows(reader, None))
+    return tuple(replace(kind, temperature=growth) for kind in kinds)
 
 
 FAMILY = replace(
