@@ -24,7 +24,7 @@ def restate(configuration: Configuration) -> Configuration:
     gate, _, name = words.rpartition("-") if isinstance(words, str) else ("", "", words)
     if gate not in ("", "gated"):
         raise refuse(MLP, "a function, or gated- and a function", words)
-    untied = configuration.get(TIED) is False
+    untied = not read_flag(configuration, TIED, True)
     scaled = read_flag(configuration, SCALED, not untied)
     name = "gelu_new" if words == "gated-gelu" else name
     return {**configuration, SCALED: scaled, TIED: scaled and not untied, MLP: name, "gate": gate}
