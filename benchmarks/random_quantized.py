@@ -21,7 +21,7 @@ from random_checkpoint import TOKENIZER_FILES, TOKENIZER_MODEL, Sizes
 from crumb.checkpoints.crumb.reader import quantization_config
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.formats.catalog import Format, ZeroKind, parse_format
-from crumb.formats.layouts.tile import TILE_ROWS, tile_bytes
+from crumb.formats.layouts.tile import TILE_ROWS, blocks, fields, shares_bytes
 from crumb.formats.packed_tensor import stored_shape
 from crumb.operations.operation import TensorSpec
 
@@ -43,19 +43,25 @@ def random_tiles(spec: TensorSpec, format: Format, seed: tuple[int, int]) -> NDA
     shape = stored_shape(format, out_features, in_features)
     generator = np.random.default_rng(seed)
     tiles = generator.integers(0, 256, shape, np.uint8)
-    width, at = format.group_width(in_features), 0
-    scale = np.float16(0.07 / (1 << format.bits))
-    for first in range(0, in_features, width):
-        block = tiles[:, at : at + 2 * TILE_ROWS]
-        block[:] = np.full(TILE_ROWS, scale).view(np.uint8)
-        behind = at + 2 * TILE_ROWS
-        if format.zero is ZeroKind.VARIABLE:
-            tiles[:, behind : behind + TILE_ROWS] = 1 << (format.bits - 1)
-        if format.zero is ZeroKind.MINIMUM:
-            tiles[:, behind : behind + 2 * TILE_ROWS] = np.full(TILE_ROWS, np.float16(-0.035)).view(
-                np.uint8
-            )
-        at += tile_bytes(format, min(width, in_features - first))
+    scale, minimum = np.float16(0.07 / (1 << format.bits)), np.float16(-0.035)
+    sub = format.row.super_block
+    if sub is not None:
+        scale, minimum = scale / np.float16(sub.highest), -minimum / np.float16(sub.highest)
+    for block in blocks(format, in_features):
+        at = block.offset_bytes
+        for field in fields(format):
+            end = at + field.size_bytes
+            if field.name == "scale":
+                tiles[:, at:end] = np.full(TILE_ROWS, scale).view(np.uint8)
+            elif field.name == "minimum":
+                tiles[:, at:end] = np.full(TILE_ROWS, minimum).view(np.uint8)
+            elif field.name == "zero_point":
+                tiles[:, at:end] = 1 << (format.bits - 1)
+            elif sub is not None and not shares_bytes(format):
+                lowest = 0 if format.zero is ZeroKind.MINIMUM else sub.lowest
+                drawn = generator.integers(lowest, sub.highest + 1, (len(tiles), end - at))
+                tiles[:, at:end] = drawn.astype(np.uint8)
+            at = end
     return tiles
 
 

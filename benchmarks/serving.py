@@ -61,14 +61,18 @@ sys.stdin.read()
 
 ENGINE = """
 import json, sys, time, crumb
-path, slots, context, threads, tokens = sys.argv[1], *map(int, sys.argv[2:])
+from concurrent.futures import ThreadPoolExecutor
+path, slots, context, threads, tokens, speculate = sys.argv[1], *map(int, sys.argv[2:])
 with crumb.load(path, context_tokens=context, sequences=slots, threads=threads) as model:
+    def client(prompts):
+        options = dict(max_tokens=tokens, ignore_end=True, speculate=bool(speculate))
+        return sum(model.generate(prompt, **options).completion_tokens for prompt in prompts)
     for line in sys.stdin:
-        prompts = json.loads(line)
+        clients = json.loads(line)
         begin = time.perf_counter()
-        made = model.generate(prompts, max_tokens=tokens, ignore_end=True)
-        seconds = time.perf_counter() - begin
-        print(sum(each.completion_tokens for each in made) / seconds, flush=True)
+        with ThreadPoolExecutor(len(clients)) as threads:
+            made = sum(threads.map(client, clients))
+        print(made / (time.perf_counter() - begin), flush=True)
 """
 
 
@@ -112,6 +116,7 @@ def ours(options: argparse.Namespace) -> Iterator[int]:
     command = [sys.executable, "-m", "crumb", "serve", f"m={options.model}", "--port", "0"]
     command += ["--context", str(options.context), "--threads", str(options.threads)]
     command += ["--cache-memory", str(options.slots * cache_bytes(options)), "--waiting", "4096"]
+    command += [] if options.speculate else ["--no-speculate"]
     with started(command, r"http://[\d.]+:(\d+)/") as port:
         asyncio.run(warm(port))
         yield port
@@ -163,15 +168,19 @@ def body_of(prompt: str | list[int], tokens: int) -> dict[str, Any]:
     }
 
 
-async def load(port: int, clients: int, rounds: int, tokens: int, seed: int) -> dict[str, float]:
+def prompts_of(seed: int, client: int, options: argparse.Namespace) -> list[str]:
+    """What one client asks, one after the other."""
+    return [prompt_of(seed + 1000 * turn + client, options.words) for turn in range(options.rounds)]
+
+
+async def load(port: int, clients: int, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """So many clients, each with some requests one after the other."""
 
     async def client(number: int) -> list[Heard]:
-        heard = []
-        for turn in range(rounds):
-            prompt = prompt_of(seed + 1000 * turn + number, 24)
-            heard.append(await ask(port, PATH, body_of(prompt, tokens)))
-        return heard
+        return [
+            await ask(port, PATH, body_of(prompt, options.tokens))
+            for prompt in prompts_of(seed, number, options)
+        ]
 
     begin = time.perf_counter()
     heard = [each for group in await asyncio.gather(*map(client, range(clients))) for each in group]
@@ -218,15 +227,15 @@ async def beside_long_prompt(port: int, clients: int, tokens: int) -> dict[str, 
 
 
 @contextmanager
-def engine(options: argparse.Namespace) -> Iterator[Callable[[list[str]], float]]:
-    """The engine without HTTP: prompts -> tokens per second."""
-    arguments = [options.model, str(options.slots), str(options.context), str(options.threads)]
-    command = [sys.executable, "-c", ENGINE, *arguments, str(options.tokens)]
+def engine(options: argparse.Namespace) -> Iterator[Callable[[list[list[str]]], float]]:
+    """The engine without HTTP: the prompts of each client, one after the other -> tokens/s."""
+    numbers = (options.slots, options.context, options.threads, options.tokens, options.speculate)
+    command = [sys.executable, "-c", ENGINE, options.model, *(str(int(n)) for n in numbers)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
 
-    def run(prompts: list[str]) -> float:
+    def run(prompts: list[list[str]]) -> float:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(prompts) + "\n")
@@ -234,7 +243,7 @@ def engine(options: argparse.Namespace) -> Iterator[Callable[[list[str]], float]
         return float(process.stdout.readline())
 
     try:
-        run([prompt_of(1, 8)])
+        run([[prompt_of(1, 8)]])
         yield run
     finally:
         process.terminate()
@@ -250,14 +259,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             with server(options) as port:
                 for clients in options.clients:
                     seed = 100_000 * (turn + 1) + 10_000 * clients
-                    figures = asyncio.run(load(port, clients, options.rounds, options.tokens, seed))
+                    figures = asyncio.run(load(port, clients, seed, options))
                     results.setdefault(f"{name} {clients}", []).append(figures)
                 if options.reader_tokens:
                     figures = asyncio.run(beside_long_prompt(port, READERS, options.reader_tokens))
                     results.setdefault(f"{name} long prompt", []).append(figures)
         with engine(options) as run:
             for clients in options.clients:
-                prompts = [prompt_of(500_000 * (turn + 1) + k, 24) for k in range(clients)]
+                seed = 500_000 * (turn + 1) + 10_000 * clients
+                prompts = [prompts_of(seed, number, options) for number in range(clients)]
                 figures = {"tokens_per_second": run(prompts)}
                 results.setdefault(f"engine {clients}", []).append(figures)
     return results
@@ -274,12 +284,19 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="files, smollm2 or random")
     parser.add_argument("--folder", type=Path, default=Path("models"), help="of the random model")
     parser.add_argument("--clients", type=lambda text: [int(n) for n in text.split(",")])
+    parser.add_argument("--words", type=int, default=24, help="of a prompt")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--slots", type=int, default=17)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--no-speculate",
+        dest="speculate",
+        action="store_false",
+        help="greedy texts repeat themselves, so guesses make one client alone many times faster",
+    )
     parser.add_argument("--reader-tokens", type=int, default=160, help="0: no long prompt")
     parser.add_argument("--peer-python", help="an interpreter that has xllamacpp")
     parser.add_argument("--out", type=Path, default=RESULTS / "serving.json")

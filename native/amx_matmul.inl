@@ -1,38 +1,16 @@
 // Quantized matrices times int8 activations on AMX tiles. In: MatmulJob. Out: its rows of `out`.
 // The tile layout's slices are rows of AMX's second operand as they lie once unpacked to signed
 // bytes: 16 rows of the matrix x 64 inputs against 16 tokens. Sums and their order are those of
-// tile_matmul.inl, so the bits are too. Few tokens go there, and groups of 16, of which an
-// instruction would multiply a quarter of what it can.
+// tile_matmul.inl, so the bits are too. Few tokens go there, super-blocks to amx_super.inl.
 
 constexpr int64_t kAmxTokens = 12;  // fewer are faster in vector registers
-
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-// Registers 0..3: sums of 2 token blocks x 2 tiles. 4, 5: tokens. 6, 7: codes.
-inline void shape_tiles(int64_t step) {
-  TileShapes shapes;
-  for (int k = 0; k < 8; ++k) {
-    const bool tokens = k == 4 || k == 5;
-    shapes.rows[k] = uint8_t(k < 6 ? 16 : step / 4);
-    shapes.row_bytes[k] = uint16_t(tokens ? step : 64);
-  }
-  // Assembly, because gcc 12's intrinsic names only 8 of the 64 bytes as read.
-  asm volatile("ldtilecfg %0" : : "m"(shapes));
-}
 
 // Inputs that one instruction multiplies.
 inline int64_t inputs_at_once(const TileMatrix& m) { return m.group_width == 32 ? 32 : 64; }
 
-// Groups of a block, 1 but for super-blocks.
-inline int64_t groups_of_block(const TileMatrix& m) { return m.sub == kNoSub ? 1 : super_groups(m); }
-
 // Where the tile's block lies that has this block of activations.
 inline const uint8_t* header_of(const TileMatrix& m, int64_t tile, int64_t block) {
-  const int64_t number = m.group_width > kBlockInputs ? 0 : block / groups_of_block(m);
+  const int64_t number = m.group_width > kBlockInputs ? 0 : block;
   return m.tiles + tile * m.tile_bytes + block_offset(m, number);
 }
 
@@ -58,7 +36,6 @@ void unpack_signed_block(const MatmulJob& job, int64_t tile, int64_t block, int6
   const __m512i zero = (__m512i)((CodePart)rows.part[0] * 0x01010101u);
   at += header_bytes(m);
   if (m.group_width > kBlockInputs) at += block * (kBlockInputs / kChunkInputs) * chunk_bytes(bits);
-  at += block % groups_of_block(m) * chunk_bytes(bits);  // a super-block's groups are chunks
   const int64_t chunks = chunk_count(inputs_of_block(job, block));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     Codes slices[8];
@@ -75,62 +52,6 @@ void unpack_signed_block(const MatmulJob& job, int64_t tile, int64_t block, int6
 }
 
 using Unpack = void (*)(const MatmulJob&, int64_t, int64_t, int64_t, uint8_t*);
-
-// sum += 16 tokens times codes; tile registers, which must be written as numbers.
-#define MULTIPLY_TILES(sum, tokens, codes)   \
-  do {                                       \
-    if constexpr (is_signed)                 \
-      _tile_dpbssd(sum, tokens, codes);      \
-    else                                     \
-      _tile_dpbsud(sum, tokens, codes);      \
-  } while (0)
-
-// Where 16 tokens' activations of an input lie, and from one row of their tile to the next.
-constexpr int64_t kTokenBytes = 64;
-CRUMB_INLINE const int8_t* tokens_at(const int8_t* x, int64_t input) {
-  return x + input / 64 * (kTokensTogether * kTokenBytes) + input % 64;
-}
-
-// One step of a block joins the sums in registers 0..3, or begins them. Sums of the block before,
-// which are still there, are stored just before their register is needed: storing then overlaps
-// with multiplying.
-template <bool is_signed, bool two_tokens, bool two_tiles, bool begins>
-CRUMB_INLINE void multiply_step(const int8_t* x, int64_t stride, const uint8_t* codes,
-                                int64_t strip_bytes, int32_t* before) {
-#define BEGIN_SUM(sum)                                    \
-  do {                                                    \
-    if (begins && before) _tile_stored(sum, before + 256 * sum, 64); \
-    if (begins) _tile_zero(sum);                          \
-  } while (0)
-  _tile_loadd(4, x, kTokenBytes);
-  _tile_loadd(6, codes, 64);
-  BEGIN_SUM(0);
-  MULTIPLY_TILES(0, 4, 6);
-  if constexpr (two_tokens) {
-    _tile_loadd(5, x + kTokensTogether * stride, kTokenBytes);
-    BEGIN_SUM(1);
-    MULTIPLY_TILES(1, 5, 6);
-  }
-  if constexpr (two_tiles) {
-    _tile_loadd(7, codes + strip_bytes, 64);
-    BEGIN_SUM(2);
-    MULTIPLY_TILES(2, 4, 7);
-    if constexpr (two_tokens) {
-      BEGIN_SUM(3);
-      MULTIPLY_TILES(3, 5, 7);
-    }
-  }
-#undef BEGIN_SUM
-}
-
-// The sums of a block as (tile, token block, 16 tokens, 16 rows).
-template <bool two_tokens, bool two_tiles>
-CRUMB_INLINE void store_sums(int32_t* sums) {
-  _tile_stored(0, sums, 64);
-  if constexpr (two_tokens) _tile_stored(1, sums + 256, 64);
-  if constexpr (two_tiles) _tile_stored(2, sums + 512, 64);
-  if constexpr (two_tokens && two_tiles) _tile_stored(3, sums + 768, 64);
-}
 
 // Unpacked groups of one or two tiles: all of them, or four at a time where tokens are so few that
 // they pass once.
@@ -211,7 +132,6 @@ class TokenBlocks {
     const uint8_t* at = header_of(m, tile_ + k, group);
     float* scale = strips_.headers + (2 * k * kGroupsAtOnce + g) * kTileRows;
     float* beside = scale + kGroupsAtOnce * kTileRows;
-    if (m.sub != kNoSub) return store_super_header(m, at, group % groups_of_block(m), scale, beside);
     const Header header = read_header(at, m.zero);
     store_floats(scale, header.scale);
     if (m.zero == kMinimum) store_floats(beside, header.minimum);
@@ -233,9 +153,8 @@ class TokenBlocks {
     const float* by = job_.x.scale + token_ * scales_ + (group + g) / strips_.of_block;
     for (int64_t k = 0; k < kTiles; ++k) {
       const float* at = strips_.headers + 2 * k * floats + first * next_header;
-      const uint8_t* super = header_of(job_.matrix, tile_ + k, group + g);
       const int32_t* sums = sums_ + g * kSumsOfGroup + k * kSumsOfGroup / 2;
-      strips_.scale({at, at + floats, super, next_header, sums, by, totals_ + g,
+      strips_.scale({at, at + floats, next_header, sums, by, totals_ + g,
                      out_ + k * kSumsOfGroup / 2},
                     blocks, groups, scales_, tokens_);
     }
@@ -272,9 +191,7 @@ void amx_tiles(const MatmulJob& job) {
   const bool once = job.tokens <= kTokensAtOnce;
   const bool is_signed = bits < 8 || m.zero == kFixed;
   const Unpack unpack = unpack_signed_block<bits, table>;
-  const bool super = m.sub != kNoSub;
-  const Scale scale = m.zero == kMinimum ? (super ? scale_super<kMinimum> : scale_groups<kMinimum>)
-                      : super            ? scale_super<kFixed>
+  const Scale scale = m.zero == kMinimum ? scale_groups<kMinimum>
                       : is_signed        ? scale_groups<kFixed>
                                          : scale_groups<kVariable>;
   const int64_t bytes = once ? kGroupsAtOnce * kBlockInputs * 16 : 16 * padded_to(m.columns, 64);
@@ -288,8 +205,7 @@ void amx_tiles(const MatmulJob& job) {
     const bool two = tile + 1 < job.last_tile;
     for (int64_t k = 0; k <= two && !once; ++k) {
       float* headers = strips.headers + 2 * k * kTileRows * strips.groups;
-      const auto expand = m.sub == kNoSub ? expand_headers : expand_super_headers;
-      expand(m, tile + k, headers, headers + kTileRows * strips.groups);
+      expand_headers(m, tile + k, headers, headers + kTileRows * strips.groups);
       uint8_t* to = strips.codes + k * strips.bytes;
       for (int64_t block = 0; block < blocks; ++block) {
         unpack(job, tile + k, block, step, to);
@@ -304,6 +220,7 @@ void amx_tiles(const MatmulJob& job) {
 
 void amx_matmul(const MatmulJob& job) {
   if (!job.x.together) return tile_matmul(job);
+  if (job.matrix.sub != kNoSub) return amx_super_matmul(job);
   if (job.matrix.table) return amx_tiles<4, true>(job);
   switch (job.matrix.bits) {
     case 2: return amx_tiles<2, false>(job);

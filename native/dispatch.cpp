@@ -41,6 +41,9 @@ bool runs_avx512() {
 
 bool runs_amx() {
   if (!runs_avx512()) return false;
+#ifdef CRUMB_EMULATES_AMX
+  return true;
+#endif
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kTiles = 1u << 24, kBytes = 1u << 25;

@@ -12,7 +12,7 @@ void Worker::barrier() const { engine.barrier(); }
 
 Activations Worker::activations(int index) const {
   Activations laid = engine.activations[index];
-  laid.together = lie_together(engine.kernels, rows, laid.block_inputs);
+  laid.together = lie_together(engine.kernels, rows, laid.columns);
   return laid;
 }
 

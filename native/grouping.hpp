@@ -115,7 +115,7 @@ inline Activations rows_of(const Worker& worker, int index, int64_t first, int64
   x.codes += first * x.stride;
   x.scale += first * scale_count(x);
   x.sum += first * x.blocks;
-  x.together = lie_together(worker.kernels(), count, x.block_inputs);
+  x.together = lie_together(worker.kernels(), count, x.columns);
   return x;
 }
 

@@ -1,5 +1,8 @@
 // AVX-512 as in isa_avx512.cpp, and AMX for many tokens: the shared kernels, compiled for this set.
 #include <immintrin.h>
+#ifdef CRUMB_EMULATES_AMX
+#include "amx_emulation.hpp"
+#endif
 
 #include "kernels.hpp"
 #include "tile.hpp"
@@ -15,7 +18,9 @@ constexpr int kVectorBytes = 64;
 #define CRUMB_FEW_TOKENS kAmxTokens - 1
 #define CRUMB_TOGETHER_FROM kAmxTokens
 #include "run_kernels.inl"
+#include "amx_tiles.inl"
 #include "amx_join.inl"
+#include "amx_super.inl"
 #include "amx_matmul.inl"
 }  // namespace
 

@@ -245,10 +245,9 @@ struct RunKernels {
   void (*attention)(const AttentionJob&);
 };
 
-// Whether the int8 activations of a step lie 16 tokens together: small blocks never do.
-static constexpr bool lie_together(const RunKernels& kernels, int64_t tokens,
-                                   int64_t block_inputs) {
-  return tokens >= kernels.together_from && block_inputs >= 32;
+// Whether the int8 activations of a step lie 16 tokens together: those of a few inputs never do.
+static constexpr bool lie_together(const RunKernels& kernels, int64_t tokens, int64_t columns) {
+  return tokens >= kernels.together_from && columns >= 32;
 }
 
 }  // namespace crumb

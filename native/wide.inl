@@ -117,6 +117,11 @@ CRUMB_INLINE Ints shift_right(Ints ints) {
   EACH_PART(if constexpr (count > 0) ints.part[i] >>= count);
   return ints;
 }
+template <int count>
+CRUMB_INLINE Ints shift_left(Ints ints) {
+  EACH_PART(ints.part[i] <<= count);
+  return ints;
+}
 CRUMB_INLINE Ints low_digit(Ints ints) {
   EACH_PART(ints.part[i] &= 15);
   return ints;

@@ -97,21 +97,31 @@ class Builder:
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             return list(workers.map(self.compile, sources, sources.values()))
 
-    def check_program(self, architecture: str, sets: Sequence[str], ready: bool = False) -> Path:
+    def check_program(
+        self,
+        architecture: str,
+        sets: Sequence[str],
+        ready: bool = False,
+        more_flags: Mapping[str, Sequence[str]] | None = None,
+    ) -> Path:
         """The kernels' check with all sets of an architecture, or with the baseline alone.
 
-        ready: takes objects that CMake built, where no source is newer.
+        ready: takes objects that CMake built, where no source is newer. more_flags: of sources by
+        name, which are then compiled here.
         """
+        more_flags = more_flags or {}
         define = [f"-D{DEFINITION[architecture]}"] if len(sets) > 1 else []
         ours = ["-std=c++20", "-ffp-contract=off", f"-I{NATIVE}", *define]
         sources = dict.fromkeys(sorted(CHECK.glob("*.cpp")), ours)
-        sources |= {NATIVE / name: ours for name in BESIDE_SETS}
+        sources |= {NATIVE / name: [*ours, *more_flags.get(name, ())] for name in BESIDE_SETS}
         sources |= dict.fromkeys(sorted(NATIVE.glob("operations/*.cpp")), ours)
         done = []
         for name in sets:
             source = NATIVE / SETS[architecture][name]
             flags = [*set_flags(source.name), "-ffp-contract=off", "-std=c++20", *define]
-            built = self._built_by_cmake(source, flags) if ready else None
+            flags += more_flags.get(source.name, ())
+            take = ready and source.name not in more_flags
+            built = self._built_by_cmake(source, flags) if take else None
             if built is not None:
                 done.append(built)
             else:

@@ -1,4 +1,4 @@
-"""The kernels' check where this machine is not: NEON under an emulator, by clang, sanitized.
+"""The kernels' check where this machine is not: NEON and AMX emulated, by clang, sanitized.
 
 In: cross compiler and qemu-aarch64, clang 16 or later, or the machine's compiler with its
 sanitizers; a test skips with its reason where they are missing. Out: no mismatch, and nothing that
@@ -11,7 +11,16 @@ import shutil
 import subprocess
 
 import pytest
-from native_program import DEFINITION, NATIVE, SETS, Builder, run_check, set_flags, shared_symbols
+from native_program import (
+    CHECK,
+    DEFINITION,
+    NATIVE,
+    SETS,
+    Builder,
+    run_check,
+    set_flags,
+    shared_symbols,
+)
 
 from crumb.kernels import dispatch
 
@@ -77,6 +86,22 @@ def test_a_neon_set_shares_no_symbol_with_another(isa, tmp_path):
     need(CROSS, NM)
     source = SETS["aarch64"][isa]
     assert shared_symbols(source, "aarch64", CROSS, NM, tmp_path / "set.o") == [TABLES[isa]]
+
+
+@pytest.fixture(scope="module")
+def emulated_amx_program(request):
+    compiler = shutil.which("c++")
+    if compiler is None or "avx512" not in dispatch.supported_sets():
+        pytest.skip("needs a C++ compiler and avx512")
+    builder = Builder(compiler, request.config.cache.mkdir("kernels-check-amx"), ["-O2"])
+    emulated = ["-DCRUMB_EMULATES_AMX", f"-I{CHECK}"]
+    flags = dict.fromkeys(["isa_amx.cpp", "dispatch.cpp"], emulated)
+    return builder.check_program("x86_64", list(SETS["x86_64"]), ready=True, more_flags=flags)
+
+
+@pytest.mark.parametrize("part", ["matmul", "engine"])
+def test_emulated_amx_agrees_with_plain_references(part, emulated_amx_program):
+    run_check([emulated_amx_program, "every=4", part], list(SETS["x86_64"]))
 
 
 CLANG_VERSIONS = range(30, 15, -1)

@@ -118,6 +118,7 @@ def serve(
     access: AccessOptions = ACCESS_DEFAULTS,
     limits: LimitOptions = LIMIT_DEFAULTS,
     engine: EngineOptions = ENGINE_DEFAULTS,
+    speculate: bool = True,
     log_prompts: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Answer over HTTP as OpenAI, Anthropic and Ollama do, with a chat page.
@@ -128,6 +129,7 @@ def serve(
         model: a model under a name of its own, as NAME=MODEL; repeatable.
         models_dir: a directory whose models are all served.
         alias: a further name of a model, as NAME=MODEL; repeatable.
+        speculate: guess tokens from the text so far where that pays; the text is the same.
         log_prompts: write what clients send into the log.
     """
     named = dict(named_models(models, model))
@@ -138,7 +140,7 @@ def serve(
         for small in SMALL_MODELS:
             if small.chats:
                 log(f"    crumb serve {small.name}    fetches {small.size} once")
-    settings = server_settings(access, limits, log_prompts)
+    settings = server_settings(access, limits, speculate, log_prompts)
     if engine.cache_dir is not None:
         open_directory(engine.cache_dir)  # said now, not when a model is loaded
     others = aliases(alias)
@@ -168,7 +170,7 @@ def serve(
 
 
 def server_settings(
-    access: AccessOptions, limits: LimitOptions, log_prompts: bool
+    access: AccessOptions, limits: LimitOptions, speculate: bool, log_prompts: bool
 ) -> ServerSettings:
     """The flags as the server has them. Raises: UsageError."""
     return ServerSettings(
@@ -183,6 +185,7 @@ def server_settings(
         most_tokens=limits.max_tokens,
         silence_seconds=limits.ping_seconds or None,
         shutdown_seconds=limits.shutdown_seconds,
+        speculate=speculate,
         log_prompts=log_prompts,
     )
 

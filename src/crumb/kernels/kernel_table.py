@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from crumb import _native
-from crumb.formats.catalog import CATALOG, ZeroKind
+from crumb.formats.catalog import CATALOG, ScaleKind, ZeroKind
 from crumb.kernels.dispatch import selected_set
 from crumb.machine.processors import processor_features
 
@@ -67,9 +67,8 @@ WIDE_CODES = {
 }
 """Where 8-bit codes go another way: the instructions for few tokens and for more."""
 
-HALF_CHUNKS = {"amx": "avx512"}
-"""Where groups of 16 go the way of another set, because half a chunk is too little for this."""
-
+SCALED_CODES = {"amx": "tdpbsud"}
+"""The instruction for more tokens where codes times sub-scales are unsigned bytes: 2 and 3 bits."""
 
 LETTERS_ONLY = ("fma", "asimddp")
 """Features that could be words; all others have a digit or an underscore."""
@@ -114,16 +113,17 @@ def kernels_of(isa: str) -> list[Kernel]:
     """A row for each row of the catalog and the zero kinds that go the same way."""
     rows: list[Kernel] = []
     for code in CATALOG.values():
-        halves = max(code.group_sizes) == 16
-        by_way: dict[tuple[str, str, int], list[str]] = {}
+        by_way: dict[tuple[str, str], list[str]] = {}
         for zero in code.zeros:
-            way = HALF_CHUNKS.get(isa, isa) if halves else isa
-            few, more, few_tokens = DOTS[way].few, DOTS[way].more, _native.FEW_TOKENS[way]
+            few, more = DOTS[isa].few, DOTS[isa].more
             if code.bits == 8 and (isa, zero) in WIDE_CODES:
                 few, more = WIDE_CODES[isa, zero]
-            by_way.setdefault((few, more, few_tokens), []).append(zero.value)
-        for (few, more, few_tokens), zeros in by_way.items():
+            if code.scale is ScaleKind.SUPER and code.bits <= 3:
+                more = SCALED_CODES.get(isa, more)
+            by_way.setdefault((few, more), []).append(zero.value)
+        for (few, more), zeros in by_way.items():
             exact = f"decoded to f32, {DOTS[isa].fused}"
+            few_tokens = _native.FEW_TOKENS[isa]
             rows.append(Kernel(code.name, tuple(zeros), few_tokens, few, more, exact))
     plain = f"widened to f32, {DOTS[isa].fused}"
     rows.append(Kernel("float16, bfloat16, float32", (), 0, plain, plain, plain))

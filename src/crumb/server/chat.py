@@ -92,8 +92,10 @@ def generate_request(
 
 
 def capped(call: Call, request: GenerateRequest) -> GenerateRequest:
-    """A request of at most as many tokens as a reply may have."""
-    most = call.service.settings.most_tokens
+    """A request as the server's settings allow: of so many tokens, guessed or not."""
+    settings = call.service.settings
+    request = replace(request, speculate=request.speculate and settings.speculate)
+    most = settings.most_tokens
     if most is None:
         return request
     asked = most if request.max_tokens is None else request.max_tokens

@@ -31,6 +31,7 @@ class ServerSettings:
     silence_seconds: float | None = 15.0  # after which a stream says that it lives; None: never
     shutdown_seconds: float = 30.0  # for what still runs when it is told to end
     most_connections: int = 1024
+    speculate: bool = True  # guess tokens where that pays; none changes
     log_prompts: bool = False
 
     def __post_init__(self) -> None:

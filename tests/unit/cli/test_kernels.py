@@ -73,10 +73,8 @@ def test_every_format_of_the_catalog_has_one_kernel(isa: str) -> None:
 
 
 @pytest.mark.skipif("amx" not in COMPILED, reason="AMX is x86-64's")
-def test_groups_of_16_do_not_go_to_amx() -> None:
-    """lie_together in native/run_kernels.hpp is what decides."""
+def test_super_blocks_of_few_bits_are_unsigned_bytes_on_amx() -> None:
+    """scaled_codes in native/super_strip.inl is what decides."""
     more = {row.format: (row.few_tokens, row.more) for row in kernel_table.kernels_of("amx")}
-    assert more["q4_k"] == (11, "tdpbssd")
-    for code in CATALOG.values():
-        if code.group_sizes == (16,):
-            assert more[code.name] == (32, "vpdpbusd"), code.name
+    assert more["q4_k"] == more["q6_k"] == (11, "tdpbssd")
+    assert more["q2_k"] == more["q3_k"] == (11, "tdpbsud")
