@@ -4,7 +4,7 @@
 // are two digits, and a tile's two planes of digits take the places of two tiles.
 // The bits are those of super_matmul.inl.
 
-constexpr int kDigitBits = 6;  // of the lower digit: products within -4096..4096 leave -64..64
+constexpr int kDigitBits = 8;  // of a product of signed bytes: the lower within -128..127
 
 template <int bits, bool table>
 constexpr bool has_digits() {
@@ -22,15 +22,16 @@ struct SuperNumbers {
 template <int bits, bool table>
 CRUMB_INLINE void multiply_to_digits(Codes codes, Ints by, Codes& low, Codes& high) {
   constexpr int kZero = super_zero(bits, table) != kFixed ? 0 : table ? 128 : 1 << (bits - 1);
-  constexpr int kLow = (1 << kDigitBits) - 1;
-  const Ints taken = by * all_ints(-kZero);
+  constexpr int kHalf = 1 << (kDigitBits - 1);  // so that the lower digit has a sign
+  const Ints taken = all_ints(kHalf) - by * all_ints(kZero);
   const ShortPart twice = (ShortPart)make_pairs(by, by).part[0];
   const ShortPart plus = (ShortPart)make_pairs(taken, taken).part[0];
-  const CodePart even_codes = codes.part[0] & 0x00ff00ffu, odd_codes = codes.part[0] >> 8 & 0x00ff00ffu;
-  const ShortPart even = (ShortPart)even_codes * twice + plus;
-  const ShortPart odd = (ShortPart)odd_codes * twice + plus;
-  low.part[0] = (CodePart)((even & kLow) | ((odd & kLow) << 8));
-  high.part[0] = (CodePart)((even >> kDigitBits & 0xff) | (odd >> kDigitBits << 8));
+  const CodePart even_codes = codes.part[0] & 0x00ff00ffu;
+  const CodePart odd_codes = codes.part[0] >> 8 & 0x00ff00ffu;
+  const CodePart even = (CodePart)((ShortPart)even_codes * twice + plus);
+  const CodePart odd = (CodePart)((ShortPart)odd_codes * twice + plus);
+  low.part[0] = ((even & 0x00ff00ffu) | (odd & 0x00ff00ffu) << 8) ^ 0x80808080u;
+  high.part[0] = (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
 }
 
 // A super-block's products as bytes, `plane` bytes between their digits.
