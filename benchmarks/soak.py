@@ -219,6 +219,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json")
+    parser.set_defaults(speculate=True)
     options = parser.parse_args()
     options.model = str(model_file(options.model, options))
     machine = describe_machine()
