@@ -74,7 +74,7 @@ class SuperTiles {
         once_(job.tokens <= kTokensAtOnce),
         out_(reinterpret_cast<float*>(job.scratch)),
         sums_(reinterpret_cast<int32_t*>(out_ + kSumsOfGroup)),
-        numbers_(reinterpret_cast<Numbers*>(sums_ + 2 * kSuperBlocks * kSumsOfGroup)),
+        numbers_(reinterpret_cast<Numbers*>(sums_ + kSuperBlocks * kSumsOfGroup)),
         pairs_(reinterpret_cast<int32_t*>(numbers_ + 2 * blocks_)),
         shift_(pairs_ + (kHasTerms ? kTokensAtOnce * scales_ * kPairs : 0)),
         codes_(job.scratch + kAmxScratch + padded_to(beside_codes(), 64)),
@@ -137,54 +137,42 @@ class SuperTiles {
     if constexpr (kHasTerms) pair_sums(job_.x, token, tokens, pairs_);
     if constexpr (kZero != 0) shift_sums(job_, token, tokens, kGroups, kZero, shift_);
     for (int64_t k = 0; k < kSumsOfGroup; k += kTileRows) store_floats(out_ + k, all_floats(0.0f));
-    for (int64_t block = 0; block <= blocks_; ++block) {
+    for (int64_t block = 0; block < blocks_; ++block) {
       uint8_t* codes = codes_ + (once_ ? 0 : block * kTileRows * kSuperInputs);
-      if (once_ && block < blocks_) unpack(tile, kTiles == 2, block, codes);
-      multiply_and_join<two_tokens, two_tiles>(token, tokens, block, codes);
+      if (once_) unpack(tile, kTiles == 2, block, codes);
+      multiply_block<two_tokens, two_tiles>(token, block, codes);
+      for (int64_t k = 0; k < kTiles; ++k) join_block(k, token, tokens, block);
     }
     for (int64_t k = 0; k < kTiles; ++k)
       for (int64_t t = 0; t < tokens; ++t)
         finish_tile(job_, tile + k, token + t, load_floats(out_ + k * kSumsOfGroup / 2 + 16 * t));
   }
 
-  // The sums of a super-block begin while those of the one before join the outputs, a quarter behind
-  // each step, so that vector and tile registers work at the same time.
   template <bool two_tokens, bool two_tiles>
-  void multiply_and_join(int64_t token, int64_t tokens, int64_t block, const uint8_t* codes) {
-    constexpr int64_t kTiles = two_tiles && !kDigits ? 2 : 1, kSteps = kSuperInputs / 64;
+  void multiply_block(int64_t token, int64_t block, const uint8_t* codes) {
     const int64_t stride = job_.x.stride;
     const int8_t* x = tokens_at(job_.x.codes + token * stride, block * kSuperInputs);
-    int32_t* sums = sums_ + block % 2 * kSuperBlocks * kSumsOfGroup;
-    int32_t* before = sums_ + (block + 1) % 2 * kSuperBlocks * kSumsOfGroup;
-    for (int64_t step = 0; step < kSteps; ++step) {
-      if (block < blocks_) {
-        if (step % 2)
-          multiply_step<kDigits, two_tokens, two_tiles, false>(x, stride, codes, plane_, nullptr);
-        else
-          multiply_step<kDigits, two_tokens, two_tiles, true>(x, stride, codes, plane_,
-                                                              step ? sums : nullptr);
-        x += kTokensTogether * kTokenBytes;
-        codes += 64 * kTileRows;
-      }
-      const int64_t first = step * kTokensAtOnce / kSteps, end = first + kTokensAtOnce / kSteps;
-      for (int64_t k = 0; k < kTiles && block; ++k)
-        join_tokens(k, token, first, end < tokens ? end : tokens, block - 1, before);
+    for (int64_t b = 0; b < kSuperBlocks; ++b) {
+      multiply_step<kDigits, two_tokens, two_tiles, true>(x, stride, codes, plane_,
+                                                          b ? sums_ : nullptr);
+      multiply_step<kDigits, two_tokens, two_tiles, false>(
+          x + kTokensTogether * kTokenBytes, stride, codes + 64 * kTileRows, plane_, nullptr);
+      x += kBlockInputs / 64 * kTokensTogether * kTokenBytes;
+      codes += kBlockInputs * kTileRows;
     }
-    if (block < blocks_) store_sums<two_tokens, two_tiles>(sums + kSumsOfGroup);
+    store_sums<two_tokens, two_tiles>(sums_ + kSumsOfGroup);
   }
 
-  // A super-block's sums of tile k join the outputs of some tokens.
-  void join_tokens(int64_t k, int64_t token, int64_t first, int64_t end, int64_t block,
-                   const int32_t* sums) {
+  // A super-block's sums of tile k join its outputs.
+  void join_block(int64_t k, int64_t token, int64_t tokens, int64_t block) {
     const Numbers& numbers = numbers_[k * blocks_ + block];
+    const int32_t* sums = sums_ + k * kSumsOfGroup / 2;
     const float* by = job_.x.scale + token * scales_ + block * kSuperBlocks;
     const int32_t* pairs = pairs_ + block * kSuperBlocks * kPairs;
     const int32_t* shift = shift_ + block * kSuperBlocks;
     float* to = out_ + k * kSumsOfGroup / 2;
-    sums += k * kSumsOfGroup / 2;
     const Header header{numbers.scale, kHasTerms ? numbers.minimum : numbers.scale, {}};
-#pragma GCC unroll 2
-    for (int64_t t = first; t < end; ++t) {
+    for (int64_t t = 0; t < tokens; ++t) {
       Floats out = load_floats(to + 16 * t);
 #pragma GCC unroll 2
       for (int64_t b = 0; b < kSuperBlocks; ++b) {
@@ -209,7 +197,7 @@ class SuperTiles {
   const int64_t blocks_, scales_;  // super-blocks of a row, blocks of activations
   const bool once_;                // tokens pass once: a super-block is unpacked when it is needed
   float* out_;                     // (tile, 32 tokens, 16 rows)
-  int32_t* sums_;                  // (this and the next, 2 blocks, tile or digit, 32 tokens, 16 rows)
+  int32_t* sums_;                  // (2 blocks of 128 inputs, tile or digit, 32 tokens, 16 rows)
   Numbers* numbers_;               // (tile, super-blocks)
   int32_t* pairs_;                 // (tokens, scales, pairs): sums of activations of two groups
   int32_t* shift_;                 // (tokens, scales): what the zero of scaled codes takes
