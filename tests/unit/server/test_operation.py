@@ -151,6 +151,21 @@ def test_metrics_tell_what_came_from_memory_from_disk_and_from_guesses(
     assert len(set(texts)) == 1
 
 
+def test_a_server_that_may_not_guess_gives_the_same_text(place: Path) -> None:
+    said = "Come here, said the cat. " * 8 + "Come"
+    texts = []
+    for speculate in (True, False):
+        model = served("novella", place)
+        with live(lambda model=model: [model], speculate=speculate) as running:
+            until(lambda: running.http.get("/health").status_code == 200)
+            assert model.model is not None
+            model.model.scheduler.speculation.drafts_for = always_drafts
+            answer = running.post("/v1/completions", prompt=said, max_tokens=16, temperature=0)
+            texts.append(answer["choices"][0]["text"])
+            assert (metric(running, "vllm:spec_decode_num_drafts_total") > 0) is speculate
+    assert texts[0] == texts[1]
+
+
 def test_a_request_that_takes_too_long_is_ended(puppet: Puppet) -> None:
     puppet.seconds = 0.2
     status, answer = puppet.live.refused(CHAT, **ASK, max_tokens=30)
