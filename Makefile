@@ -20,10 +20,11 @@ demo: $(VENV)/plain.stamp
 	$(BIN)/crumb demo
 
 test: lint
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not oracle"
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not oracle and not exhaustive"
 
+# A file's tests stay on one processor: many of them share what takes long to make.
 oracle: $(VENV)/oracle.stamp
-	$(BIN)/python -m pytest -m oracle
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "oracle or exhaustive"
 
 # In an environment of its own: what the clients bring along is their own business.
 clients: $(VENV)-clients/clients.stamp

@@ -53,14 +53,16 @@ def errors_of(model: Model, arguments: argparse.Namespace) -> dict[tuple[str, st
             break  # the head
         statistics = walk.statistics(group)
         for variant, settings in VARIANTS.items():
-            factored = factor(statistics.hessian, statistics.tokens, settings)
+            hessian = statistics.hessian
+            factored = factor(hessian, statistics.tokens, settings)
+            shared = hessian if factored is None else factored
             for linear in group.linears:
                 weights = model.checkpoint.tensors.read_float(linear.weight)
                 for name in arguments.formats:
                     problem = LayerProblem(
-                        linear.weight, weights, None, drawn.size, parse_format(name), settings
+                        linear.weight, weights, shared, drawn.size, parse_format(name), settings
                     )
-                    report = solve_gptq(problem, factored).report
+                    report = solve_gptq(problem).report
                     errors.setdefault((name, variant), []).append(report.relative_error or 0.0)
     return errors
 

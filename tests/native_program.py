@@ -73,6 +73,12 @@ class Builder:
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
         return done.stdout
 
+    def _make(self, path: Path, *arguments: object) -> None:
+        """A file that appears whole, whatever another process makes of it at the same time."""
+        made = path.with_suffix(f".{os.getpid()}{path.suffix}")
+        self._run(*arguments, "-o", made)
+        made.replace(path)
+
     def sources_of(self, source: Path, flags: Sequence[str]) -> list[Path]:
         """The source and all headers of ours that it includes."""
         listed = self._run("-MM", *self.flags, *flags, source)
@@ -87,7 +93,7 @@ class Builder:
         made_of = item.with_suffix(".key")
         if not item.exists() or not made_of.exists() or made_of.read_text() != key.hexdigest():
             made_of.unlink(missing_ok=True)
-            self._run(*self.flags, *flags, "-c", source, "-o", item)
+            self._make(item, *self.flags, *flags, "-c", source)
             made_of.write_text(key.hexdigest())
         return item
 
@@ -127,7 +133,7 @@ class Builder:
             else:
                 sources = {source: flags} | sources  # the longest first
         program = self.folder / "check"
-        self._run(*self.flags, *self.objects(sources), *done, "-pthread", "-o", program)
+        self._make(program, *self.flags, *self.objects(sources), *done, "-pthread")
         return program
 
     def _built_by_cmake(self, source: Path, flags: Sequence[str]) -> Path | None:

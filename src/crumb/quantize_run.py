@@ -54,7 +54,6 @@ from crumb.solve.gptq import solve_gptq
 from crumb.solve.on_grid import codes_on_grid
 from crumb.solve.problem import (
     LayerProblem,
-    LayerSolution,
     SolveReport,
     check_finite,
     join_reports,
@@ -65,10 +64,9 @@ from crumb.solve.whole_matrix import solve_matrix
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What is known of the input of a group of layers: its factored H, or H where that failed."""
+    """What is known of the input of a group of layers."""
 
-    hessian: NDArray[np.float64] | None
-    factored: Factored | None
+    hessian: NDArray[np.float64] | Factored  # factored unless that failed
     routed: Routed | None = None  # of an expert
 
 
@@ -284,7 +282,7 @@ class QuantizeRun:
     def factored(self, statistics: LayerStatistics) -> LayerInput:
         """Statistics ready for the sweep; H itself is let go where the factor exists."""
         factored = factor(statistics.hessian, statistics.tokens, self.request.settings)
-        return LayerInput(statistics.hessian if factored is None else None, factored)
+        return LayerInput(statistics.hessian if factored is None else factored)
 
     def matrix(self, spec: TensorSpec, layer_input: LayerInput | None) -> None:
         """Quantize and store one matrix, or take it from an earlier run."""
@@ -318,13 +316,8 @@ class QuantizeRun:
             format=self.formats[spec.name],
             settings=self.request.settings,
         )
-
-        def solve(rows: LayerProblem) -> LayerSolution:
-            if layer_input is None:
-                return solve_round(rows)
-            return solve_gptq(rows, layer_input.factored)
-
         with placed(spec.name):
+            solve = solve_round if problem.hessian is None else solve_gptq
             return solve_matrix(self.slices(spec), problem, solve)
 
     def unfinished_stages(self, index: int) -> bool:

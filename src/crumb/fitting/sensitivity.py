@@ -259,11 +259,11 @@ class SensitivityPass:
         settings = replace(self.settings, refits=refits, refinements=0)
 
         def loss(format: Format) -> float:
+            hessian = factored if sweeps(format) else None
             problem = LayerProblem(
-                sampled.name, sampled.weights, None, self.tokens.size, format, settings
+                sampled.name, sampled.weights, hessian, self.tokens.size, format, settings
             )
-            swept = factored is not None and sweeps(format)
-            solution = solve_gptq(problem, factored) if swept else solve_round(problem)
+            solution = solve_round(problem) if hessian is None else solve_gptq(problem)
             change = sampled.weights - decode_reference(solution.codes, solution.parameters, format)
             return sum(metric.loss(change, sampled.rows) for metric in sampled.metrics)
 

@@ -25,13 +25,23 @@ ROUND_LIMIT = np.float32(1024.0)
 
 @dataclass(frozen=True)
 class GroupParameters:
-    """What each group stores beside its codes."""
+    """What each group stores beside its codes: a scale, and what its zero and its block add.
+
+    The arrays are one record, for most of what is done with them (rows taken, joined, laid into a
+    header) is done to each alike. Raises: AssertionError for a pair that no format has.
+    """
 
     scale: NDArray[np.float16]  # (out_features, blocks), may be negative
     zero_point: Codes | None = None  # (out_features, groups), variable zero only
     minimum: NDArray[np.float16] | None = None  # (out_features, blocks), float minimum only
     sub_scale: NDArray[np.int8] | None = None  # (out_features, groups), super-blocks only
     sub_minimum: Codes | None = None  # (out_features, groups), super-blocks with a minimum only
+
+    def __post_init__(self) -> None:
+        assert self.zero_point is None or self.minimum is None, "a group has one zero"
+        assert self.zero_point is None or self.sub_scale is None, "zero points have no super-block"
+        has_both = (self.sub_scale is None, self.minimum is None) == (False, False)
+        assert (self.sub_minimum is not None) == has_both, "a sub-minimum beside both, and only so"
 
     def group_scale(self) -> Floats:
         """Each group's scale as f32, exactly, (out_features, groups)."""

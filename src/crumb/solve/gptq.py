@@ -37,23 +37,25 @@ SLAB_ROWS = 128
 """Rows that one thread solves at a time, the same on every machine."""
 
 
-def solve_gptq(problem: LayerProblem, factored: Factored | None = None) -> LayerSolution:
-    """Codes by GPTQ. `factored` may be given when several layers share an input.
+def solve_gptq(problem: LayerProblem) -> LayerSolution:
+    """Codes by GPTQ.
 
     Raises: SolveError for weights that are not finite, or for a fallback in strict mode.
     """
     problem.check()
-    assert problem.hessian is not None or factored is not None, "GPTQ needs statistics"
-    if factored is None and problem.hessian is not None:
-        factored = factor(problem.hessian, problem.tokens, problem.settings)
-    if factored is None:
-        reason = f"rounded to nearest: {_why_hopeless(problem)}"
-        _refuse_if_strict(problem, reason)
-        solution = solve_round(problem)
-        return replace(solution, report=replace(solution.report, fallback=reason))
-    if factored.fallback:
-        _refuse_if_strict(problem, factored.fallback)
-    return _swept(problem, factored)
+    hessian = problem.hessian
+    assert hessian is not None, "GPTQ needs statistics"
+    if not isinstance(hessian, Factored):
+        factored = factor(hessian, problem.tokens, problem.settings)
+        if factored is None:
+            reason = f"rounded to nearest: {_why_hopeless(hessian)}"
+            _refuse_if_strict(problem, reason)
+            solution = solve_round(problem)
+            return replace(solution, report=replace(solution.report, fallback=reason))
+        hessian = factored
+    if hessian.fallback:
+        _refuse_if_strict(problem, hessian.fallback)
+    return _swept(problem, hessian)
 
 
 def _swept(problem: LayerProblem, factored: Factored) -> LayerSolution:
@@ -117,8 +119,8 @@ def _refitted(layer: Layer, best: Pass) -> Pass:
     return best
 
 
-def _why_hopeless(problem: LayerProblem) -> str:
-    if problem.hessian is not None and not problem.hessian.diagonal().any():
+def _why_hopeless(hessian: NDArray[np.float64]) -> str:
+    if not hessian.diagonal().any():
         return "calibration never used this input"
     return "H is not positive definite at any damping"
 

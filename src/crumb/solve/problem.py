@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import Format
 from crumb.formats.grid import GroupParameters
+
+if TYPE_CHECKING:
+    from crumb.solve.factored import Factored
 
 
 class Method(StrEnum):
@@ -88,7 +92,8 @@ class LayerProblem:
 
     name: str
     weights: NDArray[np.float32]  # (out_features, in_features); a solver does not change it
-    hessian: NDArray[np.float64] | None  # (in_features, in_features); None only for Method.ROUND
+    # (in_features, in_features), or its factor, which layers share; None only for Method.ROUND
+    hessian: NDArray[np.float64] | Factored | None
     tokens: int
     format: Format
     settings: SolveSettings

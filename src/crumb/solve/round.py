@@ -1,6 +1,7 @@
 """Round to nearest: every weight goes to the closest code of its group's grid.
 
-In: a LayerProblem (H is used for the search of scales if it is there). Out: a LayerSolution.
+In: a LayerProblem (H is used for the search of scales if it is there and not factored).
+Out: a LayerSolution.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.formats.grid import decode_reference, encode_reference
+from crumb.solve.factored import Factored
 from crumb.solve.problem import LayerProblem, LayerSolution, SolveReport
 from crumb.solve.product import product
 from crumb.solve.scales import fit_scales
@@ -19,15 +21,16 @@ def solve_round(problem: LayerProblem) -> LayerSolution:
     problem.check()
     weights, format = problem.weights, problem.format
     importance = np.ones(weights.shape[1], np.float32)
-    if problem.hessian is not None:
-        importance = problem.hessian.diagonal().astype(np.float32)
+    hessian = None if isinstance(problem.hessian, Factored) else problem.hessian
+    if hessian is not None:
+        importance = hessian.diagonal().astype(np.float32)
     parameters = fit_scales(weights, importance, format, *problem.settings.grid)
     codes = encode_reference(weights, parameters, format)
     decoded = decode_reference(codes, parameters, format)
     error = energy = None
-    if problem.hessian is not None:
-        error = weighted_square(weights - decoded, problem.hessian)
-        energy = weighted_square(weights, problem.hessian)
+    if hessian is not None:
+        error = weighted_square(weights - decoded, hessian)
+        energy = weighted_square(weights, hessian)
     report = SolveReport(error, energy, zero_share(decoded))
     return LayerSolution(codes, parameters, report)
 

@@ -311,10 +311,11 @@ def test_the_threads_of_blas_do_not_change_a_bit(solve, make_problem):
 def test_rows_solved_apart_give_the_same_codes(settings, zero, make_problem):
     problem = make_problem(40, 200, make_format(3, 32, zero), settings)
     factored = factor(problem.hessian, problem.tokens, settings)
-    whole = solve_gptq(problem, factored)
+    problem = replace(problem, hessian=factored)
+    whole = solve_gptq(problem)
     for rows in (1, 16, 17):
         parts = [
-            solve_gptq(replace(problem, weights=problem.weights[begin : begin + rows]), factored)
+            solve_gptq(replace(problem, weights=problem.weights[begin : begin + rows]))
             for begin in range(0, 40, rows)
         ]
         np.testing.assert_array_equal(np.concatenate([part.codes for part in parts]), whole.codes)
@@ -327,6 +328,6 @@ def test_a_factor_may_be_shared_by_layers_and_solved_without_h(make_problem):
     factored = factor(problem.hessian, problem.tokens, problem.settings)
     alone = solve_gptq(problem)
     for _ in range(2):
-        shared = solve_gptq(replace(problem, hessian=None), factored)
+        shared = solve_gptq(replace(problem, hessian=factored))
         assert stored_bytes(shared) == stored_bytes(alone)
         assert shared.report == alone.report
