@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -191,8 +191,8 @@ class Rehearsal:
     def _solve_matrix(self, spec: TensorSpec, names: set[str], factored: Factored | None) -> None:
         for format in map(parse_format, sorted(names)):
             slices = self.checkpoint.tensors.slices(spec.name, ROWS_AT_ONCE)
-            problem = self._problem(spec, format)
-            solve = solve_round if factored is None else partial(solve_gptq, factored=factored)
+            problem = replace(self._problem(spec, format), hessian=factored)
+            solve = solve_round if factored is None else solve_gptq
             with placed(spec.name):
                 tensor, _ = solve_matrix(slices, problem, solve)
             self._store.store(f"{spec.name} {format.name}", tensor, {})
