@@ -203,6 +203,12 @@ class NativeEngine {
     engine_.limits.capacity = capacity;
   }
 
+  // Operations up to the end of a section that another follows.
+  int section_end(int section) const {
+    require(section >= 0 && section < int(engine_.sections.size()), "no such section");
+    return int(engine_.sections[section].end);
+  }
+
   int operation_count() const { return int(engine_.operations.size()); }
   void set_timed(bool timed) { engine_.timed = timed; }
 
@@ -319,6 +325,7 @@ void bind_engine(nb::module_& m) {
       .def("add_floats", &E::add_floats, array("weights"), nb::arg("columns"), nb::arg("kind"))
       .def("add", &E::add, nb::arg("kind"), nb::arg("arguments"))
       .def("begin_section", &E::begin_section)
+      .def("section_end", &E::section_end, nb::arg("section"))
       .def("operation_count", &E::operation_count)
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)

@@ -38,6 +38,7 @@ from crumb.requests.quantize_request import (
     QuantizeRequest,
     choose,
     needs_calibration,
+    of_plan,
 )
 from crumb.run.model import Model, open_model
 from crumb.solve.problem import (
@@ -78,6 +79,7 @@ def quantize(
     DoesNotFit.
     """
     model = open_model(request.model)
+    request = of_plan(model.plan, request)
     allocation, gradients, drawing = None, None, cache(lambda: draw(model, request.calibration))
     if request.is_planned:
         check_source(model, {})
@@ -96,7 +98,7 @@ def quantize(
     with open_workspace(request.out, key, request.restart) as workspace:
         if workspace is None:
             return result_of(request.out, already_done=True)
-        tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.tokens
+        tokens = np.zeros((0, 1), np.int64) if drawn is None else drawn.rows
         missing_bytes = costs.working_bytes - workspace.stored_bytes()
         check_free_space(request.out, missing_bytes, "the output and the work on it", ROOM)
         folder = gradients or workspace.gradients

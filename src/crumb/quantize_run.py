@@ -22,7 +22,7 @@ from crumb.calibrate.embedding import embedding_statistics
 from crumb.calibrate.routed import Routed, RoutedTokens
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
-from crumb.calibrate.walk import ExpertGroup, Group, HeadGroup, StageWalk
+from crumb.calibrate.walk import ExpertGroup, Group, HeadGroup, StageWalk, batches_of
 from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.errors import placed
@@ -48,7 +48,7 @@ from crumb.requests.quantize_request import (
     needs_calibration,
 )
 from crumb.run.model import Model
-from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
+from crumb.run.whole_texts import Batch, WholeTexts, behind_stage, of_stage, plan_texts
 from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.on_grid import codes_on_grid
@@ -60,6 +60,7 @@ from crumb.solve.problem import (
 )
 from crumb.solve.round import solve_round, zero_share
 from crumb.solve.whole_matrix import solve_matrix
+from crumb.texts.pairs import PairTokens
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class QuantizeRun:
         request: QuantizeRequest,
         workspace: Workspace,
         choice: Choice,
-        tokens: NDArray[np.int64],
+        tokens: NDArray[np.int64] | PairTokens,
         gradients: Path,
         progress: ProgressListener,
     ) -> None:
@@ -122,7 +123,7 @@ class QuantizeRun:
 
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
-        flowing = cut_batches(self.tokens)
+        flowing = batches_of(self.tokens)
         self.take_codes()
         if self.request.settings.weighs_tokens:
             self.weigh_tokens()
@@ -168,13 +169,19 @@ class QuantizeRun:
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
             for begin, weights in self.slices(spec):
                 check_finite(weights, spec.name, begin)
-        gradients = GradientPass(self.model.checkpoint, self.tokens, self.gradients)
+        gradients = GradientPass(self.model.checkpoint, self.plain_tokens, self.gradients)
 
         def told(stage: Stage, passes: float) -> None:
             work = stage_work(stage, self.tokens.size, self.tokens.shape[1])
             self.advance(passes * work, f"{stage.name}, gradients")
 
         self.token_weights = gradients.run(self.request.settings.token_power, told)
+
+    @property
+    def plain_tokens(self) -> NDArray[np.int64]:
+        """Those of texts; what goes through gradients is never a pair."""
+        assert not isinstance(self.tokens, PairTokens), "quantize_request.of_plan refuses it"
+        return self.tokens
 
     def embedding_input(self, spec: TensorSpec) -> LayerInput | None:
         """The H that an embedding is solved by, factored; None where it is rounded."""
@@ -184,7 +191,7 @@ class QuantizeRun:
         self.advance(embedding_work(self.model.plan, spec, self.tokens.shape), spec.name)
         if not self.unfinished(spec.name):
             return None
-        statistics = embedding_statistics(self.model.checkpoint, spec, self.tokens)
+        statistics = embedding_statistics(self.model.checkpoint, spec, self.plain_tokens)
         return None if statistics is None else self.factored(statistics)
 
     def calibrated_stage(self, index: int, flowing: list[Batch]) -> list[Batch]:
@@ -199,13 +206,15 @@ class QuantizeRun:
         trainer = self.trainer
         if trainer is not None:
             trainer.enter(index, self.texts, flowing)
-        walk = StageWalk(self.texts, index, flowing)
+        walk = StageWalk(self.texts, index, of_stage(stage, flowing))
         for group in walk.groups():
             self.group(walk, group)
             if last:
                 return flowing  # nothing needs the logits
         self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
-        return walk.flowing if trainer is None else self.trained(trainer, walk)
+        if trainer is None:
+            return behind_stage(self.model.plan, index, flowing, walk.flowing)
+        return self.trained(trainer, walk)
 
     @cached_property
     def trainer(self) -> BlockTrainer | None:
@@ -214,7 +223,7 @@ class QuantizeRun:
             return None
         steps = self.request.settings.training_steps
         settings = TrainingSettings(steps, self.request.calibration.seed)
-        return BlockTrainer(self.model.checkpoint, self.tokens, self.workspace, settings)
+        return BlockTrainer(self.model.checkpoint, self.plain_tokens, self.workspace, settings)
 
     def trained(self, trainer: BlockTrainer, walk: StageWalk) -> list[Batch]:
         """Train the block that the walk went through, and run the tokens through the result."""
@@ -344,7 +353,7 @@ class QuantizeRun:
         """How the model runs the batches, each matrix as its users will see it."""
         checkpoint = self.model.checkpoint
         finished = replace(checkpoint.tensors, entries=self.entries)
-        return plan_texts(replace(checkpoint, tensors=finished), cut_batches(self.tokens))
+        return plan_texts(replace(checkpoint, tensors=finished), batches_of(self.tokens))
 
     def float_record(self, spec: TensorSpec) -> dict[str, Any]:
         """What the manifest says of a matrix that its target cannot hold quantized."""

@@ -14,6 +14,7 @@ from crumb.calibrate.own_text import write_texts, writes, writes_readily
 from crumb.errors import UsageError
 from crumb.requests.quantize_request import DEFAULT_MIXTURE, Calibration
 from crumb.run.model import Model
+from crumb.run.source_texts import pair_tokens
 from crumb.texts.dialogues import parse_dialogues, render_plainly
 from crumb.texts.hub_texts import Use
 from crumb.texts.mixture import (
@@ -24,6 +25,7 @@ from crumb.texts.mixture import (
     draw_calibration,
     shares_of,
 )
+from crumb.texts.pairs import PairMarks
 from crumb.texts.sources import read_text
 from crumb.tokenizer.chat_template import ChatTemplate, load_chat_template
 
@@ -61,6 +63,12 @@ def mixture_of(model: Model, asked: Calibration) -> str:
 
 def reader_of(model: Model) -> ModelReading:
     """What a calibration asks of a model. Raises: CheckpointError."""
+    if model.plan.inputs:
+        return ModelReading(
+            partial(model.tokenizer.encode, special=False),
+            marks=PairMarks(*pair_tokens(model.checkpoint, model.tokenizer)),
+            encode_pair=model.tokenizer.encode,
+        )
     template = _template(model)
     chats = parse_dialogues(read_text(DIALOGUE, Use.CALIBRATION).text, DIALOGUE)
     openings = [] if template is None else [template.render(chat[:1]) for chat in chats]

@@ -22,7 +22,16 @@ from crumb.operations.experts import Experts
 from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.run.program import Floats
-from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
+from crumb.run.whole_texts import (
+    Batch,
+    WholeTexts,
+    behind_stage,
+    cut_batches,
+    cut_pairs,
+    of_stage,
+    plan_texts,
+)
+from crumb.texts.pairs import PairTokens
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class StageWalk:
     def __init__(self, texts: WholeTexts, index: int, flowing: Sequence[Batch]) -> None:
         self._texts, self._index, self._before = texts, index, flowing
         self.stage = texts.checkpoint.plan.stages[index]
-        self.flowing = [Batch(each.tokens, dict(each.buffers)) for each in flowing]
+        self.flowing = [Batch(each.tokens, dict(each.buffers), each.read) for each in flowing]
 
     def groups(self) -> Iterator[Group]:
         """Each group in turn, with the operations before it already run.
@@ -148,19 +157,26 @@ class StageWalk:
         return accumulate(self.inputs(group), group.linears[0].weight, weights)
 
 
+def batches_of(tokens: NDArray[np.int64] | PairTokens) -> list[Batch]:
+    """Calibration texts, or pairs, some at a time."""
+    if isinstance(tokens, PairTokens):
+        return [each for rows in tokens.groups for each in cut_pairs(rows.sources, rows.inputs)]
+    return cut_batches(tokens)
+
+
 def walk_model(
-    checkpoint: Checkpoint, tokens: NDArray[np.int64]
+    checkpoint: Checkpoint, tokens: NDArray[np.int64] | PairTokens
 ) -> Iterator[tuple[StageWalk, Group]]:
     """Every group of a model whose matrices stay as they are, where the walk has come to it.
 
     Ends with the head's input: nothing needs the logits.
     """
-    flowing = cut_batches(tokens)
+    flowing, plan = batches_of(tokens), checkpoint.plan
     texts = plan_texts(checkpoint, flowing)
-    for index in range(len(checkpoint.plan.stages)):
-        walk = StageWalk(texts, index, flowing)
+    for index, stage in enumerate(plan.stages):
+        walk = StageWalk(texts, index, of_stage(stage, flowing))
         for group in walk.groups():
             yield walk, group
-            if index == len(checkpoint.plan.stages) - 1:
+            if index == len(plan.stages) - 1:
                 return
-        flowing = walk.flowing
+        flowing = behind_stage(plan, index, flowing, walk.flowing)

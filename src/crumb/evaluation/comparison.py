@@ -13,6 +13,7 @@ from pathlib import Path
 
 from crumb.errors import CrumbError, ModelNotFound
 from crumb.evaluation.execution import Execution, make_execution
+from crumb.evaluation.pair_windows import cut_pair_windows, joined, together
 from crumb.evaluation.reference_pack import PACK, read_pack, score_on_pack
 from crumb.evaluation.report import Evaluation, divergence, perplexity
 from crumb.evaluation.scores import TokenScores, check_windows, score
@@ -129,6 +130,8 @@ def evaluate(
         path = pack_path(candidate.checkpoint.path, str(request.reference))
         return evaluate_on_pack(candidate, path, execution, progress)
     against = None if request.reference is None else open_model(request.reference)
+    if candidate.plan.inputs:
+        return _evaluate_pairs(candidate, against, request, execution, progress, begin)
     windows = cut_windows(
         read_text(request.text, Use.EVALUATION),
         candidate.tokenizer.encode,
@@ -141,6 +144,47 @@ def evaluate(
     check_windows(models, windows.tokens)
     begin(models, windows, execution)
     return evaluate_models([candidate], against, windows, progress, execution)[-1]
+
+
+def _evaluate_pairs(
+    candidate: Model,
+    against: Model | None,
+    request: EvaluateRequest,
+    execution: Execution,
+    progress: ProgressListener,
+    begin: Begin,
+) -> Evaluation:
+    """Of a model that reads a source: the targets of pairs, read from a text or made of it."""
+    text, clock = read_text(request.text, Use.EVALUATION), ProgressClock(progress)
+    groups = cut_pair_windows(candidate, text, request)
+    models = [against, candidate] if against else [candidate]
+    pairs, done = sum(len(each.tokens) for each in groups), 0
+    for windows in groups:
+        check_windows(models, windows.tokens)
+    begin(models, groups[0], execution)
+    by_group: list[list[TokenScores]] = []
+    for windows in groups:
+
+        def scored(count: int, total: int, before: int = done) -> None:
+            del total
+            clock((before + count) / pairs, f"{before + count} of {pairs} pairs")
+
+        has_reference, tokens = against is not None, windows.tokens
+        by_group.append(
+            score(models, tokens, windows.first_scored, has_reference, scored, execution)
+        )
+        done += len(tokens)
+    of_each = [joined(scores) for scores in zip(*by_group, strict=True)]
+    evaluation = make_evaluation(
+        candidate,
+        of_each[-1],
+        together(groups),
+        execution,
+        against,
+        of_each[0] if against else None,
+    )
+    mean = sum(each.tokens.size for each in groups) // pairs
+    return replace(evaluation, windows=pairs, window_tokens=mean)
 
 
 def evaluate_on_pack(

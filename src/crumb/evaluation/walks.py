@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Stage
+from crumb.architectures.plan import Plan, Stage
 from crumb.evaluation.execution import Execution, ExecutorKind, block_tokens
 from crumb.kernels.threads import parallel_map
 from crumb.operations.operation import Array, Context, as_numpy
@@ -109,9 +109,10 @@ def _walk_native(
 
 def _blocks(engine: Engine, window: Tokens, first_scored: int) -> Blocks:
     """The window in steps: up to the first scored token without logits, then with."""
+    source, window, first_scored = apart(engine.plan, window, first_scored)
     tokens = window.tolist()
     last = len(tokens) - 1  # it predicts nothing that is scored
-    sequence = engine.begin(tokens, reuse=False)
+    sequence = engine.begin(tokens, reuse=False, source=source.tolist())
     begin = 0
     try:
         while begin < last:
@@ -127,6 +128,16 @@ def _blocks(engine: Engine, window: Tokens, first_scored: int) -> Blocks:
         engine.end(sequence)
 
 
+def apart(plan: Plan, window: Tokens, first_scored: int) -> tuple[Tokens, Tokens, int]:
+    """What is read of a window, what is written, and the first of that which is scored.
+
+    Of a model with an encoder all is scored but the first: what stands before that is read.
+    """
+    if not plan.inputs:
+        return window[:0], window, first_scored
+    return window[: first_scored - 1], window[first_scored - 1 :], 1
+
+
 def _walk_array(
     models: Sequence[Model],
     windows: Tokens,
@@ -139,7 +150,7 @@ def _walk_array(
     results: list[Result] = []
     for begin in range(0, count, per_chunk):
         chunk = windows[begin : begin + per_chunk]
-        hidden = [_hidden(model, chunk) for model in models]
+        hidden = [_hidden(model, chunk, first_scored) for model in models]
 
         def one(
             index: int, begin: int = begin, hidden: list[list[dict[str, Array]]] = hidden
@@ -153,9 +164,13 @@ def _walk_array(
     return results
 
 
-def _hidden(model: Model, windows: Tokens) -> list[dict[str, Array]]:
+def _hidden(model: Model, windows: Tokens, first_scored: int) -> list[dict[str, Array]]:
     """What the head reads, for each window: all stages but the last, one stage at a time."""
-    flowing = [start_buffers(model.as_array(window[None, :])) for window in windows]
+    flowing = []
+    for each in windows:
+        source, window, _ = apart(model.plan, each, first_scored)
+        sources = {name: model.as_array(source[None, :]) for name in model.plan.inputs}
+        flowing.append(start_buffers(model.as_array(window[None, :])) | sources)
     for stage in model.plan.stages[:-1]:
         context = Context(model.stage_weights(stage))
 
@@ -174,4 +189,5 @@ def _head(model: Model, hidden: dict[str, Array], first_scored: int) -> Blocks:
     context = Context(model.stage_weights(stage))
     with np.errstate(over="ignore", invalid="ignore"):
         logits: Floats = as_numpy(run_stage(stage, dict(hidden), context)["logits"][0])
+    first_scored = 1 if model.plan.inputs else first_scored
     yield logits[first_scored - 1 : len(logits) - 1]

@@ -15,6 +15,7 @@ from typing import Any
 from crumb.architectures.plan import Plan
 from crumb.errors import UsageError, placed
 from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.operations.embed import Embed
 from crumb.operations.operation import TensorSpec
 from crumb.requests.budget import Budget
 from crumb.requests.number import as_integer
@@ -215,10 +216,29 @@ def matrices_of(plan: Plan) -> dict[str, tuple[str, TensorSpec]]:
     """Stage and shape of every matrix, in the plan's order, a tied one where it comes first."""
     matrices: dict[str, tuple[str, TensorSpec]] = {}
     for stage in plan.stages:
+        tables = {op.weight for op in stage.operations if isinstance(op, Embed)}
         for spec in stage.tensors():
             if spec.matrix:
-                matrices.setdefault(spec.name, (stage.name, spec))
+                kind = "embedding" if spec.name in tables else stage.name
+                matrices.setdefault(spec.name, (kind, spec))
     return matrices
+
+
+def of_plan(plan: Plan, request: QuantizeRequest) -> QuantizeRequest:
+    """What can be asked of a model that reads a source: gradients do not go through it.
+
+    Its tokens count alike, and its embedding is rounded. Raises: UsageError.
+    """
+    if not plan.inputs:
+        return request
+    if request.solve.trains or request.is_planned:
+        raise UsageError(
+            "gradients do not go through a model with an encoder yet",
+            where=plan.family,
+            do="Leave --effort best and budgets out, and give bits",
+        )
+    solve = replace(request.solve, token_power=0.0, solved_embedding_bits=0)
+    return replace(request, solve=solve)
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -19,6 +19,9 @@ from crumb.tokenizer.tokenizer import Tokenizer
 
 START = "decoder_start_token_id"
 
+MOST_SPANS = 100
+"""Marks that T5's tokenizers have for spans that are left out."""
+
 PLAIN = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
@@ -48,6 +51,23 @@ def start_token(checkpoint: Checkpoint) -> int | None:
         found=str(checkpoint.configuration.get(START, "no such key"))[:80],
         do=f"Add it; T5's is its padding token: {START} 0",
     )
+
+
+def pair_tokens(checkpoint: Checkpoint, tokenizer: Tokenizer) -> tuple[int, int, tuple[int, ...]]:
+    """What pairs are made with: the token before every answer, the one behind every text, and the
+    marks of spans that are left out, <extra_id_0> first. Raises: CheckpointError.
+    """
+    start = start_token(checkpoint)
+    assert start is not None, "it reads a source"
+    ends = tokenizer.encode("") or sorted(tokenizer.end_tokens)
+    if not ends:
+        raise CheckpointError(
+            "the tokenizer has no token that ends a text",
+            where=checkpoint.path,
+            expected="an eos_token",
+        )
+    named = (tokenizer.numbers((f"<extra_id_{number}>",)) for number in range(MOST_SPANS))
+    return start, ends[-1], tuple(token for tokens in named for token in tokens)
 
 
 def chat_template_of(checkpoint: Checkpoint) -> ChatTemplate:

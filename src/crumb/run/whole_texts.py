@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.architectures.plan import Plan
+from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.run.buffers import Place
@@ -39,6 +39,7 @@ class Batch:
 
     tokens: NDArray[np.int64]  # (texts, length)
     buffers: dict[str, Floats] = field(default_factory=dict)  # as engines hold them, padded
+    read: Batch | None = None  # what an encoder makes of each text's source
 
     def features(self, name: str, width: int) -> Floats:
         """A buffer of so many features, (texts * length, width), a view."""
@@ -70,15 +71,28 @@ class WholeTexts:
         A batch then has the buffers that are still needed; arrays that it had may be written over.
         Raises: CheckpointError.
         """
-        stage = self.checkpoint.plan.stages[index]
+        plan, stage = self.checkpoint.plan, self.checkpoint.plan.stages[index]
         operations, live = stage.operations[begin:end], stage.live_after(end - 1)
         read = {name for each in operations for name in each.reads}
+        makers = (
+            []
+            if stage.once
+            else [
+                place
+                for place, each in enumerate(plan.stages)
+                if plan.memory & read & {*each.outputs}
+            ]
+        )
         written = {name for each in operations for name in each.writes} & live
         if not operations:
             return
 
         def make(threads: int) -> Program:
             program = Program(self.checkpoint, replace(self.settings, threads=threads), self.memory)
+            for maker in makers:
+                program.remember(maker)
+            if makers:
+                program.native.begin_section()
             program.append(index, begin, end)
             return program
 
@@ -90,12 +104,30 @@ class WholeTexts:
                 buffers[name] = arrays.setdefault(place, _rows(place))
             for place, array in arrays.items():
                 program.native.move_buffer(program.buffer_at(place), array)
-            _step(program, batch.tokens)
+            if makers:
+                self._step_with_memory(program, batch, makers)
+            else:
+                program.native.step(_parts(batch.tokens), program.native.operation_count())
             for name in buffers.keys() - live:
                 del buffers[name]
 
         lane = lane_bytes(self.checkpoint.plan, index, self.settings, self.memory)
         Lanes(make, lane, len(batches)).map(one, batches)
+
+    def _step_with_memory(self, program: Program, batch: Batch, makers: Sequence[int]) -> None:
+        """Fill the memory of each text from what was made of its source, then run the texts."""
+        assert batch.read is not None, "a memory is made of what is read"
+        stages, places = self.checkpoint.plan.stages, self.memory.places
+        for maker in makers:
+            for name in stages[maker].outputs:
+                place, made = places[maker][name], batch.read.buffers[name]
+                program.native.move_buffer(program.buffer_at(place), made)
+        sources = _parts(batch.read.tokens)
+        memories = [(len(tokens), pages) for tokens, _, pages, _ in sources]
+        remembered = program.native.section_end(0)
+        program.native.step(sources, remembered, 0, memories)
+        last = program.native.operation_count()
+        program.native.step(_parts(batch.tokens), last, 1, memories)
 
 
 def cut_batches(tokens: NDArray[np.int64]) -> list[Batch]:
@@ -109,10 +141,44 @@ def texts_together(length: int) -> int:
     return max(1, BATCH_TOKENS // length)
 
 
+def cut_pairs(sources: NDArray[np.int64], texts: NDArray[np.int64]) -> list[Batch]:
+    """Texts and what is read before each, (count, length) both, some at a time."""
+    together = texts_together(max(sources.shape[1], texts.shape[1]))
+    slices = [slice(begin, begin + together) for begin in range(0, len(texts), together)]
+    return [Batch(texts[each], read=Batch(sources[each])) for each in slices]
+
+
+def of_stage(stage: Stage, batches: Sequence[Batch]) -> list[Batch]:
+    """The batches that run through a stage: those that are read, or the texts."""
+    if not stage.once:
+        return list(batches)
+    return [each.read for each in batches if each.read is not None]
+
+
+def behind_stage(
+    plan: Plan, index: int, batches: Sequence[Batch], ran: Sequence[Batch]
+) -> list[Batch]:
+    """The batches with what ran through a stage, without what no later stage reads."""
+    if not plan.inputs:
+        return list(ran)
+    read = {name for stage in plan.stages[index + 1 :] for name in stage.inputs}
+    for each in ran:
+        each.buffers = {name: array for name, array in each.buffers.items() if name in read}
+    if not plan.stages[index].once:
+        return list(ran)
+    return [replace(each, read=own) for each, own in zip(batches, ran, strict=True)]
+
+
 def plan_texts(checkpoint: Checkpoint, batches: Sequence[Batch]) -> WholeTexts:
-    """For these batches, the first of which is the largest. Raises: UsageError."""
-    settings, memory = plan_batch(checkpoint.plan, *batches[0].tokens.shape)
+    """For these batches. Raises: UsageError."""
+    every = [*batches, *(each.read for each in batches if each.read is not None)]
+    length = max(each.tokens.shape[1] for each in every)
+    settings, memory = plan_batch(checkpoint.plan, max(map(_texts, every)), length)
     return WholeTexts(checkpoint, settings, memory)
+
+
+def _texts(batch: Batch) -> int:
+    return len(batch.tokens)
 
 
 def plan_batch(plan: Plan, texts: int, length: int) -> tuple[EngineSettings, MemoryPlan]:
@@ -140,10 +206,10 @@ def _rows(place: Place) -> Floats:
     return aligned_bytes(place.rows, 4 * place.stride).view(np.float32)
 
 
-def _step(program: Program, tokens: NDArray[np.int64]) -> None:
+def _parts(tokens: NDArray[np.int64]) -> list[tuple[list[int], int, list[int], int]]:
+    """Whole texts as a step of the native engine takes them."""
     pages = -(-tokens.shape[1] // PAGE_TOKENS)
-    parts = [
+    return [
         (text, 0, list(range(index * pages, (index + 1) * pages)), 0)
         for index, text in enumerate(tokens.tolist())
     ]
-    program.native.step(parts, program.native.operation_count())

@@ -20,6 +20,16 @@ from numpy.typing import NDArray
 from crumb.errors import TextError, UsageError
 from crumb.texts.dialogues import Render, parse_dialogues, render_plainly
 from crumb.texts.hub_texts import Use
+from crumb.texts.pairs import (
+    PairMarks,
+    PairRows,
+    PairTokens,
+    has_pairs,
+    leave_spans_out,
+    read_pairs,
+    rows_of,
+    whole_tokens,
+)
 from crumb.texts.sources import Text, is_known, path_exists, read_text
 from crumb.texts.windows import Encode, token_stream
 
@@ -79,9 +89,17 @@ class CalibrationTokens:
     tokens: NDArray[np.int64]  # (sequences, length)
     sources: tuple[DrawnSource, ...]  # in the order of the sequences
     seed: int
+    pairs: PairTokens | None = None  # in place of the tokens, for a model that reads a source
+
+    @property
+    def rows(self) -> NDArray[np.int64] | PairTokens:
+        """What runs through the model."""
+        return self.tokens if self.pairs is None else self.pairs
 
     def sha256(self) -> str:
         """Of the tokens as little-endian 64-bit integers."""
+        if self.pairs is not None:
+            return hashlib.sha256(self.pairs.tobytes()).hexdigest()
         return _sha256(self.tokens)
 
 
@@ -92,6 +110,8 @@ class ModelReading:
     encode: Encode
     render: Render = render_plainly  # writes a chat as the model reads it
     write: Write | None = None  # None: this model writes no text
+    marks: PairMarks | None = None  # of a model that reads a source: it is calibrated on pairs
+    encode_pair: Encode | None = None  # the texts of its pairs, ended
 
 
 def _sha256(tokens: Tokens) -> str:
@@ -216,6 +236,8 @@ def draw_calibration(
     shorter than one sequence.
     """
     check_numbers(sequences, length, seed)
+    if reader.marks is not None:
+        return _draw_pairs(spec, reader, reader.marks, sequences, length, seed)
     generator = np.random.default_rng(seed)
     drawn: list[Tokens] = []
     sources: list[DrawnSource] = []
@@ -224,13 +246,42 @@ def draw_calibration(
             drawn.append(_written(reader, count, length, seed))
             sources.append(DrawnSource(name, count, _sha256(drawn[-1])))
             continue
-        text = read_text(name, Use.CALIBRATION)
-        if name == DIALOGUE:
-            chats = parse_dialogues(text.text, name)
-            text = replace(text, text="".join(map(reader.render, chats)))
+        text = _read(name, reader)
         drawn.append(_draw(text, reader.encode, count, length, generator))
         sources.append(DrawnSource(name, count, text.sha256))
     return CalibrationTokens(np.concatenate(drawn), tuple(sources), seed)
+
+
+def _read(name: str, reader: ModelReading) -> Text:
+    text = read_text(name, Use.CALIBRATION)
+    if name != DIALOGUE:
+        return text
+    chats = parse_dialogues(text.text, name)
+    return replace(text, text="".join(map(reader.render, chats)))
+
+
+def _draw_pairs(
+    spec: str, reader: ModelReading, marks: PairMarks, sequences: int, length: int, seed: int
+) -> CalibrationTokens:
+    """Pairs of a file, or spans left out of a text; `length` is that of a pair's row at most."""
+    generator = np.random.default_rng(seed)
+    groups: list[PairRows] = []
+    sources: list[DrawnSource] = []
+    for name, count in shares_of(spec, sequences):
+        if name == OWN:
+            raise UsageError("this model writes no text of its own", where=OWN, do="Name a text")
+        text = _read(name, reader)
+        if has_pairs(text):
+            pairs = read_pairs(text, reader.encode_pair or reader.encode)
+            chosen = np.sort(generator.permutation(len(pairs))[:count])
+            groups += rows_of([pairs[index] for index in chosen], marks, length).groups
+            count = len(chosen)
+        else:
+            texts = _draw(text, reader.encode, count, whole_tokens(length), generator)
+            groups.append(leave_spans_out(texts, marks, generator))
+        sources.append(DrawnSource(name, count, text.sha256))
+    none = np.zeros((0, length), np.int64)
+    return CalibrationTokens(none, tuple(sources), seed, PairTokens(tuple(groups)))
 
 
 def _written(reader: ModelReading, count: int, length: int, seed: int) -> Tokens:
