@@ -3,6 +3,7 @@
 In: a float model, calibration, texts to evaluate, budgets in bits per weight of the whole file.
 Out: JSON with the machine, a Markdown table, a picture (SVG). What a killed run finished in
 `--folder` is read again. A uniform format is every matrix's, the embedding's too.
+`--rehearse` quantizes nothing: each matrix is solved once in each format that some file has of it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from typing import Any
 from machine import describe_machine
 from report import RESULTS, print_table, write_record
 
+from crumb.calibrate.drawing import draw
 from crumb.evaluation.comparison import evaluate_models
-from crumb.pipeline import QuantizeResult, quantize
+from crumb.evaluation.reference_pack import ReferencePack, make_pack, read_pack, write_pack
+from crumb.fitting.candidates import directory_bytes
+from crumb.fitting.rehearsal import Rehearsal
+from crumb.fitting.sensitivity import SensitivityPass
+from crumb.formats.catalog import parse_format
+from crumb.pipeline import QuantizeResult, plan, quantize
+from crumb.planning import REHEARSAL, key_of, sensitivity_folder
 from crumb.requests.quantize_options import make_quantize_request
-from crumb.run.model import open_model
+from crumb.requests.quantize_request import QuantizeRequest, choose
+from crumb.run.model import Model, open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
-from crumb.texts.windows import cut_windows
+from crumb.texts.windows import Windows, cut_windows
 
 UNIFORM = ((2, 64), (3, 64), (4, 64))
 """Bits and groups of the line that mixes are held to."""
@@ -50,31 +59,82 @@ class Point:
         return sum(self.kl.values()) / len(self.kl)
 
 
-def make(asked: argparse.Namespace, name: str, **options: Any) -> QuantizeResult:
-    """A quantized model, or what an earlier run left of it."""
-    request = make_quantize_request(
-        asked.model,
-        asked.folder / name,
-        calibration=asked.calibration,
-        sequences=asked.sequences,
-        length_tokens=asked.length,
-        pack=False,
-        **options,
-    )
-    return quantize(request)
-
-
-def make_all(asked: argparse.Namespace) -> dict[str, QuantizeResult]:
+def requests_of(asked: argparse.Namespace) -> dict[str, QuantizeRequest]:
     """Every file of the table."""
-    results = {}
-    for bits in asked.budgets:
-        name = f"mix {bits:g}"
-        results[name] = make(asked, name.replace(" ", "-"), bits_per_weight=bits)
+    options: dict[str, dict[str, Any]] = {
+        f"mix {bits:g}": {"bits_per_weight": bits} for bits in asked.budgets
+    }
     for bits, group_size in UNIFORM:
-        name = f"int{bits} g{group_size}"
         widths = {"bits": bits, "group_size": group_size, "embedding": bits, "head": bits}
-        results[name] = make(asked, name.replace(" ", "-"), **widths)
-    return results
+        options[f"int{bits} g{group_size}"] = widths
+    return {
+        name: make_quantize_request(
+            asked.model,
+            asked.folder / name.replace(" ", "-"),
+            calibration=asked.calibration,
+            sequences=asked.sequences,
+            length_tokens=asked.length,
+            pack=False,
+            **each,
+        )
+        for name, each in options.items()
+    }
+
+
+def windows_of(asked: argparse.Namespace, model: Model, text: str) -> Windows:
+    """Those that are measured of a text."""
+    return cut_windows(
+        read_text(text, Use.EVALUATION),
+        model.tokenizer.encode,
+        protocol="llama.cpp",
+        length=512,
+        limit=asked.limit,
+        begin_token=model.tokenizer.begin_token,
+    )
+
+
+def rehearse(asked: argparse.Namespace, requests: dict[str, QuantizeRequest]) -> list[Point]:
+    """The KL of every mix, from matrices that are solved once in each format."""
+    model, formats, expected = open_model(asked.model), {}, {}
+    for name, request in requests.items():
+        if request.budget is None:
+            chosen = choose(model.plan, request).formats
+            formats[name] = {each: format.name for each, format in chosen.items()}
+        else:
+            planned = plan(request)
+            formats[name] = {each.tensor: each.format for each in planned.matrices}
+            expected[name] = planned.expected_kl
+    request = next(iter(requests.values()))
+    folder = sensitivity_folder(request, key_of(model, request))
+    tokens = draw(model, request.calibration).tokens
+    weights = SensitivityPass(model.checkpoint, tokens, request.settings, folder).weights()
+    kl: dict[str, dict[str, float]] = {name: {} for name in formats}
+    for text in asked.text:
+        pack = pack_of(asked, model, text)
+        rehearsal = Rehearsal(
+            model.checkpoint, tokens, request.settings, weights, folder / REHEARSAL, pack
+        )
+        rehearsal.solve(formats.values())
+        for name, mix in formats.items():
+            kl[name][Path(text).stem] = rehearsal.measure(mix).kl
+            print(name, Path(text).stem, f"{kl[name][Path(text).stem]:.4f}", flush=True)
+    points = []
+    for name, mix in formats.items():
+        parsed = {each: parse_format(format) for each, format in mix.items()}
+        size = directory_bytes(model.checkpoint, parsed)
+        bits = 8 * size / model.plan.parameters()
+        mixed = requests[name].budget is not None
+        points.append(Point(name, mixed, size, bits, expected.get(name), kl[name]))
+    return points
+
+
+def pack_of(asked: argparse.Namespace, model: Model, text: str) -> ReferencePack:
+    """What the float model predicts of a text's windows."""
+    path = asked.folder / f"{Path(text).stem}.{asked.limit}.pack"
+    if not path.is_file():
+        model = Model(model.checkpoint, model.as_array, keep=False)
+        write_pack(make_pack(model, windows_of(asked, model, text)), path)
+    return read_pack(path)
 
 
 def measure(asked: argparse.Namespace, results: dict[str, QuantizeResult]) -> list[Point]:
@@ -83,14 +143,7 @@ def measure(asked: argparse.Namespace, results: dict[str, QuantizeResult]) -> li
     models = [open_model(str(result.out)) for result in results.values()]
     kl: dict[str, dict[str, float]] = {name: {} for name in results}
     for text in asked.text:
-        windows = cut_windows(
-            read_text(text, Use.EVALUATION),
-            reference.tokenizer.encode,
-            protocol="llama.cpp",
-            length=512,
-            limit=asked.limit,
-            begin_token=reference.tokenizer.begin_token,
-        )
+        windows = windows_of(asked, reference, text)
         evaluations = evaluate_models(models, reference, windows)[1:]
         for name, evaluation in zip(results, evaluations, strict=True):
             assert evaluation.divergence is not None, "there is a reference"
@@ -188,10 +241,15 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5, 4.0])
     parser.add_argument("--limit", type=int, default=12, help="windows of each text")
     parser.add_argument("--folder", type=Path, required=True, help="where the models lie")
+    parser.add_argument("--rehearse", action="store_true", help="quantize nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "allocation.json")
     parser.add_argument("--picture", type=Path)
     asked = parser.parse_args()
-    points = measure(asked, make_all(asked))
+    requests = requests_of(asked)
+    if asked.rehearse:
+        points = rehearse(asked, requests)
+    else:
+        points = measure(asked, {name: quantize(each) for name, each in requests.items()})
     write_record(
         asked.out,
         {"machine": describe_machine(), "points": [vars(point) for point in points]},

@@ -2,8 +2,9 @@
 
 In: directories or GGUF files; without them random models of some families are written and rounded.
 Out: JSON with the machine, a Markdown table of each combination, and of the errors. One thread, in
-processor seconds, so that neighbours on the machine do not count; every combination is a process.
-A context is filled by all its sequences; speeds are those of half of it, and behind it.
+processor seconds; every combination is a process. A context is filled by all its sequences; speeds
+are those of half of it, and behind it. Memory may be measured beside other work (`--only memory`);
+speed wants a quiet machine, for neighbours take of its caches and of its memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -32,17 +33,22 @@ from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 DECODED_STEPS = 16
 """The fastest counts, as in the probe: what neighbours take of a processor's caches does not."""
 
-CONTEXTS, CACHES, SEQUENCES = (256, 640), ("f16", "int8", "f32"), (1, 3)
-FORMATS = (None, (4, 128), (2, 64))
+CONTEXTS, CACHES, SEQUENCES = (256, 640, 2048), ("f16", "int8", "f32"), (1, 3)
+FORMATS = (None, (4, 64), (2, 32))
 """Floats, and (bits, group size)."""
 
 PEAK_SHARE, PEAK_BYTES, SPEED_SHARE = 0.03, 64 << 20, 0.15
 """Errors that the project allows itself."""
 
-COLUMNS = (
-    *("model", "context", "cache", "sequences", "peak MB", "planned over peak"),
-    *("prompt tokens/s", "predicted over measured", "tokens/s", "predicted over measured"),
-)
+SETTINGS = ("model", "context", "cache", "sequences")
+COLUMNS = {
+    "memory": ("peak MB", "planned over peak"),
+    "prompt": ("prompt tokens/s", "predicted over measured"),
+    "decode": ("tokens/s", "predicted over measured"),
+}
+"""Figures, and how the table calls each and its error."""
+
+ONLY = {"memory": ("memory",), "speed": ("prompt", "decode"), "all": tuple(COLUMNS)}
 
 SIZES = {
     "architectures": ["x"],
@@ -74,6 +80,33 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 30.0,
         "sliding_window": 128,
         "tie_word_embeddings": True,
+    },
+    "gemma3_text": {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": 64,
+        "sliding_window": 128,
+        "rope_local_base_freq": 10000.0,
+        "tie_word_embeddings": True,
+    },
+    "gpt_neox": {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+        "use_parallel_residual": True,
+    },
+    "deepseek_v2": {
+        "num_key_value_heads": 12,
+        "kv_lora_rank": 256,
+        "q_lora_rank": None,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "v_head_dim": 64,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 512,
+        "first_k_dense_replace": 1,
     },
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 1024},
 }
@@ -118,7 +151,9 @@ def write_models(folder: Path) -> Iterator[str]:
                 continue
             bits, group_size = format
             out = folder / family / f"int{bits}-g{group_size}"
-            quantize(source, out=out, bits=bits, group_size=group_size, method="round", pack=False)
+            if not out.exists():
+                widths = {"bits": bits, "group_size": group_size, "method": "round"}
+                quantize(source, out=out, pack=False, **widths)
             yield str(out)
 
 
@@ -131,7 +166,7 @@ def combinations(models: list[str], each: int) -> Iterator[Combination]:
         next(settings)  # the next model begins elsewhere
 
 
-def predicted(asked: Combination) -> dict[str, Any]:
+def predicted(asked: Combination, speed: bool) -> dict[str, Any]:
     """What fit says of the file as it lies."""
     import crumb.cli.main  # noqa: F401
     from crumb.fitting import speed_probe
@@ -140,7 +175,7 @@ def predicted(asked: Combination) -> dict[str, Any]:
 
     speed_probe.CLOCK = time.process_time
     request = FitRequest(
-        (asked.model,), 1 << 50, asked.context, asked.sequences, asked.cache, threads=1
+        (asked.model,), 1 << 50, asked.context, asked.sequences, asked.cache, 1, speed
     )
     row = next(row for row in fit(request).models[0].rows if row.lies_here)
     return {
@@ -218,19 +253,27 @@ def _step(engine: Any, parts: list[Any]) -> float:
     return time.process_time() - begin
 
 
-PARTS = {"predicted": predicted, "peak": measured_peak, "speed": measured_speed}
+PARTS = {
+    "predicted-memory": partial(predicted, speed=False),
+    "predicted-speed": partial(predicted, speed=True),
+    "memory": measured_peak,
+    "speed": measured_speed,
+}
 
 
-def measure(asked: Combination) -> dict[str, Any]:
+def measure(asked: Combination, parts: tuple[str, ...]) -> dict[str, Any]:
     """Predicted and measured, each in a process of its own."""
     words = (asked.model, asked.context, asked.cache, asked.sequences)
-    said = measure_alone(__file__, "predicted", *words)
-    found = measure_alone(__file__, "peak", *words) | measure_alone(__file__, "speed", *words)
+    said: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
+    for part in parts:
+        said |= measure_alone(__file__, f"predicted-{part}", *words)
+        measured |= measure_alone(__file__, part, *words)
     return {
         **vars(asked),
         "model": "/".join(Path(asked.model).parts[-2:]),
         "predicted": said,
-        "measured": found,
+        "measured": measured,
     }
 
 
@@ -248,41 +291,33 @@ def within(record: dict[str, Any], name: str) -> bool:
     return bool(abs(record["predicted"][name] - measured) <= allowed)
 
 
-def print_errors(records: list[dict[str, Any]]) -> None:
+def print_errors(records: list[dict[str, Any]], figures: tuple[str, ...]) -> None:
     """Every combination, then each figure's errors."""
-    names = ("memory", "prompt", "decode")
-    print_table(
-        COLUMNS,
-        [
-            [
-                record["model"],
-                str(record["context"]),
-                record["cache"],
-                str(record["sequences"]),
-                f"{record['measured']['memory'] / 1e6:.1f}",
-                f"{ratio(record, 'memory'):.3f}",
-                f"{record['measured']['prompt']:.0f}",
-                f"{ratio(record, 'prompt'):.2f}",
-                f"{record['measured']['decode']:.1f}",
-                f"{ratio(record, 'decode'):.2f}",
-            ]
-            for record in records
-        ],
-    )
+    columns = [*SETTINGS, *(word for figure in figures for word in COLUMNS[figure])]
+    print_table(columns, [_row(record, figures) for record in records])
     print()
     rows = []
-    for name in names:
+    for name in figures:
         ratios = sorted(ratio(record, name) for record in records)
         good = sum(within(record, name) for record in records)
         spread = (ratios[0], statistics.median(ratios), ratios[-1])
-        rows.append([name, *(f"{each:.2f}" for each in spread), f"{good} of {len(records)}"])
+        rows.append([name, *(f"{each:.3f}" for each in spread), f"{good} of {len(records)}"])
     print_table(["predicted over measured", "least", "median", "most", "within the goal"], rows)
+
+
+def _row(record: dict[str, Any], figures: tuple[str, ...]) -> list[str]:
+    cells = [str(record[name]) for name in SETTINGS]
+    for figure in figures:
+        value = record["measured"][figure] / (1e6 if figure == "memory" else 1)
+        cells += [f"{value:.1f}", f"{ratio(record, figure):.3f}"]
+    return cells
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="beside the random ones")
     parser.add_argument("--each", type=int, default=3, help="combinations of each model")
+    parser.add_argument("--only", choices=list(ONLY), default="all")
     parser.add_argument("--folder", type=Path, help="where the random models lie, and stay")
     parser.add_argument("--out", type=Path, default=RESULTS / "fit_errors.json")
     parser.add_argument("--alone", nargs=5, help=argparse.SUPPRESS)
@@ -292,13 +327,14 @@ def main() -> None:
         one = Combination(model, int(context), cache, int(sequences))
         print(json.dumps(PARTS[part](one)))
         return
+    parts = ("memory", "speed") if asked.only == "all" else (asked.only,)
     records = []
     with tempfile.TemporaryDirectory() as scratch:
         models = [*asked.models, *write_models(asked.folder or Path(scratch))]
         for combination in combinations(models, asked.each):
-            records.append(measure(combination))
+            records.append(measure(combination, parts))
             write_record(asked.out, {"machine": describe_machine(), "records": records})
-    print_errors(records)
+    print_errors(records, ONLY[asked.only])
 
 
 if __name__ == "__main__":

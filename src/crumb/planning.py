@@ -19,6 +19,7 @@ import msgspec
 from crumb import __version__
 from crumb.architectures.plan import Plan, Stage
 from crumb.calibrate.drawing import draw
+from crumb.calibrate.token_weights import check_decoder
 from crumb.errors import CrumbError, UsageError
 from crumb.evaluation.reference_pack import PACK, make_pack, read_pack, write_pack
 from crumb.fitting.allocation import (
@@ -71,6 +72,7 @@ def plan_of(
         raise UsageError(
             "nothing to plan without a budget", do="Give memory, bits_per_weight or file_size"
         )
+    check_decoder(model.plan)
     resident = resident_bytes()
     named = named_formats(model.plan, request)
     check_reached(model.plan, set(named))

@@ -18,7 +18,7 @@ from tiny_models import LLAMA, write_model
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import CrumbWarning, DoesNotFit, UsageError
 from crumb.fitting.rehearsal import Rehearsal
-from crumb.fitting.sensitivity import SensitivityPass, sample
+from crumb.fitting.sensitivity import SensitivityPass, sample, token_shares
 from crumb.pipeline import plan, quantize
 from crumb.planning import plan_path
 from crumb.requests.quantize_options import make_quantize_request
@@ -38,7 +38,7 @@ class Written:
     """Calibration tokens."""
 
     def __init__(self, tokens: Any) -> None:
-        self.tokens, self.sources = tokens, ()
+        self.tokens, self.rows, self.sources = tokens, tokens, ()
 
     def sha256(self) -> str:
         return "0"
@@ -301,6 +301,13 @@ def log_probabilities(model: str, tokens: Any) -> Any:
     logits = np.asarray(Backward(open_model(model), tokens).logits(), np.float64)
     logits -= logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_tokens_that_did_not_come_come_as_often_as_those_that_came_once() -> None:
+    shares = token_shares(np.array([[0, 0, 0, 1], [2, 2, 3, 3]]), 6)
+    weights = np.array([3, 1, 2, 2, 0.5, 0.5])
+    np.testing.assert_allclose(shares, weights / weights.sum())
+    np.testing.assert_allclose(token_shares(np.array([[0, 1]]), 2), [0.5, 0.5])
 
 
 def test_a_sample_is_within_the_rows_and_evenly_spread() -> None:

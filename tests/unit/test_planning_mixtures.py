@@ -67,7 +67,7 @@ def log_probabilities(model: Path, tokens: Any) -> Any:
 def drawn(tokens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Drawn:
         def __init__(self) -> None:
-            self.tokens, self.sources = tokens, ()
+            self.tokens, self.rows, self.sources = tokens, tokens, ()
 
         def sha256(self) -> str:
             return "0"

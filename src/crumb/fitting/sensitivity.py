@@ -179,7 +179,11 @@ class SensitivityPass:
                 losses |= self._table(spec, counted.weights, metric, walk.statistics(group))
                 continue
             factored = factored or self._factored(walk.statistics(group, counted.for_solver))
-            losses[spec.name] = self._solved(self._sampled(spec, SAMPLED_ROWS, metric), factored)
+            if spec.shape[0] == self.checkpoint.plan.vocabulary:
+                rows = self._by_frequency(spec, (metric,))
+            else:
+                rows = self._sampled(spec, SAMPLED_ROWS, metric)
+            losses[spec.name] = self._solved(rows, factored)
         return losses
 
     def _heads(self, walk: StageWalk, group: HeadGroup, counted: _Counted) -> Losses:
@@ -232,21 +236,28 @@ class SensitivityPass:
         head_input: LayerStatistics | None = None,
     ) -> Losses:
         """An embedding: what its rows add to the stream, beside what they cost as a head."""
-        rows = spec.shape[0]
         of_stream = np.diag(weights.features[spec.name].astype(np.float64))
-        metrics = [_Metric(of_stream, 0.5 / rows)]  # each token reads one row
+        metrics = [_Metric(of_stream, 0.5 / spec.shape[0])]  # each token reads one row
         if as_head is not None:
             metrics.append(as_head)
         statistics = embedding_statistics(self.checkpoint, spec, self.tokens, head_input)
         factored = None if statistics is None else self._factored(statistics)
-        sampled = np.concatenate(
-            [
-                self.checkpoint.tensors.read_float(spec.name, slice(each, each + BLOCK_ROWS))
-                for each in sample(rows, TABLE_ROWS)[::BLOCK_ROWS]
-            ]
-        )
-        table = _Sampled(spec.name, rows, sampled, metrics)
+        table = self._by_frequency(spec, metrics)
         return {spec.name: self._solved(table, factored, self.settings.solves_embedding)}
+
+    def _by_frequency(self, spec: TensorSpec, metrics: Sequence[_Metric]) -> _Sampled:
+        """Rows of a vocabulary, each drawn by how often its token comes.
+
+        So often is a row read, and nearly so often does the loss answer to its logit.
+        """
+        shares = token_shares(self.tokens, spec.shape[0]).cumsum()
+        places = (np.arange(TABLE_ROWS) + 0.5) / TABLE_ROWS * shares[-1]
+        rows, drawn = np.unique(np.searchsorted(shares, places), return_counts=True)
+        weights = (drawn / drawn.mean()).astype(np.float32)
+        read = self.checkpoint.tensors.read_float
+        sampled = np.concatenate([read(spec.name, slice(row, row + 1)) for row in rows.tolist()])
+        counted = [replace(metric, row_weights=weights) for metric in metrics]
+        return _Sampled(spec.name, spec.shape[0], sampled, counted)
 
     def _solved(
         self,
@@ -326,6 +337,19 @@ def possible(in_features: int) -> Iterator[Format]:
         except UsageError:
             continue
         yield format
+
+
+def token_shares(tokens: NDArray[np.int64], vocabulary: int) -> NDArray[np.float64]:
+    """How often each token comes, (vocabulary,); those that did not, by Good and Turing.
+
+    Together they come as often as those that came once (I. J. Good 1953, Biometrika 40).
+    """
+    counts = np.bincount(tokens.ravel(), minlength=vocabulary)[:vocabulary].astype(np.float64)
+    unseen = counts == 0
+    if unseen.any():
+        counts[unseen] = max((counts == 1).sum(), 1) / unseen.sum()
+    shares: NDArray[np.float64] = counts / counts.sum()
+    return shares
 
 
 def spread(count: int, most: int) -> list[int]:
