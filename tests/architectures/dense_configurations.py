@@ -95,6 +95,16 @@ GPT2 = {
     "eos_token_id": 2,
 }
 
+OLMO3_ROPES = {
+    "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 300.0}
+    | {"original_max_position_embeddings": 40},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+}
+OLMO3 = of(BASE, "olmo3", "rope_theta", rope_parameters=OLMO3_ROPES, sliding_window=11)
+OLMO3 |= {"num_hidden_layers": 5}
+SEED = of(BASE, "seed_oss", **ODD, head_dim=14)
+ERNIE = of(BASE, "ernie4_5", **ODD, head_dim=14)
+
 DENSE: dict[str, Configuration] = {
     "gpt2": GPT2,
     "gpt2-unscaled": GPT2
@@ -118,6 +128,14 @@ DENSE: dict[str, Configuration] = {
     | {"attention_bias": True, "mlp_bias": True},
     "olmo2": OLMO2,
     "olmo2-biases": OLMO2 | TIED | {"attention_bias": True},
+    "olmo3": OLMO3,
+    "olmo3-kinds": OLMO3 | TIED | {"layer_types": [*WINDOWS, *WINDOWS[:2]], "attention_bias": True},
+    "seed_oss": SEED,
+    "seed_oss-biases": SEED
+    | TIED
+    | {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True},
+    "ernie4_5": ERNIE,
+    "ernie4_5-biases": ERNIE | UNTIED | {"use_bias": True},
     "phi": PHI,
     "phi-norms": PHI | {"qk_layernorm": True},
     "granite": GRANITE,
@@ -183,6 +201,10 @@ FOR_GGUF: dict[str, Configuration] = {
     "gemma3_text-long": GEMMA3_OF_SIX | LINEAR | {"num_hidden_layers": 7},
     "smollm3": DENSE["smollm3"] | FIVE_BLOCKS | {"no_rope_layer_interval": 4},
     "olmo2": DENSE["olmo2"],
+    "olmo3": DENSE["olmo3"],
+    "seed_oss": DENSE["seed_oss"],
+    "seed_oss-plain": DENSE["seed_oss"] | TIED | {"attention_bias": False},
+    "ernie4_5": DENSE["ernie4_5"],
     "granite": DENSE["granite"],
     "granite-tied": DENSE["granite-tied"],
     "cohere": DENSE["cohere"],

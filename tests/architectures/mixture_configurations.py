@@ -76,6 +76,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
     | {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "first_k_dense_replace": 0},
     "deepseek_v2": EVEN | {"q_lora_rank": None, "rope_scaling": SCALES},
     "deepseek_v2-groups": EVEN | {"topk_method": "group_limited_greedy", "attention_bias": True},
+    "glm4_moe_lite": DEEPSEEK
+    | {"model_type": "glm4_moe_lite", "mlp_layer_types": ["dense", "dense", "sparse"]},
     "deepseek_v3": DEEPSEEK | {"rope_scaling": SCALES},
     "deepseek_v3-halves": DEEPSEEK
     | {"rope_interleave": False, "norm_topk_prob": False, "attention_bias": True},

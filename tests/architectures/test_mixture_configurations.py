@@ -14,7 +14,7 @@ from crumb.architectures.registry import plan_of
 from crumb.errors import CheckpointError
 
 V3, V2, QWEN, GLM = "deepseek_v3", "deepseek_v2-groups", "qwen3_moe", "glm4_moe"
-L4, CHUNKS = "llama4_text", ["chunked_attention"] * 4
+L4, LITE, CHUNKS = "llama4_text", "glm4_moe_lite", ["chunked_attention"] * 4
 DYNAMIC = {"type": "dynamic", "factor": 2}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (V3, {"kv_lora_rank": None}, "kv_lora_rank: .* an integer from 1"),
@@ -38,6 +38,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granitemoe", {"num_experts_per_tok": 6}, "num_experts_per_tok: .* at most the 5 experts"),
     ("gpt_oss", {"num_local_experts": True}, "num_local_experts: .* an integer from 1"),
     ("olmoe", {"num_experts": "many"}, "num_experts: .* an integer from 1"),
+    (LITE, {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types: .* dense blocks"),
+    (LITE, {"mlp_layer_types": ["dense"]}, "mlp_layer_types: .* a list of 3 kinds"),
     (L4, {"moe_layers": "all"}, "moe_layers: .* a list of blocks"),
     (L4, {"interleave_moe_layer_step": 0}, "interleave_moe_layer_step: .* an integer from 1"),
     (L4, {"attn_temperature_tuning": "yes"}, "attn_temperature_tuning: .* true or false"),

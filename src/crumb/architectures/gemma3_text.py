@@ -2,33 +2,14 @@
 
 from dataclasses import replace
 
-from crumb.architectures.configuration import (
-    Configuration,
-    as_number,
-    read_flag,
-    read_object,
-    read_window,
-    refuse,
-)
+from crumb.architectures.configuration import read_flag, read_window, refuse
 from crumb.architectures.family import RMS_OF_ONE_MORE, BlockKind, HeadNorm
 from crumb.architectures.gemma2 import FAMILY as GEMMA2
 from crumb.architectures.gemma2 import caps_and_scales
-from crumb.architectures.kinds import KINDS, all_but_every
+from crumb.architectures.kinds import KINDS, all_but_every, ropes_by_kind
 from crumb.architectures.reader import Reader
 
-
-def _restate(configuration: Configuration) -> Configuration:
-    """A rotary embedding for each kind of block, as version 5 of transformers writes them."""
-    nested = read_object(configuration, "rope_parameters")
-    thetas = {KINDS[0]: ("rope_theta", 1e6), KINDS[1]: ("rope_local_base_freq", 1e4)}
-    scaling = read_object(configuration, "rope_scaling")
-    ropes = {
-        kind: {"rope_theta": as_number(configuration.get(key, usual), key)}
-        | (scaling if kind == KINDS[0] else {})
-        | read_object(nested, kind)
-        for kind, (key, usual) in thetas.items()
-    }
-    return {**configuration, "rope_scaling": None, "rope_parameters": ropes}
+THETAS = {KINDS[0]: ("rope_theta", 1e6), KINDS[1]: ("rope_local_base_freq", 1e4)}
 
 
 def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
@@ -54,5 +35,5 @@ FAMILY = replace(
     head_norm=HeadNorm(RMS_OF_ONE_MORE.kind, offset=RMS_OF_ONE_MORE.offset),
     kinds=_kinds,
     multipliers=lambda reader: replace(caps_and_scales(reader), score_cap=None),
-    restate=_restate,
+    restate=lambda configuration: ropes_by_kind(configuration, THETAS),
 )

@@ -6,9 +6,15 @@ Refuses lists of kinds that do not fit the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from crumb.architectures.configuration import as_integer, check_kinds
+from crumb.architectures.configuration import (
+    Configuration,
+    as_integer,
+    as_number,
+    check_kinds,
+    read_object,
+)
 from crumb.architectures.reader import Reader
 
 KINDS = ("full_attention", "sliding_attention")
@@ -46,3 +52,21 @@ def chunks_of(reader: Reader, usual: list[bool]) -> list[int | None]:
         chunked = [kind == CHUNKED[1] for kind in checked]
     chunk = reader.size("chunk") if any(chunked) else None
     return [chunk if each else None for each in chunked]
+
+
+def ropes_by_kind(
+    configuration: Configuration, thetas: Mapping[str, tuple[str, float]]
+) -> Configuration:
+    """A rotary embedding for each kind of block, as version 5 of transformers writes them.
+
+    `thetas`: kind -> the key of its theta and what that usually is. Only full blocks are scaled.
+    """
+    nested = read_object(configuration, "rope_parameters")
+    scaling = read_object(configuration, "rope_scaling")
+    ropes = {
+        kind: {"rope_theta": as_number(configuration.get(key, usual), key)}
+        | (scaling if kind == KINDS[0] else {})
+        | read_object(nested, kind)
+        for kind, (key, usual) in thetas.items()
+    }
+    return {**configuration, "rope_scaling": None, "rope_parameters": ropes}

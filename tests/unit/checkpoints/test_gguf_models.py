@@ -198,6 +198,7 @@ INEXPRESSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "rotating blocks": (DENSE["smollm3"], "smollm3 cannot express this model"),
     "scale of scores": (DENSE["gemma3_text"], "gemma3 cannot express this model"),
     "biases": (DENSE["falcon-new"], "expected no bias of"),
+    "a bias behind attention": (DENSE["seed_oss-biases"], "expected no bias of"),
     "slopes of falcon": (DENSE["falcon-slopes"] | {"bias": False}, "falcon cannot express"),
     "sums with norms": (DENSE["bloom-normed"], "bloom cannot express this model"),
     "scales by depth": (

@@ -29,9 +29,10 @@ class Architecture:
 
     name: str
     family: str  # the model_type that a file of it is read as
-    epsilon: str
-    activations: tuple[str, ...]  # those it computes; the first is what a file means
-    orders: Mapping[str, Callable[[int, Sizes], Order]]  # role -> order of so many rows
+    epsilon: str = "attention.layer_norm_rms_epsilon"
+    activations: tuple[str, ...] = ("silu",)  # those it computes; the first is what a file means
+    orders: Mapping[str, Callable[[int, Sizes], Order]] = field(default_factory=dict)
+    """Role -> the order of so many rows, where it is not ours."""
     windowed: str | None = None  # the model_type of a file with a sliding window
     mixture: str | None = None  # the model_type of a file with experts
     whole_heads: bool = True  # heads * head_dim must be the hidden size
@@ -51,13 +52,17 @@ class Architecture:
     from_blocks: Mapping[str, int] = field(default_factory=dict)  # role -> least depth that has it
     flags: tuple[str, ...] = ()  # keys of both; true where absent
     biases: tuple[str, ...] = ()  # roles that must have one
-    unbiased: bool = False  # no role has one
+    may_be_biased: tuple[str, ...] | None = None  # roles that may have one; None: all
     names: Mapping[str, str] = field(default_factory=dict)  # role -> where not as in TENSORS
     rotates: bool = True
     latent: bool = False  # keys and values of all heads come from one vector
 
     def key(self, short: str) -> str:
         return f"{self.name}.{short}"
+
+    def takes_bias(self, role: str) -> bool:
+        """Whether a tensor of this role may have a bias."""
+        return self.may_be_biased is None or role in self.may_be_biased
 
     def row_order(self, role: str, rows: int, sizes: Sizes) -> Order | None:
         """How the rows of a tensor lie in the file; None as ours do."""

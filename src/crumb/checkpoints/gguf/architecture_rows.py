@@ -34,7 +34,7 @@ def _part_by_part(rows: int, sizes: Sizes) -> Order:
 
 
 _GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
-_RMS, _LAYER = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+_LAYER = "attention.layer_norm_epsilon"
 
 _TURNED: dict[str, Callable[[int, Sizes], Order]] = {
     "query": lambda rows, sizes: _interleave(rows, sizes.heads),
@@ -72,16 +72,13 @@ def _query_scale(blocks_of_largest: int) -> Callable[[Mapping[str, Any]], Mappin
 _DEEPSEEK = Architecture(
     "deepseek2",
     family="deepseek_v3",
-    epsilon=_RMS,
-    activations=("silu",),
-    orders={},
     whole_heads=False,
     numbers={"factor": "expert_weights_scale"},
     counts=_EXPERTS | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
     decided=lambda words: {"num_key_value_heads": words["heads"], "norm_topk_prob": False},
     implied=lambda words: {"factor": 1.0, "groups": 1, "top_groups": 1},
     names={"query_norm": "blk.{block}.attn_q_a_norm"},
-    unbiased=True,
+    may_be_biased=(),
     latent=True,
 )
 
@@ -91,8 +88,6 @@ ROWS: tuple[Architecture, ...] = (
         family="llama",
         mixture="mixtral",
         counts={"experts": "expert_count", "used": "expert_used_count"},
-        epsilon=_RMS,
-        activations=("silu",),
         orders=_TURNED,
         windowed="mistral",
         whole_heads=False,
@@ -100,16 +95,13 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "llama4",
         family="llama4_text",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         whole_heads=False,
         counts=_EXPERTS | {"sparse_step": "interleave_moe_layer_step"},
         fixed={"attention.sliding_window": 8192, "attention.sliding_window_pattern": 4},
         decided=lambda words: {"use_qk_norm": words["experts"] != 128},
-        unbiased=True,
+        may_be_biased=(),
     ),
-    Architecture("qwen2", family="qwen2", epsilon=_RMS, activations=("silu",), orders={}),
+    Architecture("qwen2", family="qwen2"),
     Architecture(
         "gptneox",
         family="gpt_neox",
@@ -122,34 +114,25 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "mistral3",
         family="ministral3",
-        epsilon=_RMS,
-        activations=("silu",),
         orders=_TURNED,
         whole_heads=False,
     ),
     Architecture(
         "qwen3",
         family="qwen3",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         whole_heads=False,
     ),
     Architecture(
         "gemma",
         family="gemma",
-        epsilon=_RMS,
         activations=_APPROXIMATE,
-        orders={},
         whole_heads=False,
         tied=True,
     ),
     Architecture(
         "gemma2",
         family="gemma2",
-        epsilon=_RMS,
         activations=_APPROXIMATE,
-        orders={},
         whole_heads=False,
         numbers=_CAPS,
         implied=_query_scale(46),
@@ -159,9 +142,7 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "gemma3",
         family="gemma3_text",
-        epsilon=_RMS,
         activations=_APPROXIMATE,
-        orders={},
         whole_heads=False,
         numbers={"logit_cap": "final_logit_softcapping"},
         settings={
@@ -174,16 +155,30 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "smollm3",
         family="smollm3",
-        epsilon=_RMS,
-        activations=("silu",),
         orders=_TURNED,
     ),
-    Architecture("olmo2", family="olmo2", epsilon=_RMS, activations=("silu",), orders={}),
+    Architecture(
+        "olmo2",
+        family="olmo2",
+        windowed="olmo3",
+        windows=True,
+    ),
+    Architecture(
+        "ernie4_5",
+        family="ernie4_5",
+        whole_heads=False,
+        may_be_biased=(),
+    ),
+    Architecture(
+        "seed_oss",
+        family="seed_oss",
+        whole_heads=False,
+        names=_POST_NORM,
+        may_be_biased=("query", "key", "value"),
+    ),
     Architecture(
         "granite",
         family="granite",
-        epsilon=_RMS,
-        activations=("silu",),
         orders=_TURNED,
         numbers=_GRANITE,
     ),
@@ -191,8 +186,6 @@ ROWS: tuple[Architecture, ...] = (
         "command-r",
         family="cohere",
         epsilon=_LAYER,
-        activations=("silu",),
-        orders={},
         numbers={"logit_scale": "logit_scale"},
         tied=True,
         from_blocks=dict.fromkeys(HEAD_NORMS, 64),
@@ -201,8 +194,6 @@ ROWS: tuple[Architecture, ...] = (
         "cohere2",
         family="cohere2",
         epsilon=_LAYER,
-        activations=("silu",),
-        orders={},
         numbers={"logit_scale": "logit_scale"},
         windows=True,
         tied=True,
@@ -211,19 +202,14 @@ ROWS: tuple[Architecture, ...] = (
         "stablelm",
         family="stablelm",
         epsilon=_LAYER,
-        activations=("silu",),
-        orders={},
         flags=("use_parallel_residual",),
     ),
-    Architecture(
-        "glm4", family="glm4", epsilon=_RMS, activations=("silu",), orders={}, whole_heads=False
-    ),
+    Architecture("glm4", family="glm4", whole_heads=False),
     Architecture(
         "starcoder2",
         family="starcoder2",
         epsilon=_LAYER,
         activations=_APPROXIMATE,
-        orders={},
         biases=("query", "key", "value", "output", "up", "down"),
     ),
     Architecture(
@@ -231,7 +217,6 @@ ROWS: tuple[Architecture, ...] = (
         family="gpt2",
         epsilon=_LAYER,
         activations=_APPROXIMATE[1:] + _APPROXIMATE[:1],
-        orders={},
         rotates=False,
     ),
     Architecture(
@@ -257,32 +242,23 @@ ROWS: tuple[Architecture, ...] = (
             "num_ln_in_parallel_attn": 2 if "blk.0.attn_norm_2.weight" in tensors else 1,
         },
         from_blocks={"mlp_norm": LIMIT},
-        unbiased=True,
+        may_be_biased=(),
     ),
     Architecture(
         "phi3",
         family="phi3",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         settings=_ORIGINAL,
         windows=True,
     ),
     Architecture(
         "qwen2moe",
         family="qwen2_moe",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         counts=_EXPERTS | {"shared_inner": "expert_shared_feed_forward_length"},
         from_blocks=_ALL_EXPERTS,
     ),
     Architecture(
         "qwen3moe",
         family="qwen3_moe",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         whole_heads=False,
         counts=_EXPERTS,
         decided=lambda words: {"norm_topk_prob": True},
@@ -291,18 +267,13 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "olmoe",
         family="olmoe",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         grouped=False,
         counts=_EXPERTS,
-        unbiased=True,
+        may_be_biased=(),
     ),
     Architecture(
         "granitemoe",
         family="granitemoe",
-        epsilon=_RMS,
-        activations=("silu",),
         orders=_TURNED,
         numbers=_GRANITE,
         counts=_EXPERTS,
@@ -310,9 +281,6 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "gpt-oss",
         family="gpt_oss",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         whole_heads=False,
         counts=_EXPERTS,
         windows=True,
@@ -322,9 +290,6 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "glm4moe",
         family="glm4_moe",
-        epsilon=_RMS,
-        activations=("silu",),
-        orders={},
         whole_heads=False,
         numbers={"factor": "expert_weights_scale"},
         counts=_EXPERTS
@@ -339,7 +304,6 @@ ROWS: tuple[Architecture, ...] = (
         family="phi",
         epsilon=_LAYER,
         activations=_APPROXIMATE[1:],
-        orders={},
         from_blocks=dict.fromkeys(HEAD_NORMS, LIMIT),
     ),
     replace(

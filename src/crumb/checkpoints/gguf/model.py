@@ -143,7 +143,7 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
         if not reader.flag(reader.family.biases.get(role, False)):
             expected, found = f"a bias of {role}", "none"
     for role, flag in reader.family.biases.items():
-        if row.unbiased and reader.flag(flag):
+        if not row.takes_bias(role) and reader.flag(flag):
             expected, found = f"no bias of {role}", "one"
     if expected is not None:
         raise UsageError(
