@@ -38,7 +38,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granitemoe", {"num_experts_per_tok": 6}, "num_experts_per_tok: .* at most the 5 experts"),
     ("gpt_oss", {"num_local_experts": True}, "num_local_experts: .* an integer from 1"),
     ("olmoe", {"num_experts": "many"}, "num_experts: .* an integer from 1"),
-    (LITE, {"mlp_layer_types": ["sparse", "dense", "sparse"]}, "mlp_layer_types: .* dense blocks"),
+    (LITE, {"mlp_layer_types": ["sparse", "moe", "dense"]}, "mlp_layer_types: .* among sparse, d"),
     (LITE, {"mlp_layer_types": ["dense"]}, "mlp_layer_types: .* a list of 3 kinds"),
     (L4, {"moe_layers": "all"}, "moe_layers: .* a list of blocks"),
     (L4, {"interleave_moe_layer_step": 0}, "interleave_moe_layer_step: .* an integer from 1"),
@@ -63,3 +63,10 @@ def test_a_latent_model_without_a_low_rank_of_queries_has_one_matrix_for_them() 
     tensors = {spec.name for spec in plan_of(VARIANTS["deepseek_v2"]).tensors()}
     assert "model.layers.0.self_attn.q_proj.weight" in tensors
     assert not any("q_a_" in name or "q_b_" in name for name in tensors)
+
+
+def test_any_block_of_glm_4_7_may_be_dense() -> None:
+    listed = {"mlp_layer_types": ["dense", "sparse", "dense"]}
+    tensors = {spec.name for spec in plan_of(dict(VARIANTS[LITE]) | listed).tensors()}
+    routers = [f"model.layers.{block}.mlp.gate.weight" in tensors for block in range(3)]
+    assert routers == [False, True, False]

@@ -167,10 +167,19 @@ def sigmoid_routing(reader: Reader) -> Routing:
 
 
 def with_shared(
-    reader: Reader, block: int, routing: Routing, attention: BlockRow | None = None
+    reader: Reader,
+    block: int,
+    routing: Routing,
+    attention: BlockRow | None = None,
+    dense: bool | None = None,
 ) -> Block:
-    """A block whose experts have one beside them that every token uses; the first are dense."""
-    if block < reader.size("dense_first", lowest=0):
+    """A block whose experts have one beside them that every token uses, or one without any.
+
+    `dense` says which; None: the first blocks are, as many as the word "dense_first" says.
+    """
+    if dense is None:
+        dense = block < reader.size("dense_first", lowest=0)
+    if dense:
         return sequential(FeedForward(), attention=attention)
     inner = reader.size("expert_inner") * reader.size("shared")
     shared = FeedForward(output="shared", prefix="shared_", inner=inner)
