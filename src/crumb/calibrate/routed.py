@@ -2,7 +2,8 @@
 
 In: a walk that has come to a block's experts, weights of its tokens. Out: of each expert what its
 gate and up read, then, with these among the tensors, what its down reads; how many tokens that is.
-A token counts by the square of its share, the factor of an error in the block's output.
+A token counts by the square of its share, the factor of an error in the block's output; where
+shares scale the input instead, each counts alike.
 An expert with few tokens borrows: all tokens of the block, run through it, make up the number.
 """
 
@@ -45,6 +46,8 @@ class RoutedTokens:
             np.concatenate(walk.features(name, op.used)) for name in (op.shares, op.chosen)
         )
         self._x, self._shares = walk.inputs(group), shares.reshape(-1)
+        # What a borrowed token would be scaled by is not there: it is the block's mean square.
+        self._usual = np.float32(np.sqrt(np.mean(self._shares**2)) if op.shares_first else 1.0)
         self._begins = np.cumsum([0, *map(len, self._x)])
         self._uses = uses_of(chosen, op.experts)
         tokens = int(self._begins[-1])
@@ -83,7 +86,7 @@ class RoutedTokens:
             return made
 
         def of_block() -> LayerStatistics:
-            rows = inside(self._rows(self._spread))
+            rows = inside(self._rows(self._spread) * self._usual)
             return accumulate([rows], down.name, _mean_one(self._weights[self._spread]))
 
         return self._made_up(expert, down, inside, of_block)
@@ -123,7 +126,8 @@ class RoutedTokens:
     @cached_property
     def _of_block(self) -> LayerStatistics:
         """Of what all experts read."""
-        return accumulate(self._x, self.experts.input, self._weights)
+        block = accumulate(self._x, self.experts.input, self._weights)
+        return replace(block, hessian=block.hessian * float(self._usual) ** 2)
 
     def _rows(self, tokens: NDArray[np.int64]) -> Floats:
         """Some tokens' features, (count, in_features); tokens ascend."""

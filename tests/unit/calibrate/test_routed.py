@@ -38,7 +38,7 @@ WORDS: dict[str, Any] = {
     "sequences": 8,
     "length_tokens": 64,
 }
-STACKED = "gpt_oss"
+STACKED, SCALED = "gpt_oss", "llama4_text"
 
 
 def write_mixture(folder: Path, variant: str) -> Path:
@@ -74,24 +74,26 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Floats]:
     seen: dict[str, Floats] = {}
     solve = quantize_run.solve_gptq
 
-    def recording(problem: Any, factored: Any) -> Any:
+    def recording(problem: Any) -> Any:
+        factored = problem.hessian
         unit = factored.root
         upper = np.triu(unit)
         moment = upper @ upper.T
         moment[np.diag_indices(len(moment))] -= factored.added
         back = np.argsort(factored.order)
         seen[problem.name] = moment[np.ix_(back, back)]
-        return solve(problem, factored)
+        return solve(problem)
 
     monkeypatch.setattr(quantize_run, "solve_gptq", recording)
     return seen
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", STACKED])
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", STACKED, SCALED])
 def test_an_expert_is_calibrated_on_the_tokens_that_the_finished_model_routes_to_it(
     variant: str, tmp_path: Path, moments: dict[str, Floats], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weighed by the squares of their shares, behind quantized gates and ups."""
+    """Weighed by the squares of their shares, behind quantized gates and ups; all alike where
+    shares scale the inputs."""
     monkeypatch.setattr(routed, "LEAST_TOKENS_PER_FEATURE", 1e-9)
     folder, out = write_mixture(tmp_path / "model", variant), tmp_path / "out"
     result = crumb.quantize(folder, out=out, token_power=0.0, **WORDS)
@@ -101,6 +103,7 @@ def test_an_expert_is_calibrated_on_the_tokens_that_the_finished_model_routes_to
     assert rows
     for name, (x, share) in rows.items():
         x, share = x.astype(np.float64), share.astype(np.float64)
+        share = np.ones_like(share) if variant == SCALED else share
         exact = (x * share**2).T @ x / (share**2).sum()
         np.testing.assert_allclose(moments[name], exact, rtol=0, atol=2e-5 * exact.max())
         assert result.manifest["tensors"][name]["routed"] == {"tokens": len(x), "borrowed": 0.0}
@@ -132,6 +135,26 @@ def test_an_expert_of_few_tokens_borrows_those_of_its_block(
     counts = [len(rows[name][0]) for name in rows if "layers.0." in name and "gate" in name]
     assert (row["least_tokens"], row["most_tokens"]) == (min(counts), max(counts))
     assert row["borrowing"] >= sum("layers.0." in name for name in few)
+
+
+def test_a_borrowed_token_is_scaled_as_those_of_its_block_are(
+    tmp_path: Path, moments: dict[str, Floats], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the mean of squares: what an expert's router would have made of it is not there."""
+    monkeypatch.setattr(routed, "LEAST_TOKENS_PER_FEATURE", 1e9)
+    folder, out = write_mixture(tmp_path / "model", SCALED), tmp_path / "out"
+    crumb.quantize(folder, out=out, token_power=0.0, **WORDS)
+    request = make_quantize_request(folder, out, token_power=0.0, **WORDS)
+    finished = open_model(str(out))
+    rows = inputs_of_experts(finished, draw(finished, request.calibration).tokens)
+    first = {name: each for name, each in rows.items() if "layers.1." in name and "gate" in name}
+    used = 2
+    every = np.concatenate([x / share for x, share in first.values()]).astype(np.float64)
+    shares = np.concatenate([share for _, share in first.values()]).astype(np.float64)
+    exact = every.T @ every / len(every) * (shares**2).mean()  # each token is there twice
+    assert len(every) == used * 8 * 64
+    for name in first:
+        np.testing.assert_allclose(moments[name], exact, rtol=0, atol=1e-3 * exact.max())
 
 
 def test_an_expert_that_no_token_comes_to_borrows_all(tmp_path: Path) -> None:
@@ -168,7 +191,7 @@ def test_a_head_is_calibrated_on_its_own_features(
     assert len(names) == 2 * 2 * 3
 
 
-@pytest.mark.parametrize("variant", ["qwen3_moe", STACKED, "deepseek_v3"])
+@pytest.mark.parametrize("variant", ["qwen3_moe", STACKED, SCALED, "deepseek_v3"])
 def test_calibrated_experts_are_nearer_to_the_float_model_than_rounded_ones(
     variant: str, tmp_path: Path
 ) -> None:
