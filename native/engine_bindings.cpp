@@ -280,7 +280,8 @@ class NativeEngine {
 
   void check_memory(const Limits& limits, int64_t read, int64_t rows,
                     const std::vector<int32_t>& pages) const {
-    require(read > 0 && (!limits.fills_memory || read == rows), "step: memory");
+    require(read > 0 && read <= INT32_MAX, "step: memory");
+    require(!limits.fills_memory || read == rows, "step: memory");
     check_pages(limits, read, pages, limits.memory_pages);
   }
 

@@ -19,6 +19,7 @@ from engine_calls import (
     WIDTH,
     Built,
     aligned,
+    pages,
 )
 
 from crumb._native import NativeEngine, attention_scratch_floats
@@ -69,6 +70,53 @@ WRONG_STEPS: list[tuple[list[Any], int, str]] = [
     (first(pages=[PAGES]), 5, "page out of range"),
     (first(pages=[-1]), 5, "page out of range"),
 ]
+
+
+@pytest.fixture
+def reads_and_writes() -> NativeEngine:
+    """A section that fills a memory, and one whose attention sees it."""
+    built, memory = Built(), pages()
+    built.call("embed")
+    built.call("remember", pages=memory)
+    built.engine.begin_section()
+    built.call("embed")
+    built.call("attention", key=-1, value=-1, memory=True, causal=False, pages=memory)
+    return built.engine
+
+
+SOURCE, MEMORY = ([1, 2, 3], 0, [0], 0), (3, [2])
+WRONG_MEMORIES: list[tuple[Any, int, int, list[Any], str]] = [
+    (SOURCE, 2, 0, [], "step: memories"),
+    (SOURCE, 2, 0, [MEMORY, MEMORY], "step: memories"),
+    (SOURCE, 2, 0, [(2, [2])], "step: memory"),
+    (SOURCE, 2, 0, [(3, [])], "pages missing"),
+    (SOURCE, 2, 0, [(3, [PAGES])], "page out of range"),
+    (SOURCE, 2, 0, [(3, [-1])], "page out of range"),
+    (SOURCE, 3, 0, [MEMORY], "operations"),
+    ((*FIRST[:3], 0), 1, 1, [MEMORY], "operations"),
+    ((*FIRST[:3], 0), 4, 2, [MEMORY], "section"),
+    ((*FIRST[:3], 0), 4, -1, [MEMORY], "section"),
+    ((*FIRST[:3], 0), 4, 1, [(0, [2])], "step: memory"),
+    ((*FIRST[:3], 0), 4, 1, [(17, [2])], "pages missing"),
+    ((*FIRST[:3], 0), 4, 1, [(LONGEST, [2])], "step: memory"),
+]
+
+
+@pytest.mark.parametrize(("part", "operations", "section", "memories", "what"), WRONG_MEMORIES)
+def test_a_step_whose_memory_is_wrong_is_refused(
+    part: Any,
+    operations: int,
+    section: int,
+    memories: list[Any],
+    what: str,
+    reads_and_writes: NativeEngine,
+) -> None:
+    reads_and_writes.step([SOURCE], reads_and_writes.section_end(0), 0, [MEMORY])
+    reads_and_writes.step([(*FIRST[:3], 0)], 4, 1, [MEMORY])
+    with pytest.raises(ValueError, match=what):
+        reads_and_writes.step([part], operations, section, memories)
+    with pytest.raises(ValueError, match="no such section"):
+        reads_and_writes.section_end(1)
 
 
 @pytest.mark.parametrize(("parts", "operations", "what"), WRONG_STEPS)
