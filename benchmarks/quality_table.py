@@ -69,6 +69,8 @@ def make_model(variant: Variant, arguments: argparse.Namespace) -> Model:
         model=arguments.model,
         out=arguments.scratch / variant.name,
         bits=variant.bits,
+        embedding=8,
+        head=8,
         group_size=variant.group_size,
         zero=variant.zero,
         solve=settings,

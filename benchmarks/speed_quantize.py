@@ -83,6 +83,8 @@ def run_crumb(job: Job, settings: SolveSettings, out: Path) -> Run:
         model=job.model,
         out=out / "model",
         bits=job.bits,
+        embedding=8,
+        head=8,
         group_size=job.group_size,
         zero=job.zero,
         solve=settings,

@@ -48,9 +48,13 @@ class Finished:
 
 
 def quantize_line(model: object, out: object, **options: object) -> list[str]:
-    """Arguments of a quick quantization; True is a bare flag, None leaves an option out."""
+    """Arguments of a quick quantization; True is a bare flag, None leaves an option out.
+
+    The embedding has 8 bits and is rounded, unless the target says what it is.
+    """
     line = ["quantize", str(model), "--out", str(out)]
-    for name, value in (QUICK | options).items():
+    rounded = {} if "target" in options else {"embedding": 8}
+    for name, value in (QUICK | rounded | options).items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             line.append(flag)

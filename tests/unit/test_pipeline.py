@@ -42,6 +42,8 @@ REQUEST = QuantizeRequest(
     out=Path(),
     bits=3,
     group_size=32,
+    embedding=8,  # rounded: what is solved are layers
+    head=8,
     calibration=Calibration("excerpt-calibration", sequences=8, length_tokens=64),
     solve=SolveSettings(token_power=0.0),
 )

@@ -146,7 +146,8 @@ def test_an_embedding_of_few_bits_is_solved_with_a_target_and_without(
     asked = {
         "target": replace(request_of_wide, embedding="q3_k"),
         "plain": replace(plain, embedding=3),
-        "wide": plain,
+        "usual": plain,
+        "wide": replace(plain, embedding=8),
         "published": replace(plain, embedding=3, solve=AS_PUBLISHED),
     }
     errors = {
@@ -157,6 +158,7 @@ def test_an_embedding_of_few_bits_is_solved_with_a_target_and_without(
     }
     assert errors["target"] > 0
     assert errors["plain"] > 0
+    assert errors["usual"] > 0, "5 bits beside 3"
     assert errors["wide"] is None, "8 bits are rounded"
     assert errors["published"] is None
 

@@ -116,7 +116,7 @@ def test_the_keywords_of_a_verb_are_the_fields_of_its_records(name: str) -> None
     options, records = OPTIONS[name]
     names = [each.name for record in records for each in fields(record)]
     assert len(names) == len(set(names)), "a keyword means one thing"
-    own = {"as_published", "effort", *KINDS, *OF_MEMORY} if name == "quantize" else set()
+    own = {"as_published", "effort", "swaps", *KINDS, *OF_MEMORY} if name == "quantize" else set()
     assert set(typing.get_type_hints(options)) == set(names) - POSITIONAL | own
     assert options.__name__ in str(inspect.signature(getattr(crumb, name)))
 

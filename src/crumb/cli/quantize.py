@@ -78,7 +78,7 @@ def quantize(
         act_order: choose columns by descending diagonal of H (default).
         damping: share of H's mean diagonal; default follows tokens per column, .01 to .1.
         as_published: as GPTQ's paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
-        embedding: bits (default 8; 6 and below are solved too), a GGUF type, a format or float.
+        embedding: bits (by default one more than the blocks'), a format, a GGUF type, or float.
         head: likewise, unless it is tied to the embedding.
         tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
         memory: such as 6GiB, of the whole process: each matrix gets the format that loses least.

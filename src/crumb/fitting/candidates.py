@@ -85,7 +85,7 @@ def _name(kinds: Collection[str], block_bits: float) -> str:
 
 
 def quantized(checkpoint: Checkpoint) -> Iterator[Candidate]:
-    """What `crumb quantize` would write, uniform formats with an embedding and head of 8 bits."""
+    """What `crumb quantize` would write, uniform formats with the usual embedding and head."""
     plan, entry = checkpoint.plan, checkpoint.tensors.entry
     for bits, group_size in WIDTHS:
         request = QuantizeRequest("", Path(), bits=bits, group_size=group_size)

@@ -24,8 +24,11 @@ from crumb.solve.problem import Method, SolveSettings, check_super_blocks
 
 STAGES = ("blocks", "embedding", "head")
 
-DEFAULT_BITS = 8
-"""Of an embedding and a head."""
+ROUNDED_BITS = 8
+"""Of an embedding and a head that nothing solves, or that lie in another program's file."""
+
+SOLVED_BITS = {2: 4, 3: 5, 4: 5, 5: 6, 6: 8, 8: 8}
+"""Of those that are solved, by the bits of the blocks: what pays in KL (docs/quality.md)."""
 
 
 DEFAULT_MIXTURE = "embedded:48,self:16"
@@ -55,8 +58,8 @@ class QuantizeRequest:
     bits: int | None = None  # None: as the target says
     group_size: int = 128
     zero: ZeroKind = ZeroKind.FIXED
-    embedding: int | str = DEFAULT_BITS  # bits, or a format, a GGUF type, or float
-    head: int | str = DEFAULT_BITS
+    embedding: int | str | None = None  # bits, or a format, a GGUF type, or float; None: as usual
+    head: int | str | None = None
     solve: SolveSettings = field(default_factory=SolveSettings)
     calibration: Calibration = field(default_factory=Calibration)
     restart: bool = False
@@ -99,6 +102,8 @@ class QuantizeRequest:
         """The format of a stage's matrices; None leaves them float. Raises: UsageError."""
         stage = stage if stage in STAGES else "blocks"
         bits = {"embedding": self.embedding, "head": self.head}.get(stage, self.bits)
+        if bits is None and stage != "blocks":
+            bits = self.usual_bits
         if isinstance(bits, str):
             return self._named(stage, bits)
         if self.container is not None:
@@ -109,6 +114,14 @@ class QuantizeRequest:
                 do="Give bits, a target such as gguf:q3_k, or a budget such as memory 6GiB",
             )
         return make_format(bits, self.group_size, self.zero)
+
+    @property
+    def usual_bits(self) -> int:
+        """Of an embedding and a head of which nothing is said."""
+        solved = self.solve.method is Method.GPTQ and self.solve.solved_embedding_bits
+        if self.target is not None or self.bits is None or not solved:
+            return ROUNDED_BITS
+        return SOLVED_BITS.get(self.bits, ROUNDED_BITS)
 
     def wanted(self, stage: str, tensor: str) -> Format | None:
         """The format asked for one matrix; None leaves it float. Raises: UsageError."""
@@ -155,8 +168,8 @@ class QuantizeRequest:
             "bits": blocks.bits,
             "group_size": blocks.group_size,
             "zero": blocks.zero.value,
-            "embedding_bits": DEFAULT_BITS if isinstance(self.embedding, str) else self.embedding,
-            "head_bits": DEFAULT_BITS if isinstance(self.head, str) else self.head,
+            "embedding_bits": _number(self.embedding, self.usual_bits),
+            "head_bits": _number(self.head, self.usual_bits),
             "solve": solve,
         } | {name: value for name, value in later.items() if value}
 
@@ -265,6 +278,11 @@ def _that_fits(
 def needs_calibration(request: QuantizeRequest) -> bool:
     """Rounding looks at the weights alone."""
     return request.solve.method is not Method.ROUND
+
+
+def _number(asked: int | str | None, usual: int) -> int:
+    """Bits that were asked for; the usual ones beside a name of a format, which is said apart."""
+    return asked if isinstance(asked, int) else usual
 
 
 def _whole(name: str, value: object) -> int:

@@ -47,7 +47,7 @@ def test_a_model_on_the_hub_is_told_by_its_headers_alone(hub: HubServer, tmp_pat
     assert model["parameters"] == 13_015_864_320
     best = model["rows"][model["best"]]
     assert best["format"] == "int4-g64-fixed"
-    assert best["memory"]["weights_bytes"] == 40 * 317_194_240 * 4.25 / 8 + 337_920_000 + 829_440
+    assert best["memory"]["weights_bytes"] == 40 * 317_194_240 * 4.25 / 8 + 215_040_000 + 829_440
     weights = repository_of(recorded_configuration("llama-2-13b"))["model.safetensors"]
     assert isinstance(weights, HeadOfFile)
     assert hub.given["model.safetensors"] < len(weights.content) + (1 << 18)

@@ -112,7 +112,7 @@ def test_the_default_output_of_a_gguf_file_does_not_look_like_one() -> None:
 
 
 def test_a_target_is_the_same_in_any_case(wide: Path, tmp_path: Path, capsys: Capsys) -> None:
-    line = quantize_line(wide, tmp_path / "out", bits=4, method="round")
+    line = quantize_line(wide, tmp_path / "out", bits=4, method="round", embedding=None)
     succeed(capsys, *line, "--target", "GPTQ")  # takes a group size as gptq does
     assert "already quantized" in succeed(capsys, *line, "--target", "gptq")
 

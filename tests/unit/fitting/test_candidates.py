@@ -49,24 +49,24 @@ def memory_of(checkpoint: Checkpoint, name: str, context: int, sequences: int = 
 
 
 # blocks x (4 hidden^2 + 3 hidden x feed-forward) weights at 4 + 16/128 bits, embedding and head at
-# 8 + 16/128, (2 blocks + 1) norms of bf16
+# 5 + 16/128, (2 blocks + 1) norms of bf16
 BY_HAND = {
     "llama-2-13b": (
         13_015_864_320,
         40 * (4 * 5120**2 + 3 * 5120 * 13824) * 4.125 / 8
-        + 2 * 32000 * 5120 * 8.125 / 8
+        + 2 * 32000 * 5120 * 5.125 / 8
         + 81 * 5120 * 2,
     ),
     "llama-65b": (
         65_285_660_672,
         80 * (4 * 8192**2 + 3 * 8192 * 22016) * 4.125 / 8
-        + 2 * 32000 * 8192 * 8.125 / 8
+        + 2 * 32000 * 8192 * 5.125 / 8
         + 161 * 8192 * 2,
     ),
     "llama-130b": (
         129_435_881_472,
         71 * (4 * 12288**2 + 3 * 12288 * 32768) * 4.125 / 8
-        + 2 * 32000 * 12288 * 8.125 / 8
+        + 2 * 32000 * 12288 * 5.125 / 8
         + 143 * 12288 * 2,
     ),
 }
@@ -96,7 +96,7 @@ def test_300_billion_parameters_at_2_bits_fit_80_gib_but_not_80_gb(tmp_path: Pat
     assert round(checkpoint.plan.parameters() / 1e9) == 301
     memory = memory_of(checkpoint, "int2-g128-fixed", 4096)
     blocks = 93 * (2 * 16384**2 + 2 * 16384 * 1024 + 3 * 16384 * 53248) * 2.125 / 8
-    ends = 2 * 128256 * 16384 * 8.125 / 8
+    ends = 2 * 128256 * 16384 * 4.125 / 8
     assert memory.weights_bytes == blocks + ends + 187 * 16384 * 2
     assert memory.cache_bytes == 93 * 4096 * 2 * (8 * 128) * 2  # keys and values, 2 bytes each
     assert 80e9 < memory.total_bytes < 80 * 2**30
@@ -132,7 +132,7 @@ def test_every_expert_of_a_mixture_takes_memory(tmp_path: Path) -> None:
     experts = 32 * 8 * 3 * 4096 * 14336
     attention = 32 * (2 * 4096**2 + 2 * 4096 * 1024)
     small = 2 * (32 * 8 * 4096 + 65 * 4096)  # routers and norms, bf16
-    ends = 2 * 32000 * 4096 * 8.125 / 8
+    ends = 2 * 32000 * 4096 * 5.125 / 8
     assert memory.weights_bytes == (experts + attention) * 4.125 / 8 + ends + small
     assert memory.cache_bytes == 32 * 4096 * 2 * (8 * 128) * 2
 
@@ -188,14 +188,14 @@ def test_a_window_does_not_shorten_the_cache(tmp_path: Path) -> None:
     assert memory.cache_bytes == 42 * 8192 * 2 * (8 * 256) * 2
     blocks = 42 * (3584 * (16 + 8 + 8 + 16) * 256 + 3 * 3584 * 14336)
     norms = (4 * 42 + 1) * 3584
-    assert memory.weights_bytes == blocks * 4.125 / 8 + 256000 * 3584 * 8.125 / 8 + 2 * norms
+    assert memory.weights_bytes == blocks * 4.125 / 8 + 256000 * 3584 * 5.125 / 8 + 2 * norms
 
 
 def test_file_bytes_are_exactly_those_that_a_quantization_writes(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "tiny")
     for bits in (2, 3, 4, 8):
         out = tmp_path / f"out{bits}"
-        line = quantize_line(source, out, bits=bits, group_size=32, method="round")
+        line = quantize_line(source, out, bits=bits, group_size=32, embedding=None)
         assert main(line) == 0
         offered = [
             each

@@ -228,7 +228,7 @@ def test_reported_progress_rises_to_the_estimated_work(method: Method, tmp_path:
 def test_a_tied_head_is_not_counted_twice(tmp_path: Path) -> None:
     tied = open_checkpoint(write_checkpoint(tmp_path / "tied"))
     own = open_checkpoint(write_checkpoint(tmp_path / "own", make_tensors(tied=False)))
-    head = 304 * make_format(8, 32, ZeroKind.FIXED).row_bits(64) // 8  # 300 rows are 19 tiles
+    head = 304 * make_format(5, 32, ZeroKind.FIXED).row_bits(64) // 8  # 300 rows are 19 tiles
     difference = output_bytes(own, formats_of(own)) - output_bytes(tied, formats_of(tied))
     assert difference == head
 
@@ -248,7 +248,7 @@ def test_seven_billion_parameters_at_three_bits_fit_where_they_should() -> None:
     plan = plan_of(llama)
     formats = choose_formats(plan, QuantizeRequest("llama", Path("out"), bits=3))
     in_blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    bits = in_blocks * (3 + 16 / 128) + 2 * 32000 * 4096 * (8 + 16 / 128)
+    bits = in_blocks * (3 + 16 / 128) + 2 * 32000 * 4096 * (5 + 16 / 128)
     assert packed_bytes(plan, formats) == bits / 8
     few, many = (peak_bytes(plan, {}, (each, 512), SolveSettings()) for each in (64, 512))
     block_bytes = 4 * in_blocks / 32

@@ -37,7 +37,8 @@ def names_of(plan: Plan, request: QuantizeRequest) -> dict[str, str]:
 
 def test_a_key_of_version_0_2_is_still_the_same() -> None:
     """Finished directories and workspaces of that version belong to the same job."""
-    assert replace(PLAIN, solve=SolveSettings(token_power=0.0, refinements=0)).key() == {
+    as_then = SolveSettings(token_power=0.0, refinements=0)
+    assert replace(PLAIN, embedding=8, head=8, solve=as_then).key() == {
         "bits": 3,
         "group_size": 32,
         "zero": "fixed",
