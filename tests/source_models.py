@@ -26,7 +26,6 @@ PIECES = 300
 def unigram() -> tokenizers.Tokenizer:
     """Spaces are marks of their own, and every text ends with the end token."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
-    tokenizer.normalizer = tokenizers.normalizers.NFKC()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.WhitespaceSplit(),

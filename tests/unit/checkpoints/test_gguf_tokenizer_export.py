@@ -162,7 +162,7 @@ INEXPRESSIBLE = {
     "a model of words": (
         SMALL,
         {"model": {"type": "WordLevel", "unk_token": "a"}},
-        "byte-pair encoding, found 'WordLevel'",
+        "byte-pair encoding or Unigram, found 'WordLevel'",
     ),
     "two tokens in front": (
         SMALL,

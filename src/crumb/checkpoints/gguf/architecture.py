@@ -147,7 +147,12 @@ def names_of(
     row: Architecture, family: Family, blocks: int, experts: int = 0, heads: int = 0
 ) -> Iterator[Named]:
     """Every tensor that a model of a family can have, under both names."""
-    for role, name in family.tensors.items():
+    roles = dict(family.tensors)
+    if family.encoder is not None:
+        others = {role: name for role, name in family.encoder.tensors.items() if "{" in name}
+        roles |= {f"encoder.{role}": name for role, name in others.items()}
+        roles["encoder.final_norm"] = family.encoder.tensors["final_norm"]
+    for role, name in roles.items():
         for block in range(blocks if "{block}" in name else 1):
             ours, theirs = (each.format(block=block) for each in (name, row.tensor(role)))
             if role in BARE:
@@ -172,6 +177,11 @@ def _of_heads(row: Architecture, ours: str, block: int, heads: int) -> Iterator[
             yield Named(
                 f"latent_{kind}", f"{ours}.{head}.{kind}.weight", f"{theirs}.weight", head, heads
             )
+
+
+def depth_of(reader: Reader) -> int:
+    """Blocks of the deeper half, or of all."""
+    return max(reader.sizes.blocks, reader.size("decoder_blocks", reader.sizes.blocks))
 
 
 def experts_of(reader: Reader) -> int:

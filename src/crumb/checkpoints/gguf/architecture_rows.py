@@ -17,6 +17,7 @@ from crumb.architectures.reader import Sizes
 from crumb.checkpoints.gguf.architecture import HEAD_NORMS, Architecture, Order
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.checkpoints.gguf.t5 import T5
 from crumb.errors import UnknownFamily
 
 
@@ -318,6 +319,7 @@ ROWS: tuple[Architecture, ...] = (
         settings={"norm_topk_prob": "expert_weights_norm"},
         fixed={"expert_gating_func": 2},
     ),
+    T5,
 )
 """An architecture with several rows is read by the first whose fixed keys a file has."""
 

@@ -113,6 +113,7 @@ CLASSES = {
     "smollm3": "SmolLM3ForCausalLM",
     "stablelm": "StableLmForCausalLM",
     "starcoder2": "Starcoder2ForCausalLM",
+    "t5": "T5ForConditionalGeneration",
 }
 """What config.json calls the model's class."""
 

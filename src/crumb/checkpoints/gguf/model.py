@@ -15,7 +15,7 @@ from crumb.architectures.configuration import Configuration, read_flag, shown
 from crumb.architectures.family import BlockKind, Family
 from crumb.architectures.reader import Reader, Sizes
 from crumb.architectures.registry import families, plan_of
-from crumb.checkpoints.gguf.architecture import Architecture, Named, experts_of, names_of
+from crumb.checkpoints.gguf.architecture import Architecture, Named, depth_of, experts_of, names_of
 from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY
 from crumb.checkpoints.gguf.as_read import check_as_read, without_idle_windows
 from crumb.checkpoints.gguf.configuration import (
@@ -50,11 +50,12 @@ class GgufModel:
     rope: Rope | None  # None: nothing rotates
     metadata: dict[str, Value]
     experts: int  # of a block; 0 without any
+    depth: int  # blocks, of the deeper half where there are two
 
     def names(self) -> Iterator[Named]:
         """Every tensor that such a model can have, under both names."""
         sizes = self.sizes
-        return names_of(self.architecture, self.family, sizes.blocks, self.experts, sizes.heads)
+        return names_of(self.architecture, self.family, self.depth, self.experts, sizes.heads)
 
 
 def gguf_model_of(configuration: Configuration) -> GgufModel:
@@ -71,8 +72,8 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
             expected=f"one of {', '.join(ARCHITECTURE_OF_FAMILY)}",
             found=shown(model_type),
         )
-    family = families()[str(model_type)]
-    reader = reader_of(family, configuration)
+    reader = reader_of(families()[str(model_type)], configuration)
+    family = reader.family
     sizes, kinds = reader.sizes, family.kinds(reader)
     rope = _rope(kinds)
     _check_expressible(row, reader, sizes)
@@ -99,7 +100,7 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
     if row.name in GROWING and kinds[0].temperature is not None:
         keys[GROWTH] = kinds[0].temperature.rate
     for word, short in row.counts.items():
-        if word in family.keys:
+        if word in family.keys and reader.find(word)[1] is not None:
             keys[short] = reader.size(word, lowest=0)
     for setting, short in row.settings.items():
         value = reader.configuration.get(setting, family.defaults.get(setting))
@@ -108,7 +109,7 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
     keys |= row.fixed
     metadata: dict[str, Value] = {"general.architecture": row.name}
     metadata |= {row.key(short): value for short, value in keys.items()}
-    model = GgufModel(row, family, sizes, rope, metadata, experts_of(reader))
+    model = GgufModel(row, family, sizes, rope, metadata, experts_of(reader), depth_of(reader))
     plan = without_idle_windows(plan_of(configuration))
     theirs = {each.ours: each.theirs for each in model.names()}
     tensors = {theirs[spec.name] for spec in plan.tensors()}

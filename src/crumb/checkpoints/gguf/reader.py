@@ -28,6 +28,7 @@ from crumb.checkpoints.gguf.architecture import (
     Architecture,
     Named,
     Order,
+    depth_of,
     experts_of,
     names_of,
     weight_offset,
@@ -156,14 +157,14 @@ def _entries(
     path: Path,
 ) -> dict[str, Entry]:
     """Entries by our names. Raises: CheckpointError for a tensor that the plan has no use for."""
-    family = families()[configuration["model_type"]]
-    reader = reader_of(family, configuration)
+    reader = reader_of(families()[configuration["model_type"]], configuration)
+    family = reader.family
     sizes, experts = reader.sizes, experts_of(reader)
     used = {spec.name: spec.shape for spec in plan.tensors()}
     used |= {whole.name: whole.shape for whole in whole_matrices(family, plan)}
     entries: dict[str, Entry] = {}
     taken: set[str] = set()
-    for name in names_of(row, family, sizes.blocks, experts, sizes.heads):
+    for name in names_of(row, family, depth_of(reader), experts, sizes.heads):
         whole = tensors.get(name.theirs) if name.ours in used else None
         if whole is None:
             continue

@@ -2,7 +2,8 @@
 
 In: key-values as the container's reader gives them. Out: tokenizer.json, tokenizer_config.json and
 generation_config.json. What GGUF does not hold (spaces that a special token takes with it) is lost.
-Refuses other kinds than "llama" (scored pieces) and "gpt2" (merges over bytes), pre-tokenizers
+Refuses other kinds than "llama" (scored pieces), "t5" (likeliest pieces) and "gpt2" (merges over
+bytes), pre-tokenizers
 without a row, and vocabularies that are not what they claim to be; errors name file and key.
 Source: the GGUF format description; what an absent key means is what llama.cpp takes it for.
 """
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from crumb.architectures.configuration import shown
 from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.checkpoints.gguf.tokenizer.merges import BYTE_DECODER, merge_model
 from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import (
-    PreTokenizer,
     find_pre_tokenizer,
     pre_tokenizer_json,
 )
+from crumb.checkpoints.gguf.tokenizer.unigram import unigram_tokenizer
 from crumb.errors import CheckpointError
 from crumb.tokenizer.scored_pieces import (
     BYTE_PIECES,
@@ -44,6 +46,7 @@ SCORES, MERGES = "tokenizer.ggml.scores", "tokenizer.ggml.merges"
 ADD_BEGIN, ADD_END = "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token"
 ADD_SPACE = "tokenizer.ggml.add_space_prefix"
 REMOVE_SPACES = "tokenizer.ggml.remove_extra_whitespaces"
+CHARACTERS = "tokenizer.ggml.precompiled_charsmap"
 TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 TOKEN_KEYS: Mapping[str, str] = {
@@ -262,6 +265,24 @@ def _scored(vocabulary: Vocabulary) -> tuple[dict[str, Any], PieceSettings]:
         raise CheckpointError(str(error), where=f"{values.path}: {TOKENS}") from error
 
 
+def _likeliest(vocabulary: Vocabulary) -> tuple[dict[str, Any], PieceSettings]:
+    """Pieces that make up a text so that the sum of their scores is the largest: Unigram."""
+    values, pieces = vocabulary.values, vocabulary.pieces
+    settings = PieceSettings(
+        unknown=vocabulary.tokens.get("unknown"),
+        begin=vocabulary.added(ADD_BEGIN, "bos", False),
+        end=vocabulary.added(ADD_END, "eos", True),
+        space_prefix=values.flag(ADD_SPACE, True),
+        extra_spaces_removed=values.flag(REMOVE_SPACES, True),
+    )
+    characters = values.values.get(CHARACTERS)
+    if characters is not None and not (
+        isinstance(characters, np.ndarray) and characters.dtype.itemsize == 1
+    ):
+        raise values.refuse(CHARACTERS, "an array of bytes")
+    return unigram_tokenizer(pieces, settings, characters), settings
+
+
 def _merged(vocabulary: Vocabulary) -> tuple[dict[str, Any], PieceSettings]:
     """Bytes that merge by a list."""
     values, pieces = vocabulary.values, vocabulary.pieces
@@ -281,33 +302,8 @@ def _merged(vocabulary: Vocabulary) -> tuple[dict[str, Any], PieceSettings]:
         "pre_tokenizer": pre_tokenizer_json(row),
         "post_processor": begin_and_end(pieces, settings.begin, settings.end),
         "decoder": BYTE_DECODER,
-        "model": _merge_model(texts, _read_merges(values, texts), row),
+        "model": merge_model(texts, _read_merges(values, texts), row),
     }, settings
-
-
-BYTE_DECODER: Mapping[str, Any] = {
-    "type": "ByteLevel",
-    "add_prefix_space": True,
-    "trim_offsets": True,
-    "use_regex": True,
-}
-
-
-def _merge_model(
-    texts: Mapping[str, int], merges: Sequence[tuple[str, str]], row: PreTokenizer
-) -> dict[str, Any]:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": None,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": row.whole_words,
-        "vocab": texts,
-        "merges": merges,
-    }
 
 
 def _read_merges(values: Metadata, texts: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -382,6 +378,16 @@ KINDS: Mapping[str, VocabularyKind] = {
             "eos": (2, PieceType.CONTROL),
         },
         build=_scored,
+    ),
+    "t5": VocabularyKind(
+        longest=LONGEST_PIECE_CHARACTERS,
+        scored=True,
+        default_tokens={
+            "padding": (0, PieceType.CONTROL),
+            "eos": (1, PieceType.CONTROL),
+            "unknown": (2, PieceType.UNKNOWN),
+        },
+        build=_likeliest,
     ),
     "gpt2": VocabularyKind(
         LONGEST_TOKEN_CHARACTERS, scored=False, default_tokens={}, build=_merged

@@ -2,7 +2,8 @@
 
 In: tokenizer.json, or tokenizer.model with the tokens that JSON files add to it. Out: Tokens.
 A tokenizer.json that GGUF cannot express is passed over where there is a tokenizer.model.
-Refuses tokenizers that GGUF's two kinds, scored pieces and merges over bytes, cannot express.
+Refuses tokenizers that GGUF's kinds, scored or likeliest pieces and merges over bytes, cannot
+express.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
+from numpy.typing import NDArray
 
 from crumb.architectures.configuration import shown
 from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import (
@@ -20,6 +23,7 @@ from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import (
     name_of_pre_tokenizer,
 )
 from crumb.checkpoints.gguf.tokenizer.reader import padding_text
+from crumb.checkpoints.gguf.tokenizer.unigram import unigram_characters, unigram_spaces
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
 from crumb.files.model_files import ModelFiles, optional_json, parse_json
 from crumb.tokenizer.scored_pieces import (
@@ -55,6 +59,7 @@ class Tokens:
     merges: tuple[tuple[str, str], ...] | None  # None: they follow the scores
     begin: int | None = None  # where the configuration names no such token
     end: int | None = None
+    characters: NDArray[np.uint8] | None = None  # of Unigram: what is done to them first, compiled
 
 
 def read_tokens(files: ModelFiles, options: Mapping[str, Any]) -> Tokens:
@@ -91,12 +96,14 @@ def _read_json(content: bytes, where: Path) -> Tokens:
         ) from error
     parsed = parse_json(content, where)
     model = parsed["model"]
+    if isinstance(library.model, tokenizers.models.Unigram):
+        return _unigram(parsed, library.get_added_tokens_decoder(), where)
     changes = [name for name in MODEL_DEFAULTS if model.get(name)]
     if not isinstance(library.model, tokenizers.models.BPE) or changes:
         raise UsageError(
             "GGUF cannot express this kind of tokenizer",
             where=where,
-            expected="byte-pair encoding",
+            expected="byte-pair encoding or Unigram",
             found=shown(changes or type(library.model).__name__),
             do=OTHER_CONTAINER,
         )
@@ -107,6 +114,40 @@ def _read_json(content: bytes, where: Path) -> Tokens:
     if over_bytes:
         return _over_bytes(parsed, pieces, settings, merges, where)
     return _by_score(parsed, pieces, settings, merges, where)
+
+
+def _unigram(
+    parsed: Mapping[str, Any], added: Mapping[int, tokenizers.AddedToken], where: Path
+) -> Tokens:
+    """Pieces with the scores of their own. Raises: CheckpointError, UsageError."""
+    model = parsed["model"]
+    normal = {
+        token: Piece(text, float(score), PieceType.NORMAL)
+        for token, (text, score) in enumerate(model["vocab"])
+    }
+    if model.get("byte_fallback"):
+        normal |= {
+            token: replace(piece, type=PieceType.BYTE)
+            for token, piece in normal.items()
+            if piece.text in BYTE_PIECES
+        }
+    for token, entry in added.items():
+        type = PieceType.CONTROL if entry.special else PieceType.USER_DEFINED
+        score = normal[token].score if token in normal else 0.0
+        normal[token] = Piece(entry.content, score, type)
+    unknown = model.get("unk_id")
+    if unknown is not None:
+        normal[unknown] = replace(normal[unknown], type=PieceType.UNKNOWN)
+    pieces = _filled(normal, where)
+    prefix, removed = unigram_spaces(parsed, where, OTHER_CONTAINER)
+    settings = replace(
+        _settings_of_json(parsed, pieces, where),
+        unknown=unknown,
+        space_prefix=prefix,
+        extra_spaces_removed=removed,
+    )
+    characters = unigram_characters(parsed, where, OTHER_CONTAINER)
+    return Tokens(pieces, settings, "default", None, characters=characters)
 
 
 MODEL_DEFAULTS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")

@@ -3,7 +3,7 @@
 In: tokenizer.json or tokenizer.model, and the JSON files beside it. Out: key-values, strings as
 list[str], scores as float32 and types as int32 arrays, token numbers as int (u32), flags as bool.
 Rows of the embedding that are no token become unused tokens "[PAD<n>]", as readers expect.
-Refuses tokenizers that GGUF's two kinds cannot express, and tokens that the model does not have.
+Refuses tokenizers that GGUF's kinds cannot express, and tokens that the model does not have.
 Source: the GGUF format description.
 """
 
@@ -21,6 +21,7 @@ from crumb.checkpoints.gguf.tokenizer.reader import (
     ADD_BEGIN,
     ADD_END,
     ADD_SPACE,
+    CHARACTERS,
     ENDS,
     MERGES,
     MODEL,
@@ -48,10 +49,11 @@ def tokenizer_metadata(files: ModelFiles, configuration: Mapping[str, Any]) -> d
     options = optional_json(files, "special_tokens_map.json")
     options |= optional_json(files, "tokenizer_config.json")
     tokens = _padded(read_tokens(files, options), configuration, files.path)
-    if tokens.merges is None:
-        metadata: dict[str, Any] = {MODEL: "llama", PRE: tokens.pre}
-    else:
-        metadata = {MODEL: "gpt2", PRE: tokens.pre}
+    kind = "gpt2" if tokens.merges is not None else "llama"
+    metadata: dict[str, Any] = {MODEL: kind, PRE: tokens.pre}
+    if tokens.characters is not None:
+        metadata[MODEL] = "t5"
+        metadata |= {CHARACTERS: tokens.characters} if len(tokens.characters) else {}
     metadata[TOKENS] = [piece.text for piece in tokens.pieces]
     metadata[TYPES] = np.array([piece.type for piece in tokens.pieces], np.int32)
     if tokens.merges is None:
