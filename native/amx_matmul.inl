@@ -221,7 +221,13 @@ void amx_tiles(const MatmulJob& job) {
 void amx_matmul(const MatmulJob& job) {
   if (!job.x.together) return tile_matmul(job);
   if (job.matrix.sub != kNoSub) return amx_super_matmul(job);
-  if (job.matrix.table) return amx_tiles<4, true>(job);
+  if (job.matrix.table) {
+    switch (job.matrix.bits) {
+      case 2: return amx_tiles<2, true>(job);
+      case 3: return amx_tiles<3, true>(job);
+      default: return amx_tiles<4, true>(job);
+    }
+  }
   switch (job.matrix.bits) {
     case 2: return amx_tiles<2, false>(job);
     case 3: return amx_tiles<3, false>(job);

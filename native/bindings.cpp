@@ -80,9 +80,19 @@ void unpack(Bytes packed, BytesOut codes, int bits) {
   unpack_codes(packed.data(), codes.data(), rows, count, bits);
 }
 
+// The levels of a table, null where there is none.
+const float* require_levels(const Vector& levels, int zero) {
+  const size_t count = levels.shape(0);
+  if (count == 0) return nullptr;
+  require(count <= kMostLevels && zero == kFixed, "levels: 16 at most, and a fixed zero");
+  for (size_t k = 1; k < count; ++k)
+    require(levels.data()[k - 1] < levels.data()[k], "levels must ascend");
+  return levels.data();
+}
+
 void sweep(const std::string& isa, Floats start, Floats weights, Floats factor, Floats scale,
            Floats offset, Groups group, BytesOut codes, FloatsOut error, int largest_code,
-           int zero, bool rounding) {
+           int zero, bool rounding, Vector levels) {
   const size_t rows = weights.shape(0), columns = weights.shape(1), groups = scale.shape(1);
   require(is(start, rows, columns) && is(error, rows, columns), "start or error: wrong shape");
   require(!rounding || is(codes, rows, columns), "codes has the wrong shape");
@@ -93,15 +103,18 @@ void sweep(const std::string& isa, Floats start, Floats weights, Floats factor, 
   require(largest_code >= 0 && largest_code <= 255, "largest_code must be 0 to 255");
   for (size_t j = 0; j < columns; ++j)
     require(group.data()[j] >= 0 && size_t(group.data()[j]) < groups, "group out of range");
+  const float* table_levels = require_levels(levels, zero);
   const KernelTable& table = kernels_named(isa);
   nb::gil_scoped_release release;
   table.sweep({start.data(), weights.data(), factor.data(), scale.data(), offset.data(),
                group.data(), rounding ? codes.data() : nullptr, error.data(), int64_t(rows),
-               int64_t(columns), int64_t(groups), largest_code, zero});
+               int64_t(columns), int64_t(groups), largest_code, zero, table_levels,
+               int64_t(levels.shape(0))});
 }
 
 void grid_search(const std::string& isa, Floats weights, Vector importance, Vector shrinks,
-                 FloatsOut scale, FloatsOut offset, int64_t group_width, int bits, int zero) {
+                 FloatsOut scale, FloatsOut offset, int64_t group_width, int bits, int zero,
+                 Vector levels) {
   require_bits(bits);
   const size_t rows = weights.shape(0), columns = weights.shape(1);
   require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
@@ -110,11 +123,12 @@ void grid_search(const std::string& isa, Floats weights, Vector importance, Vect
   const size_t groups = (columns + group_width - 1) / group_width;
   require(importance.shape(0) == columns, "importance has the wrong shape");
   require(is(scale, rows, groups) && is(offset, rows, groups), "scale or offset: wrong shape");
+  const float* table_levels = require_levels(levels, zero);
   const KernelTable& table = kernels_named(isa);
   nb::gil_scoped_release release;
   table.grid_search({weights.data(), importance.data(), shrinks.data(), scale.data(),
                      offset.data(), int64_t(rows), int64_t(columns), group_width,
-                     int(shrinks.shape(0)), bits, zero});
+                     int(shrinks.shape(0)), bits, zero, table_levels, int64_t(levels.shape(0))});
 }
 
 void require_tile_bits(int bits) {
@@ -185,10 +199,10 @@ NB_MODULE(_native, m) {
   m.def("unpack", &unpack, array("packed"), array("codes"), nb::arg("bits"));
   m.def("sweep", &sweep, nb::arg("isa"), array("start"), array("weights"), array("factor"),
         array("scale"), array("offset"), array("group"), array("codes"), array("error"),
-        nb::arg("largest_code"), nb::arg("zero"), nb::arg("rounding"));
+        nb::arg("largest_code"), nb::arg("zero"), nb::arg("rounding"), array("levels"));
   m.def("grid_search", &grid_search, nb::arg("isa"), array("weights"), array("importance"),
         array("shrinks"), array("scale"), array("offset"), nb::arg("group_width"),
-        nb::arg("bits"), nb::arg("zero"));
+        nb::arg("bits"), nb::arg("zero"), array("levels"));
   m.def("pack_tiles", &pack_matrix, array("codes"), array("headers"), array("tiles"),
         nb::arg("block_width"), nb::arg("bits"));
   m.def("unpack_tiles", &unpack_matrix, array("tiles"), array("codes"), array("headers"),

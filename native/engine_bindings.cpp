@@ -152,7 +152,7 @@ class NativeEngine {
     else
       require(columns % kSuperInputs == 0 && has_kernel(bits, zero, sub, group_width, bool(table)),
               "matrix: no kernel for these super-blocks");
-    require(!table || (bits == 4 && zero == kFixed && table->shape(0) == 16), "matrix: bad table");
+    require(!table || (bits <= 4 && zero == kFixed && table->shape(0) == 16), "matrix: bad table");
     TileMatrix matrix{tiles.data(), table ? table->data() : nullptr, rows, columns,
                       std::min(group_width, columns), 0, bits, zero, sub};
     const int64_t bytes = matrix.tile_bytes = tile_bytes(matrix);

@@ -40,7 +40,13 @@ void expand_tile(const TileMatrix& m, int64_t tile, int64_t first, int64_t input
 }
 
 void expand_codes(const TileMatrix& m, int64_t tile, int64_t first, int64_t inputs, float* to) {
-  if (m.table) return expand_tile<4, true>(m, tile, first, inputs, to);
+  if (m.table) {
+    switch (m.bits) {
+      case 2: return expand_tile<2, true>(m, tile, first, inputs, to);
+      case 3: return expand_tile<3, true>(m, tile, first, inputs, to);
+      default: return expand_tile<4, true>(m, tile, first, inputs, to);
+    }
+  }
   switch (m.bits) {
     case 2: return expand_tile<2, false>(m, tile, first, inputs, to);
     case 3: return expand_tile<3, false>(m, tile, first, inputs, to);

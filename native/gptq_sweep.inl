@@ -11,11 +11,18 @@ inline Vec nearest_code(Vec target, Vec scale, Vec offset, bool minimum, float l
   return clip(nearest(bounded) + shift, 0.0f, largest);
 }
 
+// The nearest of a table's levels to each target, and its place in the table.
+inline Vec nearest_place(Vec target, Vec scale, const Levels& levels, Vec* level) {
+  const Vec quotient = target / (scale == 0.0f ? all(1.0f) : scale);
+  return levels.nearest(scale == 0.0f ? Vec{} : quotient, level);
+}
+
 void sweep(const Sweep& job) {
   const int64_t n = job.columns;
   Workspace space(3 * n);
   Vec *target = space.at, *weight = target + n, *error = weight + n;
   const bool minimum = job.zero == kMinimum;
+  const Levels levels(job.levels, job.level_count);
 
   for (int64_t row = 0; row < job.rows; row += kLanes) {
     const int present = job.rows - row < kLanes ? int(job.rows - row) : kLanes;
@@ -35,8 +42,14 @@ void sweep(const Sweep& job) {
             offset[lane] = job.offset[at + lane * job.groups];
           }
         }
-        const Vec code = nearest_code(chosen, scale, offset, minimum, float(job.largest_code));
-        chosen = minimum ? code * scale + offset : (code - offset) * scale;
+        Vec code, level;
+        if (job.levels) {
+          code = nearest_place(chosen, scale, levels, &level);
+          chosen = level * scale;
+        } else {
+          code = nearest_code(chosen, scale, offset, minimum, float(job.largest_code));
+          chosen = minimum ? code * scale + offset : (code - offset) * scale;
+        }
         for (int lane = 0; lane < present; ++lane)
           job.codes[(row + lane) * n + j] = uint8_t(int(code[lane]));
       }

@@ -14,10 +14,16 @@ struct Best {
 struct Grid {
   bool minimum;
   float largest;
+  const Levels* levels;  // null: whole numbers
 };
 
 // Codes relative to the zero point (or to the minimum).
 inline Vec level_of(Vec w, Vec inverse, Vec offset, Grid grid) {
+  if (grid.levels) {
+    Vec level;
+    grid.levels->nearest(w * inverse, &level);
+    return level;
+  }
   const Vec base = grid.minimum ? offset : Vec{};
   const Vec shift = grid.minimum ? Vec{} : offset;
   const Vec quotient = clip((w - base) * inverse, -kRoundLimit, kRoundLimit);
@@ -68,9 +74,12 @@ inline void consider(const Vec* w, const float* h, int64_t width, Candidate from
 }
 
 // All candidates of one group: either sign of scale (fixed zero), three zero points, one minimum.
-inline Best search_group(const GridSearch& job, const Vec* w, const float* h, int64_t width) {
-  const Grid grid = {job.zero == kMinimum, float((1 << job.bits) - 1)};
-  const float half = float(1 << (job.bits - 1));
+inline Best search_group(const GridSearch& job, const Levels& levels, const Vec* w, const float* h,
+                         int64_t width) {
+  const Grid grid = {job.zero == kMinimum, float((1 << job.bits) - 1),
+                     job.levels ? &levels : nullptr};
+  const float half = job.levels ? levels.farthest() : float(1 << (job.bits - 1));
+  const Vec fixed = job.levels ? Vec{} : all(half);
   Vec low = grid.minimum ? w[0] : Vec{}, high = low;
   for (int64_t j = 0; j < width; ++j) {
     low = w[j] < low ? w[j] : low;
@@ -80,7 +89,7 @@ inline Best search_group(const GridSearch& job, const Vec* w, const float* h, in
   const Vec reach = (-low > high ? -low : high) / half;
   const Vec point = span == 0.0f ? Vec{} : nearest(-low / span);
   Best best = {all(3.402823466e38f), Vec{}, grid.minimum ? low : Vec{}};
-  if (job.zero == kFixed) best.offset = all(half);
+  if (job.zero == kFixed) best.offset = fixed;
 
   const int alternatives = job.zero == kFixed ? 2 : job.zero == kVariable ? 3 : 1;
   for (int alternative = 0; alternative < alternatives; ++alternative)
@@ -88,7 +97,7 @@ inline Best search_group(const GridSearch& job, const Vec* w, const float* h, in
       const float shrink = job.shrinks[k];
       Candidate from;
       if (job.zero == kFixed) {
-        from = {(alternative == 0 ? shrink : -shrink) * reach, all(half)};
+        from = {(alternative == 0 ? shrink : -shrink) * reach, fixed};
       } else if (job.zero == kVariable) {
         from = {shrink * span, clip(point + float(alternative - 1), 0.0f, grid.largest)};
       } else {
@@ -104,6 +113,7 @@ void grid_search(const GridSearch& job) {
   const int64_t groups = (job.columns + job.group_width - 1) / job.group_width;
   Workspace space(job.group_width);
   Vec* w = space.at;
+  const Levels levels(job.levels, job.level_count);
   for (int64_t row = 0; row < job.rows; row += kLanes) {
     const int present = job.rows - row < kLanes ? int(job.rows - row) : kLanes;
     for (int64_t group = 0; group < groups; ++group) {
@@ -111,7 +121,7 @@ void grid_search(const GridSearch& job) {
       const int64_t end =
           begin + job.group_width < job.columns ? begin + job.group_width : job.columns;
       load_transposed(job.weights, row, job.rows, job.columns, begin, end, w);
-      const Best best = search_group(job, w, job.importance + begin, end - begin);
+      const Best best = search_group(job, levels, w, job.importance + begin, end - begin);
       for (int lane = 0; lane < present; ++lane) {
         job.scale[(row + lane) * groups + group] = best.scale[lane];
         job.offset[(row + lane) * groups + group] = best.offset[lane];

@@ -11,6 +11,7 @@
 
 namespace crumb {
 
+constexpr int64_t kMostLevels = 16;  // of a table
 constexpr float kRoundLimit = 1024.0f;  // same as formats/grid.py ROUND_LIMIT
 
 
@@ -27,6 +28,8 @@ struct Sweep {
   int64_t rows, columns, groups;
   int largest_code;
   int zero;               // ZeroKind
+  const float* levels;    // (level_count) what codes stand for, ascending; null: themselves
+  int64_t level_count;
 };
 
 // Search of each group's scale and offset under a diagonal weight.
@@ -40,6 +43,8 @@ struct GridSearch {
   int shrink_count;
   int bits;
   int zero;  // ZeroKind
+  const float* levels;  // as Sweep's
+  int64_t level_count;
 };
 
 struct KernelTable {

@@ -17,6 +17,34 @@ inline Vec nearest(Vec x) {
   return (x + magic) - magic;
 }
 
+// The levels that a table's codes stand for, ascending, and half-way points between them.
+struct Levels {
+  Levels(const float* levels, int64_t count) : count(count) {
+    for (int64_t k = 0; k < count; ++k) {
+      level[k] = levels[k];
+      if (k > 0) half_way[k] = (levels[k - 1] + levels[k]) * 0.5f;
+    }
+  }
+  // The place of the level nearest to x, of two the lower; NaN goes to the first.
+  Vec nearest(Vec x, Vec* at) const {
+    Vec place{}, value = all(level[0]);
+    for (int64_t k = 1; k < count; ++k) {
+      const auto above = x > half_way[k];
+      place = above ? all(float(k)) : place;
+      value = above ? all(level[k]) : value;
+    }
+    *at = value;
+    return place;
+  }
+  // How far from 0 the farthest is.
+  float farthest() const {
+    const float low = -level[0], high = level[count - 1];
+    return low > high ? low : high;
+  }
+  float level[kMostLevels], half_way[kMostLevels];
+  int64_t count;
+};
+
 // Columns [begin, end) of up to kLanes rows, one row a lane; absent rows are zero.
 inline void load_transposed(const float* matrix, int64_t row, int64_t rows, int64_t columns,
                             int64_t begin, int64_t end, Vec* out) {

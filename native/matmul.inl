@@ -149,7 +149,13 @@ void super_matmul(const MatmulJob& job) {
 
 void tile_matmul(const MatmulJob& job) {
   if (job.matrix.sub != kNoSub) return super_matmul(job);
-  if (job.matrix.table) return tile_matmul_of<4, true>(job);
+  if (job.matrix.table) {
+    switch (job.matrix.bits) {
+      case 2: return tile_matmul_of<2, true>(job);
+      case 3: return tile_matmul_of<3, true>(job);
+      default: return tile_matmul_of<4, true>(job);
+    }
+  }
   switch (job.matrix.bits) {
     case 2: return tile_matmul_of<2, false>(job);
     case 3: return tile_matmul_of<3, false>(job);

@@ -36,6 +36,12 @@ def random_matrix(format: Format, rows: int, columns: int, seed: int = 0) -> Mat
     return codes, GroupParameters(scale, **fields)
 
 
+def first_format(name: str) -> Format:
+    """A row's format with the first group size and zero kind that it lists."""
+    row = CATALOG[name]
+    return Format(row, row.group_sizes[0], row.zeros[0])
+
+
 def all_formats() -> list[Format]:
     """Every row of the catalog with every zero kind and group size it lists."""
     return [

@@ -39,6 +39,7 @@ def sweep(
     largest_code: int,
     zero: int,
     rounding: bool,
+    levels: _Floats,
 ) -> None: ...
 def grid_search(
     isa: str,
@@ -50,6 +51,7 @@ def grid_search(
     group_width: int,
     bits: int,
     zero: int,
+    levels: _Floats,
 ) -> None: ...
 def compiled_sets() -> list[tuple[str, bool, str]]: ...
 def read_pass(isa: str, array: NDArray[np.uint8], threads: int) -> float: ...

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from crumb.errors import UsageError
 from crumb.formats.catalog import (
     CATALOG,
+    CODES,
     FORMULAS,
     GROUP_SIZES,
     INTEGERS,
@@ -31,7 +32,7 @@ def test_the_catalog_lists_the_widths_the_documents_name():
     assert [row.bits for row in INTEGERS.values()] == [2, 3, 4, 5, 6, 8]
     assert [name for name in CATALOG if name not in INTEGERS] == [
         *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
-        *("iq4_nl", "iq4_xs", "mxfp4"),
+        *("iq4_nl", "iq4_xs", "nf4", "fp4", "lut2", "lut3", "lut4", "mxfp4"),
     ]
     assert GROUP_SIZES == (32, 64, 128, ROW)
     assert set(FORMULAS) == set(ZeroKind)
@@ -43,6 +44,9 @@ def test_a_name_reads_back_as_its_format(format):
     assert format_of_row(format.row, format.group_size, format.zero.value) == format
     if format.row.name in INTEGERS:
         assert make_format(format.bits, format.group_size, format.zero.value) == format
+    elif format.row.name[:3] in CODES:
+        made = make_format(format.bits, format.group_size, format.zero.value, format.row.name[:3])
+        assert made == format
     else:
         assert format.row.only_format() == format
 

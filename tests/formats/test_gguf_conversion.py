@@ -13,7 +13,7 @@ from random_matrices import random_matrix
 
 from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import CATALOG, GROUP_SIZES, INTEGERS, ROW, ZeroKind, format_of_row
-from crumb.formats.grid import GroupParameters, decode_reference
+from crumb.formats.grid import GroupParameters, decode_reference, encode_reference
 from crumb.formats.layouts.gguf_blocks import decode_floats, encode_blocks
 from crumb.formats.layouts.gguf_conversion import (
     EXACT,
@@ -28,7 +28,7 @@ from crumb.formats.layouts.gguf_conversion import (
     that_fits,
     wider_exact_type,
 )
-from crumb.formats.layouts.gguf_rounding import nearest_codes, quantize_floats
+from crumb.formats.layouts.gguf_rounding import quantize_floats
 from crumb.formats.layouts.gguf_types import GGUF_TYPES, ScaleCode
 
 HALF_UNIT = 2.0**-11  # largest relative error of rounding to fp16, in its normal range
@@ -380,7 +380,7 @@ def test_a_table_gives_the_code_of_the_nearest_value():
     format = CATALOG["iq4_nl"].only_format()
     weights = np.resize(np.array([-130, -116, -115, -4.6, -4.4, 0.9, 101.1, 500]), (1, 32))
     parameters = GroupParameters(np.ones((1, 1), np.float16))
-    found = nearest_codes(weights.astype(np.float32), parameters, format)
+    found = encode_reference(weights.astype(np.float32), parameters, format)
     np.testing.assert_array_equal(found[0, :8], [0, 0, 1, 7, 8, 8, 15, 15])
 
 

@@ -154,6 +154,7 @@ def also_plain(header: Header) -> None:
 
 # The query is 64 x 64 of int3-g32-variable: 4 tiles of 2 blocks of 32 + 16 + 192 bytes.
 TILES, TILE_BYTES = 4, 480
+TABLELESS = "a matrix with a table of its own does not say which"
 UNREADABLE, UNSIZED, UNFIT = (
     "without a readable format",
     "without out_features and in_features",
@@ -172,6 +173,13 @@ DAMAGES: dict[str, tuple[Callable[[Header], None], str]] = {
     "size of other digits": (set_metadata("int3-g32-variable 64 ٦٤"), UNSIZED),
     "negative size": (set_metadata("int3-g32-variable -64 64"), UNSIZED),
     "huge size": (set_metadata("int3-g32-variable 64 99999999999999999999"), UNSIZED),
+    "no table": (set_metadata("lut3-g32-fixed 64 64"), TABLELESS),
+    "a short table": (set_metadata("lut3-g32-fixed 64 64 -127,0,127"), TABLELESS),
+    "a table that falls": (set_metadata("lut2-g32-fixed 64 64 127,3,2,1"), TABLELESS),
+    "a level twice": (set_metadata("lut2-g32-fixed 64 64 -127,3,3,127"), TABLELESS),
+    "a level of no byte": (set_metadata("lut2-g32-fixed 64 64 -128,3,4,127"), TABLELESS),
+    "a table of letters": (set_metadata("lut2-g32-fixed 64 64 a,b,c,d"), TABLELESS),
+    "two tables": (set_metadata("lut2-g32-fixed 64 64 -9,0,3,9 -9,0,3,9"), TABLELESS),
     "many rows": (set_metadata("int3-g32-variable 999999999 64"), UNFIT),
     "many columns": (set_metadata("int3-g32-variable 64 999999999"), UNFIT),
     "no columns": (set_metadata("int3-g32-variable 64 0"), "without columns"),

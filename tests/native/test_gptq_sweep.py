@@ -1,9 +1,11 @@
 """The native sweep against its slow twin, bit for bit, on every instruction set of this machine."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import INTEGERS, ZeroKind, make_format
+from crumb.formats.catalog import INTEGERS, SOLVED, ZeroKind, format_of_row, make_format
 from crumb.kernels import dispatch, gptq_sweep
 from crumb.kernels import threads as threads_module
 from crumb.kernels.gptq_sweep import SweepGrid, sweep, sweep_reference
@@ -46,6 +48,21 @@ def test_the_sweep_gives_the_references_bits(isa, zero, bits, monkeypatch):
     for rows, columns in [*((rows, 33) for rows in ROWS), *((17, columns) for columns in COLUMNS)]:
         block = random_block(format, rows, columns)
         assert_same_bits(sweep(*block), sweep_reference(*block))
+
+
+@ISA
+@pytest.mark.parametrize("row", [row for row in SOLVED.values() if row.table], ids=lambda r: r.name)
+def test_the_sweep_over_a_table_gives_the_references_bits(isa, row, monkeypatch):
+    monkeypatch.setenv("CRUMB_ISA", isa)
+    for rows, columns in [(1, 33), (16, 128), (33, 7)]:
+        start, weights, factor, grid = random_block(
+            format_of_row(row, row.group_sizes[0], ZeroKind.FIXED), rows, columns
+        )
+        scale = grid.scale / np.float32(max(row.table) / (1 << row.bits))
+        block = start, weights, factor, replace(grid, scale=scale, offset=0 * scale)
+        assert_same_bits(sweep(*block), sweep_reference(*block))
+        codes = sweep(*block)[0]
+        assert len(np.unique(codes)) == len(set(row.table)) or codes.size < 500
 
 
 @ISA

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import INTEGERS, ROW, ZeroKind, make_format
+from crumb.formats.catalog import INTEGERS, ROW, SOLVED, ZeroKind, format_of_row, make_format
 from crumb.kernels import dispatch, grid_search
 from crumb.kernels import threads as threads_module
 from crumb.kernels.grid_search import SHRINKS, grid_search_reference
@@ -77,6 +77,18 @@ def test_the_search_gives_the_references_bits(isa, zero, bits, monkeypatch):
     for rows in ROWS:
         found = grid_search.grid_search(weights[:rows], importance, format)
         assert_same_bits(found, wanted, rows)
+
+
+@ISA
+@pytest.mark.parametrize("row", [row for row in SOLVED.values() if row.table], ids=lambda r: r.name)
+def test_the_search_over_a_table_gives_the_references_bits(isa, row, monkeypatch):
+    monkeypatch.setenv("CRUMB_ISA", isa)
+    monkeypatch.setattr(grid_search, "SHRINKS", FEW)
+    format = format_of_row(row, 32, ZeroKind.FIXED)
+    for rows in (17, 0):
+        layer = random_layer(rows, 75) if rows else extreme_layer(75)
+        found = grid_search.grid_search(*layer, format)
+        assert_same_bits(found, expected(format, rows, 75, few=True))
 
 
 @ISA

@@ -16,10 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
-from crumb import quantize_run
+from crumb import load, quantize_run
 from crumb.calibrate.drawing import draw
 from crumb.calibrate.token_weights import GradientPass
+from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import SolveError, UsageError
+from crumb.formats.catalog import CATALOG
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Context
 from crumb.pipeline import (
@@ -341,3 +343,23 @@ def test_a_listener_that_fails_stops_the_run_and_loses_nothing(
         quantize(request_of_tiny, progress=closing)
     assert list(request_of_tiny.out.with_name("out.partial").glob("tensors/*"))
     quantize(request_of_tiny)
+
+
+@pytest.mark.parametrize(("bits", "codes"), [(3, "lut"), (4, "nf4"), (4, "fp4")])
+def test_tables_are_solved_stored_and_run(
+    bits: int, codes: str, request_of_tiny: QuantizeRequest
+) -> None:
+    request = replace(request_of_tiny, bits=bits, codes=codes, embedding=8, head=8)
+    quantize(request)
+    model = open_model(request.out)
+    entry = model.checkpoint.tensors.entry(QUERY)
+    assert isinstance(entry, StoredPacked)
+    assert entry.format.row.name == (codes if codes in CATALOG else f"{codes}{bits}")
+    default = CATALOG[entry.format.row.name].table
+    assert (entry.format.row.table != default) == entry.format.row.learned
+    down = model.checkpoint.tensors.entry(DOWN)
+    assert isinstance(down, StoredPacked)
+    assert (down.format.row.table != entry.format.row.table) == entry.format.row.learned
+    assert quantize(request).already_done
+    with load(request.out) as running:
+        assert running.generate("The sea", max_tokens=4).completion_tokens == 4

@@ -6,7 +6,7 @@ In: a model and settings. Out: a crumb directory, and a summary of what it cost 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from crumb.cli.option_groups import BUDGET, CALIBRATION, FORMAT, ONE_WAY, OUTPUT, SOLVER
 from crumb.cli.output import bytes_text, log_cost, print_json, progress_bar
@@ -14,7 +14,7 @@ from crumb.cli.plan import print_plan
 from crumb.cli.whole_number import WHOLE, OptionalWhole, Whole
 from crumb.errors import UsageError
 from crumb.exporting import model_name
-from crumb.formats.catalog import ZeroKind
+from crumb.formats.catalog import CATALOG, ZeroKind
 from crumb.pipeline import QuantizeRequest, QuantizeResult
 from crumb.pipeline import plan as run_plan
 from crumb.pipeline import quantize as run_quantize
@@ -36,6 +36,7 @@ def quantize(
     out: Annotated[Path | None, OUTPUT] = None,
     group_size: Annotated[str | None, FORMAT] = None,
     zero: Annotated[ZeroKind | None, FORMAT] = None,
+    codes: Annotated[Literal["int", "nf4", "fp4", "lut"] | None, FORMAT] = None,
     effort: Annotated[Effort, SOLVER] = Effort.DEFAULT,
     method: Annotated[Method | None, SOLVER] = None,
     scales: Annotated[Scales | None, SOLVER] = None,
@@ -72,6 +73,7 @@ def quantize(
         out: output directory; default is the model's name with the format behind it.
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
+        codes: int (default), nf4, fp4, or lut: 4, 8 or 16 levels that each matrix has of its own.
         effort: fast, default (a backward pass weighs tokens too) or best (blocks are trained too).
         method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
@@ -104,6 +106,7 @@ def quantize(
         "target": target,
         "group_size": bits_or_name(group_size),
         "zero": zero,
+        "codes": codes,
         "effort": effort,
         "method": method,
         "scales": scales,
@@ -131,7 +134,7 @@ def quantize(
     }
     said = {name: value for name, value in options.items() if value is not None}
     budget = memory or file_size or (bits_per_weight and f"{bits_per_weight:g}bpw")
-    named = default_out(model, bits, group_size, zero, target, budget or from_plan)
+    named = default_out(model, bits, group_size, zero, target, budget or from_plan, codes)
     request = make_quantize_request(model, out or named, **said)
     show_plan(request, json) if plan else show_result(run_shown(request), json)
 
@@ -182,6 +185,7 @@ def default_out(
     zero: ZeroKind | None = None,
     target: str | None = None,
     budget: str | Path | None = None,
+    codes: str | None = None,
 ) -> Path:
     """Where the result goes when the user does not say; `budget`: its words, or a plan's file."""
     name = model_name(model)
@@ -193,7 +197,8 @@ def default_out(
     if type:
         return Path(f"{name}-{type}")
     group = "row" if group_size == "row" else f"g{group_size or QuantizeRequest.group_size}"
-    behind = f"int{bits}-{group}-{zero or ZeroKind.FIXED}"
+    kind = codes if codes in CATALOG else f"{codes or 'int'}{bits}"
+    behind = f"{kind}-{group}-{zero or ZeroKind.FIXED}"
     return Path(f"{name}-{container}-{behind}" if container else f"{name}-{behind}")
 
 

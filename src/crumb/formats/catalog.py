@@ -72,6 +72,7 @@ class CodeRow:
     zeros: tuple[ZeroKind, ...] = tuple(ZeroKind)
     group_sizes: tuple[int, ...] = GROUP_SIZES
     table: tuple[int, ...] | None = None  # (2^bits,) int8 values; fixed zero only
+    learned: bool = False  # each matrix has a table of its own, of which this is the beginning
     super_block: SuperBlock | None = None  # ScaleKind.SUPER only
 
     @property
@@ -99,6 +100,12 @@ _SIGNED_SIX_BITS = SuperBlock(256, -32, 31, 6)
 _SIGNED_BYTES = SuperBlock(256, -128, 127, 8)
 
 _NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+_NORMAL_4 = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
+"""127 times NF4's values: quantiles of a normal distribution, with a 0 (arXiv 2305.14314)."""
+
+_NORMAL_3, _NORMAL_2 = (-127, -76, -43, -14, 14, 43, 76, 127), (-127, -38, 38, 127)
+"""Where tables of 8 and of 4 levels begin to be learned."""
+
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the values of a 4-bit float, so the scale is half of MXFP4's."""
 
@@ -125,6 +132,11 @@ CATALOG: dict[str, CodeRow] = {
         _super("q6_k", 6, 16, _FIXED, _SIGNED_BYTES),
         CodeRow("iq4_nl", 4, zeros=_FIXED, group_sizes=(32,), table=_NON_LINEAR),
         replace(_super("iq4_xs", 4, 32, _FIXED, _SIGNED_SIX_BITS), table=_NON_LINEAR),
+        CodeRow("nf4", 4, zeros=_FIXED, table=_NORMAL_4),
+        CodeRow("fp4", 4, zeros=_FIXED, table=_E2M1),
+        CodeRow("lut2", 2, zeros=_FIXED, table=_NORMAL_2, learned=True),
+        CodeRow("lut3", 3, zeros=_FIXED, table=_NORMAL_3, learned=True),
+        CodeRow("lut4", 4, zeros=_FIXED, table=_NORMAL_4, learned=True),
         CodeRow("mxfp4", 4, zeros=_FIXED, group_sizes=(32,), table=_E2M1),
     )
 }
@@ -135,6 +147,17 @@ INTEGERS: dict[str, CodeRow] = {
 """The rows whose codes are whole numbers and whose groups each have an fp16 scale."""
 
 
+SOLVED: dict[str, CodeRow] = {
+    name: row
+    for name, row in CATALOG.items()
+    if not (row.table and row.super_block) and name != "mxfp4"
+}
+"""The rows whose codes solvers choose; scales of MXFP4 and IQ4_XS are of a kind they do not fit."""
+
+CODES = ("int", "nf4", "fp4", "lut")
+"""What codes of so many bits may stand for; int and lut have a row for each of theirs."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A catalog row with its group size and zero kind: all the mathematics of one tensor."""
@@ -142,6 +165,11 @@ class Format:
     row: CodeRow
     group_size: int  # weights that share a scale; ROW for all of in_features
     zero: ZeroKind
+
+    def with_table(self, table: tuple[int, ...]) -> Format:
+        """The same with another table, which is the matrix's own."""
+        assert self.row.learned, f"{self.row.name} has one table"
+        return replace(self, row=replace(self.row, table=table))
 
     @property
     def name(self) -> str:
@@ -216,29 +244,34 @@ def group_name(group_size: int) -> str:
     return "row" if group_size == ROW else f"g{group_size}"
 
 
-def find_row(bits: int) -> CodeRow:
-    """The catalog's integer row of this width.
+def find_row(bits: int, codes: str = "int") -> CodeRow:
+    """The catalog's row of this width, whose codes are of this kind.
 
-    Raises: UsageError, naming the widths there are.
+    Raises: UsageError, naming the kinds or the widths there are.
     """
-    for row in INTEGERS.values():
+    if codes not in CODES:
+        raise UsageError(
+            "no such kind of codes", expected=f"one of {', '.join(CODES)}", found=repr(codes)[:40]
+        )
+    rows = [row for name, row in CATALOG.items() if name in (codes, f"{codes}{row.bits}")]
+    for row in rows:
         if row.bits == bits:
             return row
-    widths = ", ".join(str(row.bits) for row in INTEGERS.values())
     raise UsageError(
-        "no format has this many bits",
-        expected=f"one of {widths}",
+        "no format has this many bits" + ("" if codes == "int" else f" of {codes}"),
+        expected=f"one of {', '.join(str(row.bits) for row in rows)}",
         found=bits,
         do="See `crumb formats`",
     )
 
 
-def make_format(bits: int, group_size: int, zero: ZeroKind | str) -> Format:
-    """A checked Format of whole numbers.
+def make_format(bits: int, group_size: int, zero: ZeroKind | str, codes: str = "int") -> Format:
+    """A checked Format of whole numbers, or of a table.
 
-    Raises: UsageError for a width, group size or zero kind that the catalog does not list.
+    Raises: UsageError for a width, group size, zero kind or kind of codes that the catalog does
+    not list.
     """
-    return format_of_row(find_row(bits), group_size, zero)
+    return format_of_row(find_row(bits, codes), group_size, zero)
 
 
 def format_of_row(row: CodeRow, group_size: int, zero: ZeroKind | str) -> Format:

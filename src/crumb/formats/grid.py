@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import SolveError
-from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.catalog import CodeRow, Format, ZeroKind
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -41,7 +41,7 @@ class GroupParameters:
         assert self.zero_point is None or self.minimum is None, "a group has one zero"
         assert self.zero_point is None or self.sub_scale is None, "zero points have no super-block"
         has_both = (self.sub_scale is None, self.minimum is None) == (False, False)
-        assert (self.sub_minimum is not None) == has_both, "a sub-minimum beside both, and only so"
+        assert self.sub_minimum is None or has_both, "a sub-minimum lies beside both"
 
     def group_scale(self) -> Floats:
         """Each group's scale as f32, exactly, (out_features, groups)."""
@@ -115,10 +115,27 @@ def group_of_column(format: Format, in_features: int) -> NDArray[np.int32]:
     return (np.arange(in_features) // format.group_width(in_features)).astype(np.int32)
 
 
+def levels_of(row: CodeRow) -> tuple[Floats, Codes]:
+    """A table's levels in ascending order, each once, and the code of each; none without one."""
+    levels, codes = np.unique(np.array(row.table or (), np.float32), return_index=True)
+    return levels, codes.astype(np.uint8)
+
+
+def nearest_in_table(weights: Floats, scale: Floats, row: CodeRow) -> Codes:
+    """The code of the level nearest to each weight over its scale, of two the lower."""
+    levels, code_of_level = levels_of(row)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        quotient = np.where(scale == 0, np.float32(0), weights / scale)
+    place = np.zeros(quotient.shape, np.uint8)
+    for half_way in (levels[:-1] + levels[1:]) * np.float32(0.5):
+        place += quotient > half_way
+    return code_of_level[place]
+
+
 def encode_columns(
     weights: Floats, scale: Floats, offset: Floats, largest_code: int, zero: ZeroKind
 ) -> Codes:
-    """Round to the nearest code. All arrays broadcast to the shape of weights."""
+    """Round to the nearest whole number. All arrays broadcast to the shape of weights."""
     base, shift = (offset, np.float32(0)) if zero is ZeroKind.MINIMUM else (np.float32(0), offset)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         quotient = np.where(scale == 0, np.float32(0), (weights - base) / scale)
@@ -141,6 +158,8 @@ def encode_reference(weights: Floats, parameters: GroupParameters, format: Forma
     """Codes of a whole tensor. Shapes: (out_features, in_features) to the same."""
     group = group_of_column(format, weights.shape[1])
     scale = parameters.group_scale()[:, group]
+    if format.row.table is not None:
+        return nearest_in_table(weights, scale, format.row)
     offset = parameters.offset(format)[:, group]
     return encode_columns(weights, scale, offset, format.row.largest_code, format.zero)
 

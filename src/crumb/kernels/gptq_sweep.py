@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from crumb import _native
 from crumb.formats.catalog import Format
-from crumb.formats.grid import decode_columns, encode_columns
+from crumb.formats.grid import decode_columns, encode_columns, levels_of, nearest_in_table
 from crumb.kernels.dispatch import selected_set, zero_code
 from crumb.kernels.threads import over_rows
 
@@ -43,6 +43,7 @@ def sweep(
     codes = np.zeros((rows if rounding else 0, columns), np.uint8)
     error = np.empty((rows, columns), np.float32)
     factor = np.ascontiguousarray(factor, np.float32)
+    levels, code_of_level = levels_of(grid.format.row)
     isa = selected_set()
 
     def work(part: slice) -> None:
@@ -59,10 +60,11 @@ def sweep(
             grid.format.row.largest_code,
             zero_code(grid.format),
             rounding,
+            levels,
         )
 
     over_rows(rows, work)
-    return codes, error
+    return codes if not levels.size else code_of_level[codes], error
 
 
 def sweep_reference(
@@ -78,9 +80,13 @@ def sweep_reference(
         if rounding:
             group = grid.group[column_in_block]
             scale, offset = grid.scale[:, group], grid.offset[:, group]
-            code = encode_columns(chosen, scale, offset, grid.format.row.largest_code, zero)
+            if grid.format.row.table is None:
+                code = encode_columns(chosen, scale, offset, grid.format.row.largest_code, zero)
+                chosen = decode_columns(code, scale, offset, zero)
+            else:
+                code = nearest_in_table(chosen, scale, grid.format.row)
+                chosen = np.array(grid.format.row.table, np.float32)[code] * scale
             codes[:, column_in_block] = code
-            chosen = decode_columns(code, scale, offset, zero)
         error[:, column_in_block] = weights[:, column_in_block] - chosen
         later = slice(column_in_block + 1, None)
         target[:, later] += error[:, column_in_block, None] * factor[column_in_block, later]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from crumb import _native
 from crumb.formats.catalog import Format, ZeroKind
-from crumb.formats.grid import ROUND_LIMIT
+from crumb.formats.grid import ROUND_LIMIT, levels_of
 from crumb.kernels.dispatch import selected_set, zero_code
 from crumb.kernels.threads import over_rows
 
@@ -39,6 +39,7 @@ def grid_search(weights: Floats, importance: Floats, format: Format) -> tuple[Fl
     scale = np.empty((rows, format.groups(columns)), np.float32)
     offset = np.empty_like(scale)
     importance = np.ascontiguousarray(importance, np.float32)
+    levels, _ = levels_of(format.row)
     isa = selected_set()
 
     def work(part: slice) -> None:
@@ -52,6 +53,7 @@ def grid_search(weights: Floats, importance: Floats, format: Format) -> tuple[Fl
             format.group_width(columns),
             format.bits,
             zero_code(format),
+            levels,
         )
 
     over_rows(rows, work)
@@ -98,11 +100,12 @@ def _search_group(w: Floats, h: Floats, format: Format) -> tuple[Floats, Floats]
 
 
 def _candidates(low: Floats, high: Floats, format: Format) -> list[tuple[Floats, Floats]]:
-    largest, half = np.float32(format.row.largest_code), np.float32(format.fixed_zero_point)
+    largest, fixed = np.float32(format.row.largest_code), np.float32(format.fixed_zero_point)
+    half = fixed if format.row.table is None else np.float32(max(map(abs, format.row.table)))
     span = (high - low) / largest
     if format.zero is ZeroKind.FIXED:
         reach = np.maximum(-low, high) / half
-        offset = np.full_like(low, half)
+        offset = np.full_like(low, fixed)
         return [(sign * shrink * reach, offset) for sign in (1, -1) for shrink in SHRINKS]
     if format.zero is ZeroKind.VARIABLE:
         point = np.where(span == 0, np.float32(0), np.rint(-low / span))
@@ -116,11 +119,22 @@ def _levels(w: Floats, scale: Floats, offset: Floats, format: Format) -> Floats:
     minimum = format.zero is ZeroKind.MINIMUM
     base, shift = (offset, np.float32(0)) if minimum else (np.float32(0), offset)
     inverse = np.float32(1) / scale
+    if format.row.table is not None:
+        return _table_levels(w * inverse[:, None], format)
     quotient = (w - np.reshape(base, (-1, 1))) * inverse[:, None]
     quotient = np.clip(quotient, -ROUND_LIMIT, ROUND_LIMIT)
     shift = np.reshape(shift, (-1, 1))
     levels: Floats = np.clip(np.rint(quotient) + shift, 0, format.row.largest_code) - shift
     return levels.astype(np.float32)
+
+
+def _table_levels(quotient: Floats, format: Format) -> Floats:
+    levels, _ = levels_of(format.row)
+    nearest = np.full_like(quotient, levels[0])
+    half_ways = (levels[:-1] + levels[1:]) * np.float32(0.5)
+    for level, half_way in zip(levels[1:], half_ways, strict=True):
+        nearest = np.where(quotient > half_way, level, nearest)
+    return nearest
 
 
 def _refit(

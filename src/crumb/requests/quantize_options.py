@@ -47,7 +47,7 @@ FREE_GROUPS = (None, "gptq")
 """Targets that leave open how weights are grouped."""
 
 
-UNIFORM = ("bits", "target", "group_size", "zero", "embedding", "head")
+UNIFORM = ("bits", "target", "group_size", "zero", "codes", "embedding", "head")
 """Keywords that say the format of many matrices at once."""
 
 
@@ -58,6 +58,7 @@ class QuantizeOptions(TypedDict, total=False):
     target: str | None
     group_size: int | str
     zero: ZeroKind | str
+    codes: str
     embedding: int | str
     head: int | str
     memory: int | str | None
@@ -110,6 +111,13 @@ def make_quantize_request(
             where="target",
             found=target,
             do="Drop group_size and zero",
+        )
+    if target is not None and "codes" in values:
+        raise UsageError(
+            "the target already says what codes stand for",
+            where="target",
+            found=target,
+            do="Drop codes",
         )
     for stage in ("embedding", "head"):
         if target == "gptq" and not isinstance(values.get(stage, ""), str):

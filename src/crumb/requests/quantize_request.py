@@ -58,6 +58,7 @@ class QuantizeRequest:
     bits: int | None = None  # None: as the target says
     group_size: int = 128
     zero: ZeroKind = ZeroKind.FIXED
+    codes: str = "int"  # what the blocks' codes stand for: int, nf4, fp4, lut
     embedding: int | str | None = None  # bits, or a format, a GGUF type, or float; None: as usual
     head: int | str | None = None
     solve: SolveSettings = field(default_factory=SolveSettings)
@@ -113,7 +114,8 @@ class QuantizeRequest:
                 "nothing says how many bits",
                 do="Give bits, a target such as gguf:q3_k, or a budget such as memory 6GiB",
             )
-        return make_format(bits, self.group_size, self.zero)
+        codes = self.codes if stage == "blocks" else "int"
+        return make_format(bits, self.group_size, self.zero, codes)
 
     @property
     def usual_bits(self) -> int:
@@ -159,6 +161,7 @@ class QuantizeRequest:
         if not self.settings.lowest_zero_point:
             del solve["lowest_zero_point"]
         later = {
+            "codes": None if self.codes == "int" else self.codes,
             "target": self.target,
             "embedding_type": self.embedding if isinstance(self.embedding, str) else None,
             "head_type": self.head if isinstance(self.head, str) else None,

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from crumb.errors import UsageError
-from crumb.formats.catalog import INTEGERS, Format, ZeroKind, make_format, parse_format
+from crumb.formats.catalog import (
+    INTEGERS,
+    SOLVED,
+    Format,
+    ZeroKind,
+    make_format,
+    parse_format,
+)
 from crumb.formats.layouts.gguf_conversion import (
     EXACT,
     TYPE_OF_BITS,
@@ -23,7 +30,7 @@ from crumb.formats.layouts.gguf_types import GGUF_TYPES
 TYPES: dict[str, Format] = {
     row.name.lower(): row.format
     for row in GGUF_TYPES.values()
-    if row.format is not None and row.format.row.table is None
+    if row.format is not None and row.format.row.name in SOLVED
 }
 """GGUF's types that have a solver, as they are spelled here."""
 
@@ -175,6 +182,6 @@ def format_named(name: str) -> Format | None:
             expected=f"one of {', '.join(TYPES)}, float, or such as int3-g128-variable",
             found=repr(name[:80]),
         ) from error
-    if format.row.table is not None:
-        raise UsageError("no solver chooses codes of a table", found=format.name)
+    if format.row.name not in SOLVED:
+        raise UsageError("no solver chooses codes of this table", found=format.name)
     return format

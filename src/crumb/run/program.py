@@ -58,6 +58,9 @@ from crumb.run.stored_matrices import (
 Floats = NDArray[np.float32]
 
 NO_BUFFER = -1
+TABLE_BYTES = 16
+"""What a kernel reads of a table, however few levels it has."""
+
 
 Group = tuple[str, int, int | None]
 """The buffer that linear layers read, its int8 activations, and the order they read it in."""
@@ -223,7 +226,8 @@ class Program:
         format = tensor.format
         table = None
         if format.row.table is not None:
-            table = (np.asarray(format.row.table, np.int16) + 128).astype(np.uint8)
+            table = np.zeros(TABLE_BYTES, np.uint8)  # a register looks up 16
+            table[: len(format.row.table)] = np.asarray(format.row.table, np.int16) + 128
         return self.native.add_tiles(
             tensor.tiles,
             tensor.out_features,

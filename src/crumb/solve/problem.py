@@ -99,6 +99,15 @@ class LayerProblem:
     settings: SolveSettings
     first_row: int = 0  # of the whole matrix, when these are only some of its rows
 
+    def importance(self) -> NDArray[np.float32]:
+        """How much the error of each column counts, with mean 1, (in_features,)."""
+        if self.hessian is None:
+            return np.ones(self.weights.shape[1], np.float32)
+        hessian = self.hessian
+        counts = hessian.diagonal() if isinstance(hessian, np.ndarray) else hessian.importance
+        mean = counts.mean() or 1.0
+        return np.maximum(counts / mean, 1e-6).astype(np.float32)
+
     def check(self) -> None:
         """Refuse what no solver can work with. Raises: SolveError, UsageError."""
         in_features = self.weights.shape[1]

@@ -76,6 +76,8 @@ def _with_scales(layer: Layer, best: Pass) -> Pass:
 
 def _levels(layer: Layer, best: Pass) -> Floats:
     """What a group's scale multiplies, (rows, columns) in the sweep's order."""
+    if layer.format.row.table is not None:
+        return np.array(layer.format.row.table, np.float32)[best.codes]
     levels = best.codes.astype(np.float32)
     if layer.format.zero is not ZeroKind.MINIMUM:
         levels -= best.parameters.offset(layer.format)[:, layer.group]
@@ -84,5 +86,7 @@ def _levels(layer: Layer, best: Pass) -> Floats:
 
 def _decoded(layer: Layer, chosen: Pass) -> Floats:
     scale = chosen.parameters.group_scale()[:, layer.group]
+    if layer.format.row.table is not None:
+        return _levels(layer, chosen) * scale
     offset = chosen.parameters.offset(layer.format)[:, layer.group]
     return decode_columns(chosen.codes, scale, offset, layer.format.zero)

@@ -77,6 +77,10 @@ def minmax(weights: Floats, format: Format) -> tuple[Floats, Floats]:
     low: Floats = np.minimum.reduceat(weights, starts, axis=1)
     high: Floats = np.maximum.reduceat(weights, starts, axis=1)
     largest = np.float32(format.row.largest_code)
+    if format.row.table is not None:
+        farthest = np.float32(max(map(abs, format.row.table)))
+        reach: Floats = (np.maximum(-low, high) / farthest).astype(np.float32)
+        return reach, np.zeros_like(reach)
     if format.zero is ZeroKind.FIXED:
         scale: Floats = (2 * np.maximum(-low, high) / largest).astype(np.float32)
         return scale, np.full_like(scale, format.fixed_zero_point)

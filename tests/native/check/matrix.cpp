@@ -120,14 +120,14 @@ uint16_t to_half(double value) {
 std::string Format::name() const {
   const char* zeros[] = {"fixed", "variable", "minimum"};
   const char* super = sub ? "super-blocks of " : "";
-  return super + (table ? std::string("table") : text("int%d %s", bits, zeros[zero]));
+  return super + (table ? text("table of %d bits", bits) : text("int%d %s", bits, zeros[zero]));
 }
 
 std::vector<Format> all_formats() {
   std::vector<Format> all;
   for (int bits : {2, 3, 4, 5, 6, 8})
     for (int zero : {kFixed, kVariable, kMinimum}) all.push_back({bits, zero, false});
-  all.push_back({4, kFixed, true});
+  for (int bits : {2, 3, 4}) all.push_back({bits, kFixed, true});
   all.push_back({2, kMinimum, false, kSubDigits, 16});
   all.push_back({3, kFixed, false, kSubBytes, 16});
   all.push_back({4, kMinimum, false, kSubBytes, 32});

@@ -32,7 +32,7 @@ from crumb.formats.grid import GroupParameters, encode_reference, make_parameter
 from crumb.solve.scales import minmax
 
 Floats = NDArray[np.float32]
-TABLES = [row.only_format() for row in CATALOG.values() if row.table is not None]
+TABLES = [first_format(name) for name, row in CATALOG.items() if row.table is not None]
 
 
 def weights_of(rows: int, columns: int, seed: int = 0) -> Floats:

@@ -9,6 +9,7 @@ matrices whose metadata is missing or does not fit their bytes.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ TILES = "tiles"
 ORDER = "order"
 """The array beside it where the matrix's columns stand in another order than its input."""
 
+LEVEL = re.compile(r"-?[0-9]{1,3}", re.ASCII)
+"""A number of a table."""
+
 OLD_LAYOUTS = ("row-stream",)
 """Layouts that earlier versions wrote; a stored name is never used again."""
 
@@ -43,8 +47,14 @@ def quantization_config() -> dict[str, Any]:
 
 
 def matrix_metadata(format: Format, shape: tuple[int, int]) -> str:
-    """What a file's metadata says of one matrix: format name, out_features, in_features."""
-    return f"{format.name} {shape[0]} {shape[1]}"
+    """What a file's metadata says of one matrix: format name, out_features, in_features.
+
+    Behind them the matrix's own table, if its format has learned ones: -127,-38,41,127.
+    """
+    described = f"{format.name} {shape[0]} {shape[1]}"
+    if not format.row.learned or format.row.table is None:
+        return described
+    return f"{described} {','.join(map(str, format.row.table))}"
 
 
 def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
@@ -122,6 +132,9 @@ def packed_entry(metadata: str, tiles: StoredArray, where: str) -> StoredPacked:
             expected="such as int3-g128-variable 4096 11008",
             found=repr(metadata[:80]),
         ) from error
+    if format.row.learned:
+        format = format.with_table(_read_table(sizes[2:], format.bits, where))
+        sizes = sizes[:2]
     if len(sizes) != 2 or not all(_is_size(size) for size in sizes):
         raise CheckpointError(
             "a packed matrix without out_features and in_features",
@@ -132,6 +145,21 @@ def packed_entry(metadata: str, tiles: StoredArray, where: str) -> StoredPacked:
     shape = int(sizes[0]), int(sizes[1])
     check_stored(format, shape, (tiles.shape, tiles.dtype), f"{where}.{TILES}")
     return StoredPacked(format, shape, tiles)
+
+
+def _read_table(words: list[str], bits: int, where: str) -> tuple[int, ...]:
+    """A matrix's own table. Raises: CheckpointError."""
+    numbers = words[0].split(",") if len(words) == 1 else []
+    if len(numbers) == 1 << bits and all(LEVEL.fullmatch(each) for each in numbers):
+        table = tuple(map(int, numbers))
+        if table == tuple(sorted(set(table))) and table[0] >= -127 and table[-1] <= 127:
+            return table
+    raise CheckpointError(
+        "a matrix with a table of its own does not say which",
+        where=where,
+        expected=f"{1 << bits} ascending numbers from -127 to 127",
+        found=repr(" ".join(words)[:80]),
+    )
 
 
 def _is_size(text: str) -> bool:

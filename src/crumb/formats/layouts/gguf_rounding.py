@@ -17,7 +17,6 @@ from crumb.formats.grid import (
     GroupParameters,
     decode_reference,
     encode_reference,
-    group_of_column,
     make_parameters,
 )
 from crumb.formats.layouts.gguf_types import ScaleCode, find_type
@@ -44,19 +43,7 @@ def quantize_floats(weights: Floats, type_name: str) -> tuple[Codes, GroupParame
         parameters = _spanning(weights, format)
     else:
         parameters = _reaching(weights, format)
-    return nearest_codes(weights, parameters, format), parameters
-
-
-def nearest_codes(weights: Floats, parameters: GroupParameters, format: Format) -> Codes:
-    """The code of the nearest level, tables too. Shapes: (rows, in_features) to the same."""
-    if format.row.table is None:
-        return encode_reference(weights, parameters, format)
-    scale = parameters.group_scale()[:, group_of_column(format, weights.shape[1])]
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        quotient = np.where(scale == 0, np.float32(0), weights / scale)
-    levels, code_of_level = np.unique(np.array(format.row.table, np.float32), return_index=True)
-    nearest = np.searchsorted((levels[1:] + levels[:-1]) / 2, quotient)
-    return code_of_level.astype(np.uint8)[nearest]
+    return encode_reference(weights, parameters, format), parameters
 
 
 def _reaching(weights: Floats, format: Format) -> GroupParameters:
@@ -108,7 +95,7 @@ def _powers_of_two(weights: Floats, format: Format) -> GroupParameters:
     for exponent in (above, above - 1):
         power = np.ldexp(np.float32(1), np.clip(exponent, *HALF_EXPONENTS))
         tried = make_parameters(format, power, np.zeros_like(power))
-        decoded = decode_reference(nearest_codes(weights, tried, format), tried, format)
+        decoded = decode_reference(encode_reference(weights, tried, format), tried, format)
         tries.append(tried.scale)
         errors.append(np.square(decoded - weights).reshape(groups.shape).sum(axis=2))
     return GroupParameters(np.where(errors[1] < errors[0], tries[1], tries[0]))

@@ -1,0 +1,76 @@
+"""Learn the levels of a matrix's own table, before any code is chosen.
+
+In: some rows of a matrix, the importance of each column, a Format of 4, 8 or 16 learned levels.
+Out: the Format with the table: ascending whole numbers, the farthest of which is 127 or -127.
+In turn each group's scale is searched for the table, and each level becomes the mean of the
+weights over their scales that are nearest to it, weighted by importance and squared scale.
+Source: Lloyd's iteration, as weighted k-means in SqueezeLLM (arXiv 2306.07629), here on grids.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.formats.catalog import Format
+from crumb.formats.grid import group_of_column
+from crumb.kernels.grid_search import grid_search
+
+Floats = NDArray[np.float32]
+
+ROUNDS = 8
+MOST_ROWS = 256
+"""Rows that a table is learned from, spread over the matrix."""
+
+FARTHEST = 127
+"""Of a table's levels, as int8."""
+
+
+def learn_table(weights: Floats, importance: Floats, format: Format) -> Format:
+    """The format with a table for these weights. Shapes: (rows, columns), (columns,)."""
+    step = -(-len(weights) // MOST_ROWS)
+    sampled = np.ascontiguousarray(weights[::step])
+    if not sampled.any():
+        return format
+    group = group_of_column(format, sampled.shape[1])
+    for _ in range(ROUNDS):
+        scale, _ = grid_search(sampled, importance, format)
+        scale = scale[:, group]
+        table = _means(sampled, scale, importance, _table(format))
+        learned = format.with_table(_whole(table))
+        if learned == format:
+            break
+        format = learned
+    return format
+
+
+def _table(format: Format) -> NDArray[np.float64]:
+    assert format.row.table is not None, f"{format.row.name} has levels"
+    return np.array(format.row.table, np.float64)
+
+
+def _means(
+    weights: Floats, scale: Floats, importance: Floats, levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Each level moved to the mean of what is nearest to it; one without weights stays."""
+    used = scale != 0
+    quotient = weights[used].astype(np.float64) / scale[used]
+    weight = (np.square(scale, dtype=np.float64) * importance)[used]
+    place = np.searchsorted((levels[:-1] + levels[1:]) / 2, quotient)
+    total = np.bincount(place, weight, len(levels))
+    pull = np.bincount(place, weight * quotient, len(levels))
+    moved: NDArray[np.float64] = np.where(total > 0, pull / np.where(total > 0, total, 1), levels)
+    return moved
+
+
+def _whole(levels: NDArray[np.float64]) -> tuple[int, ...]:
+    """Whole numbers that ascend, the farthest from 0 at 127; neighbours that meet move apart."""
+    farthest = float(np.abs(levels).max())
+    numbers = np.rint(levels * (FARTHEST / farthest)).astype(int).tolist()
+    for place in range(1, len(numbers)):
+        numbers[place] = max(numbers[place], numbers[place - 1] + 1)
+    highest = FARTHEST
+    for place in reversed(range(len(numbers))):
+        numbers[place] = min(numbers[place], highest)
+        highest = numbers[place] - 1
+    return tuple(numbers)
