@@ -52,7 +52,8 @@ def formats(*, json: Annotated[bool, ONE_WAY] = False) -> None:
     print(GROUPS_NOTE)
     for code_row in CATALOG.values():
         if code_row.table is not None:
-            print(f"  {code_row.name}  {' '.join(map(str, code_row.table))}")
+            own = "  at first: each matrix learns its own" if code_row.learned else ""
+            print(f"  {code_row.name}  {' '.join(map(str, code_row.table))}{own}")
     print(LAYOUT_NOTE)
     for bits, names in rows_by_width().items():
         print(f"  {bits} bits  {diagram(bits)}  {', '.join(names)}")

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from random_matrices import first_format
 
 from crumb.checkpoints.delta.codes import (
     CLASSES,
