@@ -14,6 +14,7 @@ from typing import Any
 import array_api_strict
 import numpy as np
 import pytest
+from exhaustive import EACH_FAMILY
 from tiny_models import (
     EVERY,
     GOLDEN,
@@ -86,7 +87,7 @@ def test_logits_of_a_prompt_are_those_of_transformers(variant: str, opened: Open
     np.testing.assert_allclose(logits[:, PLACES, :], expected, rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EACH_FAMILY)
 def test_cached_decoding_gives_the_logits_of_the_whole_text(variant: str, opened: Opener) -> None:
     model, tokens = opened(variant), make_tokens(VARIANTS[variant])
     whole = model.logits(tokens)
@@ -99,7 +100,7 @@ def test_cached_decoding_gives_the_logits_of_the_whole_text(variant: str, opened
     assert one_by_one.length_tokens == chunks.length_tokens == tokens.shape[1]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EACH_FAMILY)
 def test_the_executor_needs_nothing_beyond_the_array_standard(variant: str, opened: Opener) -> None:
     model, tokens = opened(variant), make_tokens(VARIANTS[variant])
     strict = Model(model.checkpoint, array_api_strict.asarray)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exhaustive import EACH_FAMILY, covering, every, format_properties
 from numpy.typing import NDArray
 from random_matrices import Matrix, all_formats, random_matrix
 from tiny_models import LLAMA, VARIANTS, make_tokens, tolerance, write_model
@@ -76,7 +77,7 @@ def exact_settings(tokens: NDArray[np.int64]) -> EngineSettings:
     )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EACH_FAMILY)
 def test_both_executors_give_the_logits_of_every_family(variant: str, tmp_path: Path) -> None:
     model = Model(open_checkpoint(write_model(tmp_path, VARIANTS[variant])))
     tokens = make_tokens(VARIANTS[variant])
@@ -109,7 +110,9 @@ def wide_tokens() -> NDArray[np.int64]:
     return make_tokens(WIDE)
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+@pytest.mark.parametrize(
+    "format", covering(FORMATS, format_properties), ids=lambda format: format.name
+)
 def test_both_executors_give_the_logits_of_every_format(
     format: Format, wide: Path, tmp_path: Path
 ) -> None:
@@ -199,8 +202,9 @@ def codes_model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(write_model(tmp_path_factory.mktemp("codes"), CODES))
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("format", FOREIGN, ids=lambda format: format.name)
+@pytest.mark.parametrize(
+    ("format", "ordered"), every(FOREIGN, [False, True]), ids=lambda value: str(value)
+)
 def test_both_executors_give_the_logits_of_codes_of_other_files(
     format: Format, ordered: bool, codes_model: Checkpoint
 ) -> None:

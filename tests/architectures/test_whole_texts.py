@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import EACH_FAMILY
 from numpy.typing import NDArray
 from tiny_models import LENGTH_TOKENS, VARIANTS, make_tokens, write_model
 
@@ -28,7 +29,7 @@ from crumb.run.whole_texts import Batch, plan_texts
 UNIT = 2.0**-24
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=EACH_FAMILY)
 def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

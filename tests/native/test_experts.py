@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import EACH_FORMAT
 from numpy.typing import NDArray
-from random_matrices import all_formats
 from small_engine import Floats, SmallEngine
 
 from crumb.formats.catalog import Format, parse_format
@@ -144,10 +144,7 @@ def layers_of(name: str) -> Layers:
     return Layers(wide, inner, (format, format, format))
 
 
-NAMES = ["mixed", *(format.name for format in all_formats())]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["mixed", *EACH_FORMAT])
 def test_experts_give_the_bits_of_their_own_layers(name: str) -> None:
     layers = layers_of(name)
     for tokens in (1, 3, 40):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from random_matrices import all_formats
+from exhaustive import EACH_FORMAT
 from small_engine import Floats, SmallEngine
 
 from crumb.formats.catalog import Format, parse_format
@@ -83,9 +83,6 @@ def shapes_of(format: Format) -> tuple[tuple[int, int], ...]:
     return (128, 64), (130, 37)
 
 
-NAMES = [format.name for format in all_formats()]
-
-
 def check(heads: Heads, tokens: int, threads: int) -> None:
     x = np.random.default_rng(tokens).standard_normal((tokens, HEADS * heads.in_features))
     x = x.astype(np.float32)
@@ -97,7 +94,7 @@ def check(heads: Heads, tokens: int, threads: int) -> None:
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["int8", "exact"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EACH_FORMAT)
 def test_heads_give_the_bits_of_their_own_layers(name: str, exact: bool) -> None:
     format = parse_format(name)
     for shape in shapes_of(format):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import EACH_FAMILY
 from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
 
 from crumb.calibrate import token_weights
@@ -47,7 +48,7 @@ def squares_at_once(folder: Path, tokens: Any) -> tuple[dict[str, Any], dict[str
     return squares, features
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EACH_FAMILY)
 def test_the_pass_gives_the_squares_of_a_pass_at_once(
     variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
