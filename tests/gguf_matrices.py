@@ -5,7 +5,7 @@ In: a type, a shape, a seed. Out: bytes whose scales are finite, or codes and pa
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,14 +43,15 @@ def random_of_type(row: GgufType, rows: int, in_features: int, seed: int = 0) ->
     scale = rng.standard_normal(blocks)
     if row.scale_code is ScaleCode.EXPONENT:
         scale = np.ldexp(1.0, rng.integers(-24, 16, blocks))
-    parameters = GroupParameters(scale.astype(np.float16))
+    fields: dict[str, NDArray[Any]] = {"scale": scale.astype(np.float16)}
     block = format.row.super_block
-    if format.zero is ZeroKind.MINIMUM:
-        parameters = replace(parameters, minimum=rng.standard_normal(blocks).astype(np.float16))
+    has_minimum = format.zero is ZeroKind.MINIMUM
+    if has_minimum:
+        fields["minimum"] = rng.standard_normal(blocks).astype(np.float16)
     if block is not None:
         sub_scale = rng.integers(block.lowest, block.highest, groups, np.int8, endpoint=True)
-        parameters = replace(parameters, sub_scale=sub_scale)
-        if format.zero is ZeroKind.MINIMUM:
+        fields["sub_scale"] = sub_scale
+        if has_minimum:
             sub_minimum = rng.integers(0, block.highest, groups, np.uint8, endpoint=True)
-            parameters = replace(parameters, sub_minimum=sub_minimum)
-    return codes, parameters
+            fields["sub_minimum"] = sub_minimum
+    return codes, GroupParameters(**fields)

@@ -203,7 +203,9 @@ def codes_model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.mark.parametrize(
-    ("format", "ordered"), every(FOREIGN, [False, True]), ids=lambda value: str(value)
+    ("format", "ordered"),
+    every(FOREIGN, [False, True]),
+    ids=lambda value: getattr(value, "name", None),
 )
 def test_both_executors_give_the_logits_of_codes_of_other_files(
     format: Format, ordered: bool, codes_model: Checkpoint

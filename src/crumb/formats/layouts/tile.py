@@ -9,7 +9,7 @@ rows to 16 and a block to chunks is 0. Refuses codes that do not fit their width
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -150,18 +150,19 @@ def header_bytes(format: Format) -> int:
 
 def headers(parameters: GroupParameters, format: Format) -> Bytes:
     """Every block's header, (tiles, blocks, header_bytes)."""
+    arrays: dict[str, NDArray[Any]] = vars(parameters)
     if shares_bytes(format):
         assert parameters.sub_scale is not None, "every super-block has sub-scales"
         assert parameters.sub_minimum is not None, "one with a minimum has both"
         shared = parameters.sub_scale.view(np.uint8) | parameters.sub_minimum << 4
-        parameters = replace(parameters, sub_scale=shared, sub_minimum=None)
+        arrays = arrays | {"sub_scale": shared}
     rows, count = parameters.scale.shape
     tiles = tile_count(rows)
     headers = np.zeros((tiles, count, header_bytes(format)), np.uint8)
     at = 0
     for field in fields(format):
         values = np.zeros((tiles * TILE_ROWS, count * field.values), field.dtype)
-        values[:rows] = getattr(parameters, field.name)
+        values[:rows] = arrays[field.name]
         each = values.reshape(tiles, TILE_ROWS, count, field.values).transpose(0, 2, 3, 1)
         end = at + field.size_bytes
         raw = np.ascontiguousarray(each).view(np.uint8)
