@@ -198,6 +198,12 @@ def measure_speed(
     progress: ProgressListener = untold,
 ) -> SpeedReport:
     """Measure a sweep, thread count by thread count. Raises: UsageError, DoesNotFit."""
+    if checkpoint.plan.inputs:
+        raise UsageError(
+            "speeds are measured of models that continue a text",
+            where=checkpoint.plan.family,
+            do="Time an answer: `crumb generate MODEL TEXT` says how fast it was",
+        )
     work, clock = work_of(checkpoint), ProgressClock(progress)
     array = _LateArray(checkpoint)
     measured: list[Measurement] = []
