@@ -21,6 +21,7 @@ from crumb.kernels.engine import (
     activation_rows,
     activation_stride,
     matmul_scratch_bytes,
+    table_bytes,
 )
 from crumb.kernels.tile import pack_tensor
 from crumb.run.memory_plan import block_inputs
@@ -57,10 +58,8 @@ class SmallEngine:
     def matrix(self, format: Format, rows: int, columns: int, seed: int) -> int:
         codes, parameters = random_matrix(format, rows, columns, seed)
         packed = pack_tensor(codes, moderate(parameters, format.bits), format)
-        table = format.row.table
-        levels = None if table is None else (np.asarray(table, np.int16) + 128).astype(np.uint8)
         width = format.group_width(columns)
-        kind = (format.bits, zero_code(format), sub_code(format), levels)
+        kind = (format.bits, zero_code(format), sub_code(format), table_bytes(format.row))
         return int(self.native.add_tiles(packed.tiles, rows, columns, width, *kind))
 
     def activations(self, format: Format, columns: int, rows: int) -> int:

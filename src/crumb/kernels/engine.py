@@ -6,6 +6,9 @@ is the array executor. native/engine_bindings.cpp checks every size; run/ checks
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from crumb._native import (
     BLOCK_INPUTS,
     CACHE_KINDS,
@@ -21,6 +24,20 @@ from crumb._native import (
     grouping_integers,
     matmul_scratch_bytes,
 )
+from crumb.formats.catalog import CodeRow
+
+TABLE_BYTES = 16
+"""What a kernel reads of a table, however few levels it has."""
+
+
+def table_bytes(row: CodeRow) -> NDArray[np.uint8] | None:
+    """A table as add_tiles takes it: each level + 128, behind them 0; None without a table."""
+    if row.table is None:
+        return None
+    levels = np.zeros(TABLE_BYTES, np.uint8)
+    levels[: len(row.table)] = np.asarray(row.table, np.int16) + 128
+    return levels
+
 
 __all__ = [
     "BLOCK_INPUTS",
@@ -36,4 +53,5 @@ __all__ = [
     "grouped_rows",
     "grouping_integers",
     "matmul_scratch_bytes",
+    "table_bytes",
 ]

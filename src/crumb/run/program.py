@@ -26,6 +26,7 @@ from crumb.kernels.engine import (
     NativeEngine,
     activation_rows,
     activation_stride,
+    table_bytes,
 )
 from crumb.operations.attention import Attention
 from crumb.operations.linear import Linear
@@ -58,8 +59,6 @@ from crumb.run.stored_matrices import (
 Floats = NDArray[np.float32]
 
 NO_BUFFER = -1
-TABLE_BYTES = 16
-"""What a kernel reads of a table, however few levels it has."""
 
 
 Group = tuple[str, int, int | None]
@@ -224,10 +223,6 @@ class Program:
 
     def add_packed(self, tensor: PackedTensor) -> int:
         format = tensor.format
-        table = None
-        if format.row.table is not None:
-            table = np.zeros(TABLE_BYTES, np.uint8)  # a register looks up 16
-            table[: len(format.row.table)] = np.asarray(format.row.table, np.int16) + 128
         return self.native.add_tiles(
             tensor.tiles,
             tensor.out_features,
@@ -236,7 +231,7 @@ class Program:
             format.bits,
             zero_code(format),
             sub_code(format),
-            table,
+            table_bytes(format.row),
         )
 
     def placed(self, entry: Quantized, at_once: bool) -> PackedTensor:
