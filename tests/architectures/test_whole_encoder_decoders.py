@@ -198,3 +198,42 @@ def test_what_gradients_would_be_needed_for_is_refused(
     for options in ({"bits": 3, "effort": "best"}, {"bits_per_weight": 4.0}):
         with pytest.raises(UsageError, match="gradients do not go through"):
             crumb.quantize(quantized["float"].path, out=tmp_path / "out", **options)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    quantized: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    source, out = quantized["float"].path, tmp_path / "gptq"
+    asked: dict[str, Any] = {"bits": 3, "calibration": "excerpt-calibration", **QUICK}
+
+    def stop(progress: Any) -> None:
+        if "decoder.block.0.layer.1" in progress.doing:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        crumb.quantize(source, out=out, progress=stop, **asked)
+    assert not out.exists()
+    crumb.quantize(source, out=out, **asked)
+    whole = quantized["gptq"].path
+    for file in sorted(whole.glob("*.safetensors")):
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_quantized_model_writes_the_same_in_company_with_guesses_and_threads(
+    quantized: dict[str, Checkpoint],
+) -> None:
+    texts = ["the sea " * 30, "Who was the captain of the ship?", "no", "a b c d e f " * 10]
+    answers = []
+    for threads, sequences, guesses in ((1, 1, False), (1, 4, True), (3, 4, False)):
+        with crumb.load(quantized["gptq"].path, threads=threads, sequences=sequences) as model:
+            asked = {"max_tokens": 90, "ignore_end": True, "speculate": guesses}
+            made = (
+                model.generate(texts, **asked)
+                if sequences > 1
+                else [model.generate(each, **asked) for each in texts]
+            )
+            answers.append([each.tokens for each in made])
+            if guesses:
+                assert sum(each.accepted_tokens for each in made) > 0
+    assert answers[0] == answers[1] == answers[2]
+    assert all(len(tokens) == 90 for tokens in answers[0])
