@@ -37,6 +37,11 @@ def covering(values: Iterable[Any], properties: Properties, together: int = 1) -
     return [_parameter(value, place in quick) for place, value in enumerate(every)]
 
 
+def exhaustive(*values: Any) -> list[Any]:
+    """Marked values, one argument each; what stays in `make test` stands beside them."""
+    return [_parameter(value, quick=False) for value in values]
+
+
 def every(*columns: Iterable[Any], together: int = 1) -> list[Any]:
     """All combinations of some arguments of a test, marked but for those that cover them."""
     return covering(product(*columns), lambda values: values, together)

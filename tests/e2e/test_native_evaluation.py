@@ -6,6 +6,8 @@ and each cache cost, below a bound that follows from their rounding errors.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from crumb.run.model import open_model
 from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
 
+Logits = Callable[[str, str], NDArray[np.float64]]
 NOVELLA = MODELS["novella-7m"]
 TEXT = "excerpt-evaluation"
 CUT: Any = {"text": TEXT, "window_tokens": 256, "limit_windows": 4}
@@ -59,6 +62,18 @@ def tokens() -> list[int]:
     return open_model(str(NOVELLA)).tokenizer.encode(read_text(TEXT, Use.EVALUATION).text)[:512]
 
 
+@pytest.fixture(scope="module")
+def logits(quantized_novella: Path, tokens: list[int]) -> Logits:
+    """Of all tokens, for a kind of cache and one of activations."""
+
+    @functools.cache
+    def run(cache: str, activations: str) -> NDArray[np.float64]:
+        with crumb.load(quantized_novella, cache=cache, activations=activations) as model:
+            return model.logits(tokens).astype(np.float64)
+
+    return run
+
+
 @pytest.mark.parametrize("bits", [16, 3])
 def test_both_executors_find_the_same_perplexity(bits: int, quantized_novella: Path) -> None:
     path = str(NOVELLA if bits == 16 else quantized_novella)
@@ -76,12 +91,8 @@ def test_both_executors_find_the_same_perplexity(bits: int, quantized_novella: P
 @pytest.mark.parametrize("activations", ["int8", "f32"])
 @pytest.mark.parametrize("cache", ["f32", "f16", "int8"])
 def test_rounded_activations_and_caches_cost_what_their_errors_say(
-    cache: str, activations: str, quantized_novella: Path, tokens: list[int]
+    cache: str, activations: str, logits: Logits
 ) -> None:
-    def logits(cache: str, activations: str) -> NDArray[np.float64]:
-        with crumb.load(quantized_novella, cache=cache, activations=activations) as model:
-            return model.logits(tokens).astype(np.float64)
-
     exact, found = logits("f32", "f32"), logits(cache, activations)
     p, q = (each - np.logaddexp.reduce(each, axis=-1, keepdims=True) for each in (exact, found))
     divergence = (np.exp(p) * (p - q)).sum(-1).mean()

@@ -41,7 +41,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", FILES)
 @given(data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_a_damaged_file_opens_or_says_why_not(name: str, path: Path, data: st.DataObject) -> None:
     file = FILES[name]
     changes = data.draw(edits(len(file.header())))

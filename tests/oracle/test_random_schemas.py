@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from unit.structure.test_random_schemas import answers, check
+from unit.structure.test_random_schemas import SEEDS, answers, check
 
 import crumb
 
@@ -17,4 +17,4 @@ def test_answers_of_a_real_model_are_valid() -> None:
     assert package.__file__ is not None
     (path,) = Path(package.__file__).parent.glob("*.gguf")
     with crumb.load(path, context_tokens=1024, sequences=8) as model:
-        check(answers(model))
+        check(answers(model, SEEDS), SEEDS)

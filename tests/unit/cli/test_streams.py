@@ -36,9 +36,15 @@ def finish(*arguments: str, closed: tuple[int, ...]) -> subprocess.CompletedProc
     )
 
 
+@pytest.fixture(scope="module")
+def whole() -> subprocess.CompletedProcess[str]:
+    return finish("formats", closed=())
+
+
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_a_command_with_closed_streams_does_its_work(closed: tuple[int, ...]) -> None:
-    whole = finish("formats", closed=())
+def test_a_command_with_closed_streams_does_its_work(
+    closed: tuple[int, ...], whole: subprocess.CompletedProcess[str]
+) -> None:
     finished = finish("formats", closed=closed)
     assert finished.returncode == 0
     assert finished.stdout == ("" if 1 in closed else whole.stdout)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import exhaustive
 from live_server import until
 
 import crumb
@@ -73,8 +74,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("what", DAMAGE)
-def test_a_damaged_file_is_a_miss_and_goes(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["one bit", *exhaustive(*list(DAMAGE)[1:])])
+def test_a_text_whose_files_are_damaged_is_read_again(what: str, tmp_path: Path) -> None:
     first = told(tmp_path)
     files = sorted(tmp_path.glob("*.page"))
     assert len(files) >= 3
@@ -153,6 +154,21 @@ def test_pages_are_read_as_far_as_they_go_on(tmp_path: Path) -> None:
     assert numbers(store_of(tmp_path, identity="b"), tokens, 0) == []
 
 
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_file_is_a_miss_and_goes(what: str, tmp_path: Path) -> None:
+    tokens = list(range(2 * PAGE_TOKENS + 1))
+    store = store_of(tmp_path)
+    for index in (0, 1):
+        assert write(store, tokens, index, page(index))
+    store.close()
+    first, _ = (tmp_path / f"{key.hex()}.page" for key, _ in keys_of(store, tokens))
+    first.write_bytes(DAMAGE[what](first.read_bytes()))
+    again = store_of(tmp_path)
+    assert numbers(again, tokens, 0) == []
+    assert not first.exists()
+    assert numbers(again, tokens, 1) == [1]
+
+
 def test_the_last_token_is_never_read_from_disk(tmp_path: Path) -> None:
     tokens = list(range(2 * PAGE_TOKENS))
     store = store_of(tmp_path)
@@ -196,7 +212,7 @@ def test_two_servers_share_a_directory(tmp_path: Path) -> None:
     assert all(each in ([], [number]) for number, each in enumerate(there))
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.ENOSPC, *exhaustive(errno.EROFS, errno.EACCES)])
 def test_a_disk_that_takes_nothing_is_one_line_and_is_tried_again(
     code: int,
     tmp_path: Path,

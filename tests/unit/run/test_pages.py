@@ -69,7 +69,7 @@ class Pool(RuleBasedStateMachine):
         assert self.pool.available == PAGES - len(self.held())
 
 
-Pool.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+Pool.TestCase.settings = settings(max_examples=60, stateful_step_count=40)
 TestPool = Pool.TestCase
 
 

@@ -5,6 +5,7 @@ The oracle (conftest.py) inverts H, has no blocks and updates every remaining we
 
 import numpy as np
 import pytest
+from exhaustive import every
 
 from crumb.formats.catalog import ZeroKind
 from crumb.solve import sweep as sweep_module
@@ -27,10 +28,9 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("scales", list(Scales))
-@pytest.mark.parametrize("zero", list(ZeroKind))
+@pytest.mark.parametrize(
+    ("layer", "order", "scales", "zero"), every(LAYERS, ORDERS, Scales, ZeroKind, together=2)
+)
 def test_codes_scales_and_error_are_those_of_exact_optimal_brain_quantization(
     layer, order, scales, zero, make_problem, any_format, assert_is_exact
 ):

@@ -8,6 +8,7 @@ import re
 import jsonschema
 import numpy as np
 import pytest
+from exhaustive import every
 from unit.structure.replies import FORMATS, TOOLS, WRITERS, calls_of, content_of, parser_of
 
 from crumb.embedded import MODELS
@@ -47,8 +48,7 @@ def write(
     return tokenizer.decode(tokens) if len(tokens) < most_tokens else None
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("name", "several"), every(FORMATS, [False, True]))
 def test_a_forced_answer_is_calls_and_nothing_else(
     name: str, several: bool, tokenizer: Tokenizer, vocabulary: GrammarVocabulary
 ) -> None:

@@ -78,7 +78,7 @@ def token_lists(draw: st.DrawFn, longest: int = 40) -> tuple[str, list[int]]:
     return name, draw(st.lists(token, max_size=longest))
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(token_lists(), st.data())
 @example(("byte fallback", [*SMILE, 3 + 0xFF]), None)
 @example(("byte fallback", [*SMILE * 3, 3 + 0xFF]), None)
