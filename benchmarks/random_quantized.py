@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from random_checkpoint import TOKENIZER_FILES, TOKENIZER_MODEL, Sizes
 
-from crumb.checkpoints.crumb.reader import quantization_config
+from crumb.checkpoints.crumb.reader import matrix_metadata, quantization_config
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.formats.catalog import Format, ZeroKind, parse_format
 from crumb.formats.layouts.tile import TILE_ROWS, blocks, fields, shares_bytes
@@ -79,7 +79,7 @@ def write_quantized(path: Path, sizes: Sizes, format: Format, seed: int = 0) -> 
         shape = stored_shape(format, *spec.shape)
         read = partial(random_tiles, spec, format, (seed, number))
         matrices[f"{spec.name}.tiles"] = ArrayToWrite(np.dtype(np.uint8), shape, read)
-        metadata[spec.name] = f"{format.name} {spec.shape[0]} {spec.shape[1]}"
+        metadata[spec.name] = matrix_metadata(format, (spec.shape[0], spec.shape[1]))
     write_file(path / "model.safetensors", matrices | small, metadata)
     configuration = sizes.configuration() | {"quantization_config": quantization_config()}
     (path / "config.json").write_text(json.dumps(configuration, indent=1))
