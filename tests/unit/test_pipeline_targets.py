@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exhaustive import every
 from tiny_checkpoint import DOWN, EMBEDDING, HEAD, QUERY, make_tensors, write_checkpoint
 
 from crumb.calibrate.token_weights import GradientPass
@@ -53,8 +54,10 @@ def formats_in(out: Path) -> dict[str, str]:
     return formats
 
 
-@pytest.mark.parametrize("method", list(Method))
-@pytest.mark.parametrize("name", ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q2_0"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    every(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q2_0"], Method),
+)
 def test_everything_stored_is_something_a_gguf_file_holds(
     name: str, method: Method, request_of_wide: QuantizeRequest
 ) -> None:

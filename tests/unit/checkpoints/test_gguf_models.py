@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dense_configurations import DENSE, FOR_GGUF
+from exhaustive import covering
 from gguf_file import File, Tensor, array, scalar, text, tiny_model, wide_model
 from mixture_configurations import MIXTURES_FOR_GGUF
 from numpy.typing import NDArray
@@ -95,7 +96,7 @@ def written(checkpoint: Checkpoint, out: Path, type: str = "F32") -> Checkpoint:
     return open_checkpoint(out)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", covering(MODELS, lambda name: (MODELS[name]["model_type"],)))
 def test_a_model_comes_back_with_its_plan_weights_and_logits(name: str, tmp_path: Path) -> None:
     ours = source(tmp_path / "source", MODELS[name])
     theirs = written(ours, tmp_path / "model.gguf")

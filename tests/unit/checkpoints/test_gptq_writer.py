@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import every
 from quantized_files import MODULE, Grid, gptq_arrays, random_grid, write_model
 from random_matrices import Matrix, assert_same_matrix, random_matrix
 from tiny_checkpoint import EMBEDDING, NORM, make_tensors, write_checkpoint
@@ -95,11 +96,10 @@ def test_every_format_it_holds_comes_back_bit_for_bit(
         np.testing.assert_array_equal(found, source.tensors.read_float(tensor))
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])
-@pytest.mark.parametrize("shuffled", [True, False], ids=["shuffled", "in order"])
-@pytest.mark.parametrize("columns", [32, 128, 160, 4096])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("bits", "columns", "shuffled", "symmetric", "version"),
+    every([2, 3, 4, 8], [32, 128, 160, 4096], [True, False], [True, False], [1, 2], together=2),
+)
 def test_a_file_of_another_tool_is_written_again_array_by_array(
     bits: int, columns: int, shuffled: bool, symmetric: bool, version: int, tmp_path: Path
 ) -> None:
