@@ -53,7 +53,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Calm:
 def needed_bytes(model: Path) -> int:
     """What the quick quantization asks of the disk."""
     checkpoint = open_checkpoint(model)
-    request = QuantizeRequest(str(model), Path(), bits=3, group_size=32)
+    request = QuantizeRequest(str(model), Path(), bits=3, group_size=32, embedding=8)
     formats = choose_formats(checkpoint.plan, request)
     return working_bytes(checkpoint, formats, (0, 1), SolveSettings(token_power=0.0))
 

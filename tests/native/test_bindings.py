@@ -59,6 +59,7 @@ VALID = {
         "largest_code": 7,
         "zero": 0,
         "rounding": True,
+        "levels": np.array([-3, -1, 1, 4], np.float32),
     },
     "grid_search": {
         "isa": "baseline",
@@ -70,6 +71,7 @@ VALID = {
         "group_width": 32,
         "bits": 8,
         "zero": 0,
+        "levels": np.array([-3, -1, 1, 4], np.float32),
     },
 }
 ARRAYS = [
@@ -78,7 +80,7 @@ ARRAYS = [
     for name, value in arguments.items()
     if isinstance(value, np.ndarray)
 ]
-ANY_LENGTH = ("grid_search", "shrinks")
+ANY_LENGTH = (("grid_search", "shrinks"), ("grid_search", "levels"), ("sweep", "levels"))
 TILE_KERNELS = ("pack_tiles", "unpack_tiles", "decode_tiles")
 STEPS = {
     ("pack_tiles", "codes", 0): 16,
@@ -101,7 +103,7 @@ def test_the_valid_arguments_of_these_tests_are_accepted(kernel):
     call(kernel)
 
 
-@pytest.mark.parametrize(("kernel", "name"), [pair for pair in ARRAYS if pair != ANY_LENGTH])
+@pytest.mark.parametrize(("kernel", "name"), [pair for pair in ARRAYS if pair not in ANY_LENGTH])
 def test_a_wrong_shape_is_a_value_error(kernel, name):
     array = VALID[kernel][name]
     for axis in range(array.ndim):
@@ -133,6 +135,9 @@ def test_another_dtype_rank_or_memory_order_is_a_type_error(kernel, name):
         with pytest.raises(TypeError, match="incompatible function arguments"):
             call(kernel, **{name: wrong})
 
+
+BAD_LEVELS = [np.arange(17, dtype=np.float32), np.array([1, 1, 2, 3], np.float32)]
+"""Too many, and not ascending."""
 
 OUTPUTS = [
     ("pack", "packed"),
@@ -180,12 +185,13 @@ def test_a_read_only_input_is_accepted(kernel, name):
             for n in (-32, 0)
         ),
         *((kernel, "isa", "sse9") for kernel in ("sweep", "grid_search")),
+        *((kernel, "levels", bad) for kernel in ("sweep", "grid_search") for bad in BAD_LEVELS),
         ("sweep", "group", np.array([0, 0, 1, 2], np.int32)),
         ("sweep", "group", np.array([0, 0, 1, -1], np.int32)),
     ],
 )
 def test_a_setting_that_cannot_be_is_a_value_error(kernel, name, value):
-    with pytest.raises(ValueError, match=r"must be|not supported here|out of range"):
+    with pytest.raises(ValueError, match=r"must|not supported here|out of range|at most"):
         call(kernel, **{name: value})
 
 

@@ -41,7 +41,8 @@ struct Matrix {
   }
   double minimum_of(int64_t row, int64_t group) const {
     const int64_t block = row * blocks + group * blocks / groups;
-    return from_half(minimum[block]) * (format.sub ? -sub_minimum[row * groups + group] : 1);
+    const double own = from_half(minimum[block]);
+    return format.sub ? -(own * sub_minimum[row * groups + group]) : own;
   }
   int zero_of(int64_t row, int64_t group) const { return zero_point[row * groups + group]; }
   // As formats/grid.py rounds it: to f32 after each operation.
