@@ -20,7 +20,7 @@ from crumb.operations.operation import TensorSpec
 from crumb.requests.budget import Budget
 from crumb.requests.number import as_integer
 from crumb.requests.target import Asked, Target, format_named, parse_target
-from crumb.solve.problem import Method, SolveSettings, check_super_blocks
+from crumb.solve.problem import Method, SolveSettings, check_super_blocks, check_training
 
 STAGES = ("blocks", "embedding", "head")
 
@@ -200,6 +200,7 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
         if format is not None:
             format.check_width(spec.shape[1], name)
             check_super_blocks(request.solve, format, name)
+            check_training(request.solve, format, name)
             formats[name] = format
         if reason is not None:
             fallbacks[name] = reason

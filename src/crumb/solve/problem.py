@@ -114,6 +114,7 @@ class LayerProblem:
         self.format.check_width(in_features, self.name)
         check_groups_fit_order(self.settings, self.format.groups(in_features), self.name)
         check_super_blocks(self.settings, self.format, self.name)
+        check_training(self.settings, self.format, self.name)
         check_finite(self.weights, self.name, self.first_row)
 
 
@@ -145,6 +146,21 @@ def check_super_blocks(settings: SolveSettings, format: Format, name: str) -> No
             expected="static_groups, for one fp16 scale is all groups' of a super-block",
             found=format.name,
             do="Keep static_groups (drop --as-published), or choose a format without super-blocks",
+        )
+
+
+def check_training(settings: SolveSettings, format: Format, name: str) -> None:
+    """Refuse to train codes that stand for a table: training moves along whole numbers.
+
+    Raises: UsageError.
+    """
+    if settings.trains and format.row.table is not None:
+        raise UsageError(
+            "codes of a table are not trained",
+            where=name,
+            expected="whole numbers, with or without super-blocks",
+            found=format.name,
+            do="Keep --effort default, or leave codes as they are",
         )
 
 
