@@ -1,26 +1,19 @@
 """Families that read a source and write a text against transformers as it is installed.
 
-In: the tiny models, whose golden files are checked here too. Needs PyTorch.
-Compared: logits, cached decoding of greedy tokens, buckets of distances over many settings, the
-golden files, and what a missing or null key of a configuration means.
+In: the tiny models. Needs PyTorch. Compared: logits, buckets of distances over many settings.
+What all families have in common is in test_families.py.
 """
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import ENCODER_DECODERS, GOLDEN, make_sources, make_tokens, tolerance
+from tiny_models import ENCODER_DECODERS, make_sources, make_tokens, tolerance
 
-from crumb.architectures.registry import plan_of
-from crumb.cli.families import differences
-from crumb.errors import CrumbError
 from crumb.operations.places import Buckets
 from crumb.run.model import Model, open_model
 
@@ -38,11 +31,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def recorder() -> ModuleType:
-    return importlib.import_module("record_golden")
 
 
 def written(variant: str, folder: Path) -> Any:
@@ -79,48 +67,6 @@ def test_what_transformers_writes_gives_its_logits(variant: str, tmp_path: Path)
     ):
         ours = np.asarray(each.logits(array(tokens), {"source": array(sources)}))
         np.testing.assert_allclose(ours, logits, rtol=0, atol=allowed)
-
-
-@each_variant
-def test_the_golden_files_are_what_transformers_gives_now(
-    variant: str, recorder: ModuleType
-) -> None:
-    stated, logits = recorder.golden(variant)
-    recorded = json.loads((GOLDEN / f"{variant}.json").read_text())
-    assert stated["plan"] == recorded["plan"]
-    with np.load(GOLDEN / f"{variant}.npz") as arrays:
-        allowed = tolerance(plan_of(stated["configuration"]), logits)
-        np.testing.assert_allclose(logits, arrays["logits"], rtol=0, atol=allowed)
-
-
-@each_variant
-def test_log_probabilities_and_greedy_text_are_those_of_transformers(variant: str) -> None:
-    module = importlib.import_module("differences")
-    compared = module.compare(variant)
-    assert compared.ours == compared.theirs
-    recorded = differences()[ENCODER_DECODERS[variant]["model_type"]]
-    for kind, most in module.LARGEST.items():  # another machine rounds elsewhere
-        assert getattr(compared, kind) <= min(most, 4 * recorded[kind]), kind
-
-
-@pytest.mark.parametrize("change", ["missing", "null"])
-@each_variant
-def test_a_key_left_out_or_null_means_what_it_means_to_transformers_or_is_refused(
-    variant: str, change: str, recorder: ModuleType
-) -> None:
-    compared = 0
-    for key in ENCODER_DECODERS[variant].keys() - {"model_type"}:
-        configuration = ENCODER_DECODERS[variant] | {key: None}
-        if change == "missing":
-            del configuration[key]
-        try:
-            ours = str(plan_of(configuration))
-        except CrumbError:
-            continue
-        theirs = recorder.understood(configuration)
-        assert theirs is None or ours == theirs, key
-        compared += theirs is not None
-    assert compared >= {"missing": 5, "null": 2}[change], "most were refused: nothing was compared"
 
 
 @pytest.mark.parametrize("both_ways", [False, True])

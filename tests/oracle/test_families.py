@@ -22,6 +22,7 @@ import pytest
 from tiny_models import (
     ATTENTION,
     ENCODER_DECODERS,
+    EVERY,
     GOLDEN,
     VARIANTS,
     make_tokens,
@@ -139,7 +140,7 @@ def test_the_executor_runs_on_torch_tensors_and_agrees_with_numpy(
     np.testing.assert_allclose(halves, expected[0], rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_the_golden_files_are_what_transformers_gives_now(
     variant: str, recorder: ModuleType
 ) -> None:
@@ -152,25 +153,25 @@ def test_the_golden_files_are_what_transformers_gives_now(
         np.testing.assert_allclose(logits, arrays["logits"], rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_log_probabilities_and_greedy_text_are_those_of_transformers(variant: str) -> None:
     """Of a prompt and of cached decoding by the native engine; docs/families.md has the figures."""
     module = importlib.import_module("differences")
     compared = module.compare(variant)
     assert compared.ours == compared.theirs
-    recorded = differences()[VARIANTS[variant]["model_type"]]
+    recorded = differences()[EVERY[variant]["model_type"]]
     for kind, most in module.LARGEST.items():  # another machine rounds elsewhere
         assert getattr(compared, kind) <= min(most, 4 * recorded[kind]), kind
 
 
 @pytest.mark.parametrize("change", ["missing", "null"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_a_key_left_out_or_null_means_what_it_means_to_transformers_or_is_refused(
     variant: str, change: str, recorder: ModuleType
 ) -> None:
     compared = 0
-    for key in VARIANTS[variant].keys() - {"model_type"}:
-        configuration = VARIANTS[variant] | {key: None}
+    for key in EVERY[variant].keys() - {"model_type"}:
+        configuration = EVERY[variant] | {key: None}
         if change == "missing":
             del configuration[key]
         try:
