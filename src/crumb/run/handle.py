@@ -53,7 +53,7 @@ class Handle(Generic[Value]):
         self.sink: Sink = sink or self._keep
         self._ended = threading.Event()
         self._value: Value | None = None
-        self._has_value = False
+        self._has_value, self._valuing = False, threading.Lock()
 
     def cancel(self) -> None:
         """End the request where it is, before its next token; from any thread."""
@@ -91,8 +91,9 @@ class Handle(Generic[Value]):
         """As result, but a request that failed gives as much as it has and raises nothing."""
         if not self.wait(timeout_seconds):
             raise TimeoutError(f"the request has not ended after {timeout_seconds} seconds")
-        if not self._has_value:
-            self._value, self._has_value = self.consumer.value(self.times), True
+        with self._valuing:  # whoever comes first makes it, for all
+            if not self._has_value:
+                self._value, self._has_value = self.consumer.value(self.times), True
         return self._value
 
     def __iter__(self) -> Iterator[TextPiece]:
@@ -157,6 +158,7 @@ class Handle(Generic[Value]):
     def renew_after_fork(self) -> None:
         """In a child process: a lock may have been held by a thread that is not there."""
         self._ended, self._wake = threading.Event(), None
+        self._valuing = threading.Lock()
 
 
 def no_pieces(piece: TextPiece | None) -> None:
