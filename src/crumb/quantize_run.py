@@ -57,6 +57,7 @@ from crumb.solve.problem import (
     SolveReport,
     check_finite,
     join_reports,
+    worst_columns_share,
 )
 from crumb.solve.round import solve_round, zero_share
 from crumb.solve.whole_matrix import solve_matrix
@@ -81,12 +82,15 @@ def make_record(
 ) -> dict[str, Any]:
     """What the manifest says of one tensor; `other`: why its format is not what was asked for."""
     by_routing = {} if routed is None else {"routed": asdict(routed)}
+    errors = report.column_errors
+    worst = None if errors is None else worst_columns_share(errors)
     return {
         "format": tensor.format.name,
         "shape": [tensor.out_features, tensor.in_features],
         "bytes": tensor.size_bytes,
         "relative_error": report.relative_error,
         "zero_share": report.zero_share,
+        "worst_columns_share": worst,
         "damping": report.damping,
         "fallback": "; ".join(filter(None, (other, report.fallback))) or None,
     } | by_routing

@@ -1,14 +1,15 @@
 """`crumb show`: what a model is and, if it is quantized, what was done to each tensor.
 
-In: a model. Out: family, shapes, formats, errors, the worst layers; or the Plan.
+In: a model. Out: family, shapes, formats, errors, the worst layers; or the Plan, or outliers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
-from msgspec.structs import asdict
+from msgspec.structs import asdict as fields_of
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
@@ -23,8 +24,9 @@ from crumb.checkpoints.tensor_map import (
 )
 from crumb.cli.card import card_of
 from crumb.cli.option_groups import ONE_WAY
-from crumb.cli.output import bytes_text, print_json, print_table
+from crumb.cli.output import bytes_text, print_json, print_table, progress_bar
 from crumb.fitting.candidates import as_it_lies
+from crumb.fitting.outliers import outliers_of
 from crumb.operations.experts import Experts
 from crumb.operations.operation import TensorSpec
 
@@ -39,6 +41,7 @@ def show(
     tensors: Annotated[bool, ONE_WAY] = False,
     plan: Annotated[bool, ONE_WAY] = False,
     card: Annotated[bool, ONE_WAY] = False,
+    outliers: Annotated[bool, ONE_WAY] = False,
     json: Annotated[bool, ONE_WAY] = False,
 ) -> None:
     """Show a model: family, sizes, formats, error of each tensor.
@@ -48,6 +51,8 @@ def show(
         tensors: list every tensor, not only the worst.
         plan: print the plan of operations that executors run.
         card: print a card in Markdown, to publish beside the weights.
+        outliers: read every matrix and say how far its largest weights and inputs lie from the
+            rest: the worst of them, or all with --tensors or --json.
         json: print everything as JSON.
     """
     checkpoint = open_checkpoint(locate(model))
@@ -58,8 +63,14 @@ def show(
     if card:
         print(card_of(record, read_manifest(checkpoint.path)[1]))
         return
+    if outliers:
+        with progress_bar() as progress:
+            record["outliers"] = [asdict(row) for row in outliers_of(checkpoint, progress)]
     if json:
         print_json(record | ({"plan": str(checkpoint.plan).splitlines()} if plan else {}))
+        return
+    if outliers:
+        print_outliers(record["outliers"], all_of_them=tensors)
         return
     print_description(record)
     rows = record["tensors"]
@@ -124,7 +135,7 @@ def describe_tensor(
         "zero_share": record.zero_share,
         "damping": record.damping,
         "fallback": record.fallback,
-        "routed": None if record.routed is None else asdict(record.routed),
+        "routed": None if record.routed is None else fields_of(record.routed),
     }
 
 
@@ -214,6 +225,26 @@ def tensor_row(row: dict[str, Any]) -> list[str]:
         "" if zeros is None else f"{100 * zeros:.1f} %",
         note_of(row),
     ]
+
+
+def print_outliers(rows: list[dict[str, Any]], all_of_them: bool) -> None:
+    """A line for each matrix, or for the worst."""
+    shown = rows if all_of_them else rows[:WORST]
+    print(f"{len(shown)} of {len(rows)} matrices, highest kurtosis first (a normal one has 3);")
+    print("error: its share in the worst 1 % of columns, of plain rounding to 3 bits;")
+    print("weighted: of the error that this quantization left, by the layer's input")
+    figures = ("kurtosis", "largest_weight", "largest_column", "worst_columns_share")
+    lines = [
+        [
+            row["name"],
+            "x".join(map(str, row["shape"])),
+            *("" if row[figure] is None else f"{row[figure]:.3g}" for figure in figures),
+            "weighted" if row["weighted"] else "",
+        ]
+        for row in shown
+    ]
+    columns = ["largest weight / deviation", "largest column / median", "error", "<"]
+    print_table(["<tensor", "<shape", "kurtosis", *columns], lines)
 
 
 def note_of(row: dict[str, Any]) -> str:

@@ -90,6 +90,7 @@ def _swept_rows(problem: LayerProblem, factored: Factored, rows: slice) -> Layer
         zero_share=layer.zero_share(best),
         damping=factored.damping,
         fallback=factored.fallback,
+        column_errors=layer.column_errors(best),
     )
     return LayerSolution(codes, best.parameters, report)
 

@@ -6,7 +6,7 @@ report. Refuses weights that are not finite.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -193,6 +193,8 @@ class SolveReport:
     zero_share: float  # share of weights that decode to 0
     damping: float | None = None
     fallback: str | None = None  # why it is not what was asked for
+    # (in_features,) squared error of each column times H_jj; None without H
+    column_errors: NDArray[np.float64] | None = field(default=None, compare=False)
 
     @property
     def relative_error(self) -> float | None:
@@ -207,13 +209,21 @@ def join_reports(parts: list[tuple[SolveReport, int]]) -> SolveReport:
     rows = sum(count for _, count in parts)
     errors = [part.error for part, _ in parts if part.error is not None]
     energies = [part.energy for part, _ in parts if part.energy is not None]
+    columns = [part.column_errors for part, _ in parts if part.column_errors is not None]
     return SolveReport(
         error=sum(errors) if errors else None,
         energy=sum(energies) if energies else None,
         zero_share=sum(part.zero_share * count for part, count in parts) / rows,
         damping=first.damping,
         fallback=first.fallback,
+        column_errors=np.sum(columns, axis=0) if columns else None,
     )
+
+
+def worst_columns_share(errors: NDArray[np.float64]) -> float | None:
+    """Share of an error in the worst 1 % of columns, one at least; None where there is none."""
+    count, total = -(-len(errors) // 100), float(errors.sum())
+    return float(np.sort(errors)[-count:].sum()) / total if total > 0 else None
 
 
 @dataclass(frozen=True)

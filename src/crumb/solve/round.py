@@ -27,11 +27,13 @@ def solve_round(problem: LayerProblem) -> LayerSolution:
     parameters = fit_scales(weights, importance, format, *problem.settings.grid)
     codes = encode_reference(weights, parameters, format)
     decoded = decode_reference(codes, parameters, format)
-    error = energy = None
+    error = energy = columns = None
     if hessian is not None:
         error = weighted_square(weights - decoded, hessian)
         energy = weighted_square(weights, hessian)
-    report = SolveReport(error, energy, zero_share(decoded))
+        squares = np.square(weights - decoded, dtype=np.float64).sum(axis=0)
+        columns = squares * hessian.diagonal()
+    report = SolveReport(error, energy, zero_share(decoded), column_errors=columns)
     return LayerSolution(codes, parameters, report)
 
 

@@ -136,6 +136,11 @@ class Layer:
         """Share of weights that decode to 0: those whose error is the weight itself."""
         return float(np.count_nonzero(chosen.error == self.weights) / self.weights.size)
 
+    def column_errors(self, chosen: Pass) -> NDArray[np.float64]:
+        """Squared error of each column times H_jj, in the matrix's order, (in_features,)."""
+        squares = self.in_matrix_order(column_squares(chosen.error)[None])[0]
+        return np.where(self.factored.dead, 0.0, squares * self.factored.diagonal)
+
     def true_error(self, chosen: Pass) -> float:
         """tr(D H D^T), damping taken off."""
         added = float(column_squares(chosen.error) @ self.factored.surplus)

@@ -225,7 +225,11 @@ def test_error_and_energy_are_the_traces(settings, zero, rows, make_problem, dir
     assert abs(report.error - measured.error) <= measured.error_bound
     assert abs(report.energy - measured.energy) <= measured.energy_bound
     assert report.relative_error == report.error / report.energy
-    assert report.zero_share == np.mean(decoded(solution, problem.format) == 0)
+    values = decoded(solution, problem.format)
+    assert report.zero_share == np.mean(values == 0)
+    squares = np.square(problem.weights - values, dtype=np.float64).sum(axis=0)
+    expected = squares * problem.hessian.diagonal()
+    np.testing.assert_allclose(report.column_errors, expected, rtol=1e-5, atol=1e-9)
 
 
 @BOTH

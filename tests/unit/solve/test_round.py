@@ -33,6 +33,9 @@ def test_error_and_energy_are_the_traces(zero, make_problem, direct):
     assert abs(solution.report.energy - measured.energy) <= measured.energy_bound
     values = decode_reference(solution.codes, solution.parameters, problem.format)
     assert solution.report.zero_share == np.mean(values == 0)
+    squares = np.square(problem.weights - values, dtype=np.float64).sum(axis=0)
+    expected = squares * problem.hessian.diagonal()
+    np.testing.assert_allclose(solution.report.column_errors, expected, rtol=1e-12)
 
 
 def test_without_h_nothing_is_said_of_the_error(make_problem):

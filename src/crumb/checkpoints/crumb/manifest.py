@@ -51,6 +51,7 @@ class TensorRecord(msgspec.Struct, frozen=True):
 
     relative_error: float | None = None
     zero_share: float | None = None
+    worst_columns_share: float | None = None  # of the weighted error, in the worst 1 % of columns
     damping: float | None = None
     fallback: str | None = None
     routed: RoutedRecord | None = None
