@@ -33,7 +33,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows, columns = np.indices(tensors[name].shape)
         tensors[name] = np.where((rows + columns) % 2, 1, -1).astype(np.float32)
     tensors[QUERY][:, PLANTED] *= 30
-    return write_checkpoint(tmp_path_factory.mktemp("outliers") / "tiny", tensors)
+    path = write_checkpoint(tmp_path_factory.mktemp("outliers") / "tiny", tensors)
+    tokenizer = json.loads((path / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["use_regex"] = True  # GGUF has a name for this one: gpt-2
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return path
 
 
 def by_name(rows: list[TensorOutliers]) -> dict[str, TensorOutliers]:
