@@ -192,6 +192,13 @@ def test_importing_crumb_loads_nothing_heavy_and_nothing_optional() -> None:
     assert loaded & {*OPTIONAL, *HEAVY} == set()
 
 
+def test_the_command_line_loads_no_command_before_it_is_asked_for() -> None:
+    loaded = loaded_after("import crumb.cli.main")
+    heavy = {*HEAVY, "starlette", "uvicorn", "jinja2"} - {"cyclopts", "rich"}
+    assert "cyclopts" in loaded
+    assert loaded & {*OPTIONAL, *heavy} == set()
+
+
 def test_no_module_needs_an_optional_package_to_be_imported() -> None:
     walk = (
         "import importlib, pkgutil, crumb\n"

@@ -19,6 +19,7 @@ from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import bytes_text, duration_text, log, print_json, print_table, progress_bar
 
 delta = cyclopts.App(
+    name="delta",
     help="Publish what quantization decided about a base, without its weights.",
     help_format="plaintext",
 )

@@ -13,23 +13,8 @@ import sys
 import cyclopts
 
 import crumb
-from crumb.cli.bench import bench
-from crumb.cli.chat import chat
-from crumb.cli.delta import delta
-from crumb.cli.demo import demo
-from crumb.cli.eval import evaluate
-from crumb.cli.export import export
-from crumb.cli.families import families
-from crumb.cli.fit import fit
-from crumb.cli.formats import formats
-from crumb.cli.generate import generate
-from crumb.cli.kernels import kernels
-from crumb.cli.ls import ls
+from crumb.cli.commands import COMMANDS
 from crumb.cli.output import log, warnings_as_lines
-from crumb.cli.pull import pull
-from crumb.cli.quantize import quantize
-from crumb.cli.serve import serve_app
-from crumb.cli.show import show
 from crumb.cli.small_models import suggestion
 from crumb.errors import CrumbError, DoesNotFit
 
@@ -42,22 +27,8 @@ app = cyclopts.App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.command(quantize, name="quantize")
-app.command(evaluate, name="eval")
-app.command(fit, name="fit")
-app.command(ls, name="ls")
-app.command(pull, name="pull")
-app.command(generate, name="generate")
-app.command(chat, name="chat")
-app.command(serve_app)
-app.command(bench, name="bench")
-app.command(export, name="export")
-app.command(delta, name="delta")
-app.command(show, name="show")
-app.command(families, name="families")
-app.command(formats, name="formats")
-app.command(kernels, name="kernels")
-app.command(demo, name="demo")
+for name, place, purpose in COMMANDS:
+    app.command(f"crumb.cli.{place}", name=name, help=purpose)
 
 INTERRUPTED = 130
 USAGE = 2

@@ -20,44 +20,46 @@ from typing import Any
 
 import pytest
 from command_line import crumb, eval_line, quantize_line, refusal, run_process, succeed
+from cyclopts import App
 from tiny_checkpoint import write_checkpoint
 
 import crumb as package
 from crumb import errors
 from crumb.cli import main as entry
-from crumb.cli.bench import bench
-from crumb.cli.chat import chat
-from crumb.cli.demo import demo
-from crumb.cli.eval import evaluate
-from crumb.cli.formats import formats
-from crumb.cli.generate import generate
+from crumb.cli.commands import COMMANDS
 from crumb.cli.generation_options import EngineOptions, TextOptions
-from crumb.cli.kernels import kernels
-from crumb.cli.quantize import quantize
-from crumb.cli.show import show
 from crumb.cli.small_models import SMALL_MODELS
 
 Capsys = pytest.CaptureFixture[str]
 
-VERBS: dict[str, Callable[..., None]] = {
-    "quantize": quantize,
-    "eval": evaluate,
-    "generate": generate,
-    "chat": chat,
-    "bench": bench,
-    "show": show,
-    "formats": formats,
-    "kernels": kernels,
-    "demo": demo,
+VERBS: dict[str, Any] = {
+    name: getattr(importlib.import_module(f"crumb.cli.{module}"), function)
+    for name, (module, function) in ((row[0], row[1].split(":")) for row in COMMANDS)
 }
+"""Name of each command -> its function, or an app where a command has commands of its own."""
+
+OPTIONS_IN_THE_SIGNATURE = (
+    "quantize",
+    "eval",
+    "generate",
+    "chat",
+    "bench",
+    "show",
+    "formats",
+    "kernels",
+    "demo",
+)
 
 
-def test_help_names_every_verb_with_its_purpose(capsys: Capsys) -> None:
-    text = succeed(capsys, "--help")
-    for verb, function in VERBS.items():
-        assert re.search(rf"^\W+{verb} ", text, re.MULTILINE), verb
-        first = (function.__doc__ or "").split(":")[0].split(";")[0].split()[:3]
-        assert " ".join(first) in text
+@pytest.mark.parametrize(("name", "purpose"), [(row[0], row[2]) for row in COMMANDS])
+def test_help_names_every_command_with_the_first_sentence_of_its_docstring(
+    name: str, purpose: str, capsys: Capsys
+) -> None:
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", succeed(capsys, "--help")).split())
+    assert f" {name} {purpose} " in text
+    command = VERBS[name]
+    said = command.help if isinstance(command, App) else command.__doc__
+    assert " ".join(said.split("\n\n")[0].split()) == purpose
 
 
 SHARED = {"TextOptions": TextOptions, "EngineOptions": EngineOptions}
@@ -74,7 +76,7 @@ def parameters_of(verb: Callable[..., None]) -> Iterator[tuple[str, bool]]:
             yield name, parameter.kind is inspect.Parameter.KEYWORD_ONLY
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", OPTIONS_IN_THE_SIGNATURE)
 def test_help_of_a_verb_names_every_option_and_says_what_it_is_for(
     verb: str, capsys: Capsys
 ) -> None:
@@ -87,7 +89,7 @@ def test_help_of_a_verb_names_every_option_and_says_what_it_is_for(
         assert len(re.findall(r"[a-z]{2,}", line[1])) >= 2, f"{shown} is not explained"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", OPTIONS_IN_THE_SIGNATURE)
 def test_only_true_flags_have_a_negative_form(verb: str, capsys: Capsys) -> None:
     text = succeed(capsys, verb, "--help")
     negative = set(re.findall(r"--(?:no|empty)-[a-z-]+", text))
