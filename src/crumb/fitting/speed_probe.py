@@ -2,8 +2,8 @@
 
 In: a Plan, the formats of its matrices, EngineSettings, the tokens of a prompt. Out: tokens per
 second of that prompt and of decoding behind it. The engine runs a few blocks of each kind on zeros,
-as many as no cache holds, near the beginning and behind some tokens; what attention takes grows
-with the tokens it reads, and a block counts as often as the model has it.
+as many as no cache holds and small kinds together, near the beginning and behind some tokens. What
+attention takes grows with the tokens it reads; a block counts as often as the model has it.
 Refuses nothing: a plan whose blocks do not run alone has no Speed.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import prod
 from pathlib import Path
@@ -113,14 +113,12 @@ def _model_seconds(
     """Seconds of the prompt, and of a step of decoding. Raises: CrumbError."""
     prompt = decode = 0.0
     chunk = _chunk_tokens(settings)
-    for number, blocks in enumerate(_kinds(plan.stages[1:-1], zeros.formats)):
-        few = blocks[: _count(blocks, zeros)]
-        part = _part(plan, few)
+    for number, (blocks, times) in enumerate(_samples(plan.stages[1:-1], zeros)):
+        part = _part(plan, blocks)
         head, seconds = _measured(zeros.checkpoint(part), settings)
-        of_prompt = prompt_seconds(blocks[0], seconds, chunk, prompt_tokens)
-        of_decode = decode_seconds(blocks[0], seconds, chunk, prompt_tokens, settings.sequences)
-        prompt += of_prompt * len(blocks) / len(few)
-        decode += of_decode * len(blocks) / len(few)
+        of_decode = decode_seconds(blocks, seconds, chunk, prompt_tokens, settings.sequences)
+        prompt += times * prompt_seconds(blocks, seconds, chunk, prompt_tokens)
+        decode += times * of_decode
         if number == 0:
             of_rows = head * _head(plan).out_features / _head(part).out_features
             prompt += of_rows
@@ -128,32 +126,32 @@ def _model_seconds(
     return prompt, decode
 
 
-def prompt_seconds(stage: Stage, seconds: StepSeconds, chunk: int, tokens: int) -> float:
+def prompt_seconds(blocks: Sequence[Stage], seconds: StepSeconds, chunk: int, tokens: int) -> float:
     """Of a prompt, from a chunk at the beginning and one behind it.
 
     What the second takes longer is attention's, and grows as its work does; a chunk's own tokens
     read half of it on the average.
     """
-    behind = max(0.0, seconds.prompt_behind - seconds.prompt) / max(reach(stage, chunk), 1.0)
-    alone = max(0.0, seconds.prompt - behind * reach(stage, chunk / 2))
+    behind = max(0.0, seconds.prompt_behind - seconds.prompt) / max(reach(blocks, chunk), 1.0)
+    alone = max(0.0, seconds.prompt - behind * reach(blocks, chunk / 2))
     total = 0.0
     for begin in range(0, tokens, chunk):
         count = min(chunk, tokens - begin)
-        total += count / chunk * (alone + behind * reach(stage, begin + count / 2))
+        total += count / chunk * (alone + behind * reach(blocks, begin + count / 2))
     return total
 
 
 def decode_seconds(
-    stage: Stage, seconds: StepSeconds, chunk: int, past: int, sequences: int
+    blocks: Sequence[Stage], seconds: StepSeconds, chunk: int, past: int, sequences: int
 ) -> float:
     """Of a token of every sequence, each behind so many, likewise."""
-    behind = max(0.0, seconds.decode_behind - seconds.decode) / max(reach(stage, 2 * chunk), 1.0)
-    return seconds.decode + sequences * behind * reach(stage, past)
+    behind = max(0.0, seconds.decode_behind - seconds.decode) / max(reach(blocks, 2 * chunk), 1.0)
+    return seconds.decode + sequences * behind * reach(blocks, past)
 
 
-def reach(stage: Stage, past_tokens: float) -> float:
+def reach(blocks: Sequence[Stage], past_tokens: float) -> float:
     """Multiply-adds of a token that come of the tokens before it."""
-    costs = [(row_of(each).cost, each) for each in stage.operations]
+    costs = [(row_of(each).cost, each) for stage in blocks for each in stage.operations]
     far, near = (
         sum(cost(each, tokens).multiply_adds for cost, each in costs) for tokens in (past_tokens, 0)
     )
@@ -164,6 +162,24 @@ def _chunk_tokens(settings: EngineSettings) -> int:
     """Tokens that leave room for the steps."""
     assert settings.context_tokens is not None, "of the probe"
     return (settings.context_tokens - 4 * STEPS) // 2
+
+
+def _samples(stages: tuple[Stage, ...], zeros: _Zeros) -> Iterator[tuple[Sequence[Stage], float]]:
+    """Blocks that run together, and how often their time counts.
+
+    Kinds that have fewer than UNCACHED_BYTES each run together, all of them, in their order:
+    one kind alone would lie in a cache that the whole model overflows.
+    """
+    small: set[int] = set()
+    for blocks in _kinds(stages, zeros.formats):
+        size = sum(zeros.entry(spec, 0).size_bytes for spec in blocks[0].tensors() if spec.matrix)
+        count = max(1, -(-UNCACHED_BYTES // max(size, 1)))
+        if count >= len(blocks):
+            small.update(map(id, blocks))
+        else:
+            yield blocks[:count], len(blocks) / count
+    if small:
+        yield [stage for stage in stages if id(stage) in small], 1.0
 
 
 def _kinds(stages: tuple[Stage, ...], formats: Mapping[str, Format]) -> list[list[Stage]]:
@@ -185,13 +201,7 @@ def _costs(stage: Stage, formats: Mapping[str, Format]) -> Iterator[Any]:
         yield tuple(formats.get(spec.name) for spec in operation.tensors() if spec.matrix)
 
 
-def _count(blocks: list[Stage], zeros: _Zeros) -> int:
-    """Blocks that read UNCACHED_BYTES together."""
-    size = sum(zeros.entry(spec, 0).size_bytes for spec in blocks[0].tensors() if spec.matrix)
-    return max(1, min(len(blocks), -(-UNCACHED_BYTES // max(size, 1))))
-
-
-def _part(plan: Plan, blocks: list[Stage]) -> Plan:
+def _part(plan: Plan, blocks: Sequence[Stage]) -> Plan:
     """A plan of some blocks, its vocabulary cut to HEAD_ROWS."""
     rows = min(plan.vocabulary, HEAD_ROWS)
     head = _head(plan)

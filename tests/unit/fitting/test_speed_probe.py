@@ -83,16 +83,39 @@ def test_blocks_of_different_kinds_are_measured_apart(monkeypatch: pytest.Monkey
     assert speed.decode_tokens_per_second == pytest.approx(1 / step)
 
 
+def test_kinds_that_a_cache_would_hold_alone_are_measured_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def remember(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[float, StepSeconds]:
+        asked.append(len(checkpoint.plan.stages) - 2)
+        return made_up(checkpoint, settings)
+
+    monkeypatch.setattr(speed_probe, "_measured", remember)
+    plan = open_checkpoint(MODELS["novella-7m"]).plan
+    mix = QuantizeRequest("", Path(), bits=4, tensor=((".layers.1.", "int8-g128-fixed"),))
+    formats = choose(plan, mix).formats
+    blocks = len(plan.stages) - 2
+    assert len(speed_probe._kinds(plan.stages[1:-1], formats)) == 2
+    speed = probe_speed(plan, formats, {}, engine_settings(plan, 1024))
+    assert asked == [blocks]
+    head = HEAD_SECONDS * plan.vocabulary / min(plan.vocabulary, HEAD_ROWS)
+    assert speed is not None
+    step = blocks * (BLOCK_SECONDS + BEHIND) + head
+    assert speed.decode_tokens_per_second == pytest.approx(1 / step)
+
+
 def test_a_window_bounds_what_a_step_reads() -> None:
     seconds = StepSeconds(2.0, 2.5, 1.0, 1.25)
-    narrow = plan_of(MISTRAL | {"sliding_window": 100}).stages[1]
+    narrow = plan_of(MISTRAL | {"sliding_window": 100}).stages[1:2]
     assert prompt_seconds(narrow, seconds, 64, 64) == 2.0
     assert prompt_seconds(narrow, seconds, 64, 32) == (2.0 - 0.25 + 0.125) / 2
     far = 2.0 + 0.5 * (100 - 32) / 64  # a window's width, where the first chunk read 32 tokens
     assert prompt_seconds(narrow, seconds, 64, 192) == pytest.approx(2.0 + (2.5) + far)
     assert decode_seconds(narrow, seconds, 64, 50, 1) == 1.0 + 0.25 / 2
     assert decode_seconds(narrow, seconds, 64, 6400, 2) == 1.0 + 2 * 0.25
-    whole = plan_of(MISTRAL | {"sliding_window": None}).stages[1]
+    whole = plan_of(MISTRAL | {"sliding_window": None}).stages[1:2]
     assert decode_seconds(whole, seconds, 64, 6400, 2) == 1.0 + 2 * 0.25 * 50
 
 
