@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "bindings_checks.hpp"
+#include "draw_bindings.hpp"
 #include "engine_bindings.hpp"
 #include "kernels.hpp"
 #include "limits_bindings.hpp"
@@ -191,6 +192,7 @@ NB_MODULE(_native, m) {
   m.doc() = "Crumb's native kernels; use them through crumb.kernels.";
   m.def("supported_sets", &supported_sets, "Instruction sets this machine runs, slowest first.");
   m.def("compiled_sets", &compiled_sets, "(name, whether it runs here, what it needs) of each.");
+  bind_draw(m);
   bind_engine(m);
   bind_limits(m);
   bind_numbers(m);

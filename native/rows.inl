@@ -77,6 +77,10 @@ void elementwise(const ElementwiseJob& job) {
       return each_vector(job, [&](Floats x, int64_t at) {
         return clamped_gate(x, load_floats(job.right + at), job.slope, job.number);
       });
+    case kWeight:
+      return each_vector(job, [&](Floats x, int64_t) {
+        return exponential((x - all_floats(job.slope)) * all_floats(job.number));
+      });
     case kMultiply:
       return each_vector(job, [&](Floats x, int64_t at) { return x * load_floats(job.right + at); });
     default:

@@ -115,11 +115,12 @@ struct ElementwiseJob {
   const float* right;  // null for an activation that nothing is multiplied with
   float* out;
   int64_t begin, end;  // vectors of 16 floats
-  int kind;            // Function, kMultiply, kAdd or kClampedGate
+  int kind;            // Function, kMultiply, kAdd, kClampedGate or kWeight
   float number = 0.0f;  // of those from kScale on, and the limit of kClampedGate
-  float slope = 1.0f;   // of kClampedGate
+  float slope = 1.0f;   // of kClampedGate and kWeight
 };
 constexpr int kMultiply = 16, kAdd = 17, kClampedGate = 18;  // these read `right`
+constexpr int kWeight = 19;  // exp((left - slope) * number)
 
 struct RotaryJob {
   const float* x;

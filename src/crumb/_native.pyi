@@ -26,6 +26,16 @@ def decode_tiles(
     zero: int,
     sub: int,
 ) -> None: ...
+def draw(
+    isa: str,
+    scores: _Floats,
+    best: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    uniform: float,
+) -> int: ...
 def sweep(
     isa: str,
     start: _Floats,

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import CheckpointError, UsageError
+from crumb.kernels.draw import draw
 from crumb.requests.generate_request import LogitsHook, Sampling
 from crumb.structure.guide import Guide
 
@@ -30,10 +31,6 @@ Tokens = NDArray[np.intp]
 
 SEED_BITS = 32
 """Of a seed that nobody gave: short enough to be typed again."""
-
-FIRST_GUESS = 256
-"""Tokens looked at first when the smallest set for top_p is sought; eight times more each time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -94,7 +91,7 @@ class Sampler:
         if not math.isfinite(scores[place]):
             raise self._not_numbers(logits)
         if self._random is not None:
-            place = self._draw(scores, float(scores[place]), self._random)
+            place = self._draw(scores.astype(np.float32, copy=False), self._random)
         token = place if tokens_of is None else int(tokens_of[place])
         if self._seen is not None:
             self._seen.add(token)
@@ -130,25 +127,12 @@ class Sampler:
             self._seen.penalize(scores)
         return scores
 
-    def _draw(self, scores: Logits, best: float, random: np.random.PCG64) -> int:
-        """One draw from what the filters leave; gives a place in the scores, whose order stays."""
+    def _draw(self, scores: NDArray[np.float32], random: np.random.PCG64) -> int:
+        """One draw from what the filters leave; gives a place in the scores."""
         sampling = self._sampling
-        left: Tokens | None = None
-        if 0 < sampling.top_k < len(scores):
-            left = np.sort(most_likely(scores, sampling.top_k))
-            scores = scores[left]
-        with np.errstate(over="ignore"):  # a tiny temperature: the others' weight is exp(-inf) = 0
-            weights = np.exp((scores.astype(np.float64) - best) / sampling.temperature)
-        for part in (_nucleus(weights, sampling.top_p), None):
-            chosen = np.flatnonzero(weights >= sampling.min_p) if part is None else part
-            if len(chosen) < len(weights):
-                weights = weights[chosen]
-                left = chosen if left is None else left[chosen]
-        running = np.cumsum(weights)
-        # 53 bits below 1 times the sum stay below the sum, so a token is always found
+        filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
         uniform = (int(random.random_raw()) >> 11) * 2.0**-53
-        place = int(np.searchsorted(running, uniform * running[-1], side="right"))
-        return place if left is None else int(left[place])
+        return draw(np.ascontiguousarray(scores), *filters, uniform)
 
     def _not_numbers(self, logits: NDArray[np.float32]) -> Exception:
         if math.isfinite(logits.max()):
@@ -226,21 +210,6 @@ def most_likely(values: Logits, count: int) -> Tokens:
         largest = np.concatenate([above, equal])
     order: Tokens = largest[np.lexsort((largest, -values[largest]))]
     return order
-
-
-def _nucleus(weights: NDArray[np.float64], top_p: float) -> Tokens:
-    """The smallest set of largest weights that holds the share top_p, in index order."""
-    size = len(weights)
-    if top_p >= 1.0:
-        return np.arange(size)
-    share = top_p * weights.sum()
-    guess = FIRST_GUESS
-    while True:
-        best = most_likely(weights, min(guess, size))
-        count = int(np.searchsorted(np.cumsum(weights[best]), share)) + 1
-        if count <= len(best) or len(best) == size:
-            return np.sort(best[:count])
-        guess *= 8
 
 
 def _check_tokens(where: str, tokens: Any, vocabulary: int) -> None:
