@@ -32,6 +32,7 @@ Tokens = NDArray[np.intp]
 SEED_BITS = 32
 """Of a seed that nobody gave: short enough to be typed again."""
 
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """A token and what the model itself gave it: before biases, penalties, filters."""
