@@ -10,7 +10,7 @@ namespace crumb {
 namespace {
 
 constexpr int kBuckets = 640, kNearBuckets = 96;
-constexpr float kOfOne = kBuckets / float(kFarthest);  // buckets of one temperature: a power of two
+constexpr float kOfOne = kBuckets / kFarthest;  // buckets of one temperature: a power of two
 constexpr double kFastest = 1e30;                      // 1 / the smallest temperature
 constexpr int64_t kBlock = 64;
 
@@ -55,7 +55,7 @@ class Draw {
     while (running + blocks[block] <= aim && block + 1 < blocks.size()) running += blocks[block++];
     int64_t last = 0;  // roundings may put the aim just behind the last one
     for (int64_t i = int64_t(block) * kBlock; i < count_; ++i) {
-      if (!(distance(i) < float(kFarthest))) continue;
+      if (!(distance(i) < kFarthest)) continue;
       last = i;
       running += weights_[i];
       if (running > aim) break;

@@ -17,7 +17,7 @@ struct Filters {
 
 // `scores` and `weights` have room up to a multiple of 16 floats. What lies kFarthest temperatures
 // below the best is never drawn.
-constexpr double kFarthest = 80.0;
+constexpr float kFarthest = 80.0f;
 int64_t draw(const RunKernels& kernels, const float* scores, float* weights, int64_t count,
              float best, const Filters& filters, double uniform);
 
