@@ -78,7 +78,7 @@ def test_flags_of_a_set_are_those_that_cmake_gives_it():
     assert "-ffp-contract=off" in shared_flags()
 
 
-@pytest.mark.parametrize("isa", ["avx2", *exhaustive("baseline", "avx512", "amx")])
+@pytest.mark.parametrize("isa", exhaustive(*SETS["x86_64"]))
 def test_a_set_shares_no_symbol_with_another(isa, tmp_path):
     compiler, nm = shutil.which("c++"), shutil.which("nm")
     if not (compiler and nm and platform.machine() == "x86_64"):

@@ -1,7 +1,8 @@
 """Every kernel of every instruction set that this machine runs, against plain references in C++.
 
 The references are in check/: integers exact, floats within derived bounds, each token's bits the
-same in any batch. The program is compiled here, with the package's own objects where current.
+same in any batch. The program is compiled here, with the package's own objects where current:
+that takes half a minute of a processor, so it is `make oracle` that runs it.
 """
 
 import platform
@@ -11,6 +12,8 @@ import pytest
 from native_program import SETS, Builder, run_check
 
 from crumb.kernels import dispatch
+
+pytestmark = pytest.mark.oracle
 
 COMPILER = shutil.which("c++")
 

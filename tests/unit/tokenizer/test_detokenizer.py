@@ -151,6 +151,7 @@ def test_a_window_cut_to_a_lone_space_does_not_begin_the_text_anew() -> None:
     assert "".join(pieces) == " ".join(["a a a a a "] * 5)
 
 
+@cache
 def byte_token(tokenizer: Tokenizer, value: int) -> int:
     """The byte-level token of one byte."""
     for token in range(tokenizer.backend.get_vocab_size()):
