@@ -21,7 +21,7 @@ from random_checkpoint import TOKENIZER_FILES, TOKENIZER_MODEL, Sizes
 from crumb.checkpoints.crumb.reader import matrix_metadata, quantization_config
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.formats.catalog import Format, ZeroKind, parse_format
-from crumb.formats.layouts.tile import TILE_ROWS, blocks, fields, shares_bytes
+from crumb.formats.layouts.tile import TILE_ROWS, Sharing, blocks, fields, sharing
 from crumb.formats.packed_tensor import stored_shape
 from crumb.operations.operation import TensorSpec
 
@@ -57,7 +57,7 @@ def random_tiles(spec: TensorSpec, format: Format, seed: tuple[int, int]) -> NDA
                 tiles[:, at:end] = np.full(TILE_ROWS, minimum).view(np.uint8)
             elif field.name == "zero_point":
                 tiles[:, at:end] = 1 << (format.bits - 1)
-            elif sub is not None and not shares_bytes(format):
+            elif sub is not None and sharing(format) is Sharing.NOTHING:
                 lowest = 0 if format.zero is ZeroKind.MINIMUM else sub.lowest
                 drawn = generator.integers(lowest, sub.highest + 1, (len(tiles), end - at))
                 tiles[:, at:end] = drawn.astype(np.uint8)

@@ -6,9 +6,9 @@
 
 constexpr int kDigitBits = 8;  // of a product of signed bytes: the lower within -128..127
 
-template <int bits, bool table>
+template <class Kind>
 constexpr bool has_digits() {
-  return !scaled_codes(bits, table);
+  return !scaled_codes<Kind>();
 }
 
 // What one tile's super-block has beside its codes.
@@ -19,9 +19,9 @@ struct SuperNumbers {
 };
 
 // Codes minus their zero times a number of each row, as the digits of the products.
-template <int bits, bool table>
+template <class Kind>
 CRUMB_INLINE void multiply_to_digits(Codes codes, Ints by, Codes& low, Codes& high) {
-  constexpr int kZero = super_zero(bits, table) != kFixed ? 0 : table ? 128 : 1 << (bits - 1);
+  constexpr int kZero = level_zero<Kind>();
   constexpr int kHalf = 1 << (kDigitBits - 1);  // so that the lower digit has a sign
   const Ints taken = all_ints(kHalf) - by * all_ints(kZero);
   const ShortPart twice = (ShortPart)make_pairs(by, by).part[0];
@@ -34,43 +34,58 @@ CRUMB_INLINE void multiply_to_digits(Codes codes, Ints by, Codes& low, Codes& hi
   high.part[0] = (even >> 8 & 0x00ff00ffu) | (odd & 0xff00ff00u);
 }
 
-// A super-block's products as bytes, `plane` bytes between their digits.
-template <int bits, bool table, int width>
-void unpack_products(const TileMatrix& m, const uint8_t* block, uint8_t* to, int64_t plane) {
-  constexpr int kKind = super_zero(bits, table), kSlicesOfGroup = width / kSliceInputs;
-  const uint8_t* sub = block + own_header_bytes(kKind);
-  const uint8_t* at = block + header_bytes(m);
-  for (int64_t group = 0; group < kSuperInputs / width;) {
+// Inputs of a super-block that begins here, in whole steps of 64.
+template <class Kind>
+CRUMB_INLINE int64_t inputs_of_super(const TileMatrix& m, int64_t first) {
+  const int64_t left = m.columns - first;
+  return Kind::ragged && left < kSuperInputs ? padded_to(left, 64) : kSuperInputs;
+}
+
+// A super-block's products as bytes, `plane` bytes between their digits. `left`: the inputs of the
+// row from its first on; behind them come zeros, to a whole step.
+template <class Kind>
+void unpack_products(const TileMatrix& m, int64_t left, const uint8_t* block, uint8_t* to,
+                     int64_t plane) {
+  constexpr int kSlicesOfGroup = Kind::width / kSliceInputs;
+  const uint8_t* sub = block + own_header_bytes(Kind::zero);
+  const uint8_t* at = block + header_bytes(m, left);
+  const int64_t chunks = Kind::ragged && left < kSuperInputs ? chunk_count(left)
+                                                             : kSuperInputs / kChunkInputs;
+  int64_t group = 0;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     Codes slices[8];
-    unpack_chunk<bits>(at, slices);
-    if constexpr (table) look_up(slices, m.table);
-    prefetch_codes<bits>(at);
+    unpack_chunk<Kind::bits>(at, slices);
+    if constexpr (Kind::table) look_up(slices, m.table);
+    prefetch_codes<Kind::bits>(at);
 #pragma GCC unroll 2
     for (int first = 0; first < 8; first += kSlicesOfGroup, ++group) {
-      const Ints by = sub_scale_of<kKind, width>(sub, group);
+      const Ints by = sub_scale_of<Kind>(sub, group);
 #pragma GCC unroll 8
       for (int s = first; s < first + kSlicesOfGroup; ++s) {
-        if constexpr (has_digits<bits, table>()) {
+        if constexpr (has_digits<Kind>()) {
           Codes low, high;
-          multiply_to_digits<bits, table>(slices[s], by, low, high);
+          multiply_to_digits<Kind>(slices[s], by, low, high);
           store_codes(to + 64 * s, low);
           store_codes(to + plane + 64 * s, high);
         } else {
-          store_codes(to + 64 * s, multiply_codes<bits>(slices[s], by));
+          store_codes(to + 64 * s, multiply_codes<Kind>(slices[s], by));
         }
       }
     }
-    at += chunk_bytes(bits);
+    at += chunk_bytes(Kind::bits);
     to += 8 * 64;
   }
+  if (chunks % 2 == 0) return;
+  __builtin_memset(to, 0, 8 * 64);
+  if constexpr (has_digits<Kind>()) __builtin_memset(to + plane, 0, 8 * 64);
 }
 
 // Tiles first_tile to last_tile of a job, one or two at a time.
-template <int bits, bool table, int width>
+template <class Kind>
 class SuperTiles {
  public:
   explicit SuperTiles(const MatmulJob& job)
-      : job_(job), blocks_(job.matrix.columns / kSuperInputs), scales_(scale_count(job.x)),
+      : job_(job), blocks_(block_count(kSuperInputs, job.matrix.columns)), scales_(scale_count(job.x)),
         once_(job.tokens <= kTokensAtOnce),
         out_(reinterpret_cast<float*>(job.scratch)),
         sums_(reinterpret_cast<int32_t*>(out_ + kSumsOfGroup)),
@@ -78,7 +93,7 @@ class SuperTiles {
         pairs_(reinterpret_cast<int32_t*>(numbers_ + 2 * blocks_)),
         shift_(pairs_ + (kHasTerms ? kTokensAtOnce * scales_ * kPairs : 0)),
         codes_(job.scratch + kAmxScratch + padded_to(beside_codes(), 64)),
-        plane_(kTileRows * (once_ ? kSuperInputs : job.matrix.columns)) {}
+        plane_(kTileRows * (once_ ? kSuperInputs : padded_to(job.matrix.columns, 64))) {}
 
   void run() {
     shape_tiles(64);
@@ -99,11 +114,10 @@ class SuperTiles {
   }
 
  private:
-  static constexpr int kKind = super_zero(bits, table);
-  static constexpr bool kDigits = has_digits<bits, table>();
-  static constexpr bool kHasTerms = kKind == kMinimum;
-  static constexpr int32_t kZero = kDigits ? 0 : scaled_zero(bits);
-  static constexpr int64_t kGroups = kBlockInputs / width, kPairs = kGroups / 2;
+  static constexpr bool kDigits = has_digits<Kind>();
+  static constexpr bool kHasTerms = Kind::zero == kMinimum;
+  static constexpr int32_t kZero = kDigits ? 0 : scaled_zero<Kind>();
+  static constexpr int64_t kGroups = kBlockInputs / Kind::width, kPairs = kGroups / 2;
   using Numbers = SuperNumbers<kHasTerms ? kPairs : 1>;
 
   // Behind kAmxScratch, which outputs and sums do not fill.
@@ -116,17 +130,17 @@ class SuperTiles {
     const TileMatrix& m = job_.matrix;
     for (int64_t k = 0; k <= two; ++k) {
       const uint8_t* at = m.tiles + (tile + k) * m.tile_bytes + block_offset(m, block);
-      const Header header = read_super_header<kKind>(at);
+      const Header header = read_super_header<Kind::zero>(at);
       Numbers& numbers = numbers_[k * blocks_ + block];
       numbers.scale = header.scale;
       if constexpr (kHasTerms) {
         numbers.minimum = header.minimum;
         for (int64_t b = 0; b < kSuperBlocks; ++b)
           for (int64_t pair = 0; pair < kPairs; ++pair)
-            numbers.terms[b][pair] = sub_terms_of<kKind, width>(at + own_header_bytes(kKind),
-                                                                b * kGroups + 2 * pair);
+            numbers.terms[b][pair] =
+                sub_terms_of<Kind>(at + own_header_bytes(Kind::zero), b * kGroups + 2 * pair);
       }
-      unpack_products<bits, table, width>(m, at, to + k * plane_, plane_);
+      unpack_products<Kind>(m, m.columns - block * kSuperInputs, at, to + k * plane_, plane_);
     }
   }
 
@@ -151,16 +165,18 @@ class SuperTiles {
   template <bool two_tokens, bool two_tiles>
   void multiply_block(int64_t token, int64_t block, const uint8_t* codes) {
     const int64_t stride = job_.x.stride;
+    const int64_t steps = inputs_of_super<Kind>(job_.matrix, block * kSuperInputs) / 64;
     const int8_t* x = tokens_at(job_.x.codes + token * stride, block * kSuperInputs);
-    for (int64_t b = 0; b < kSuperBlocks; ++b) {
+    for (int64_t step = 0; step < steps; step += 2) {  // a block of 128 inputs, or half of one
       multiply_step<kDigits, two_tokens, two_tiles, true>(x, stride, codes, plane_,
-                                                          b ? sums_ : nullptr);
-      multiply_step<kDigits, two_tokens, two_tiles, false>(
-          x + kTokensTogether * kTokenBytes, stride, codes + 64 * kTileRows, plane_, nullptr);
+                                                          step ? sums_ : nullptr);
+      if (step + 1 < steps)
+        multiply_step<kDigits, two_tokens, two_tiles, false>(
+            x + kTokensTogether * kTokenBytes, stride, codes + 64 * kTileRows, plane_, nullptr);
       x += kBlockInputs / 64 * kTokensTogether * kTokenBytes;
       codes += kBlockInputs * kTileRows;
     }
-    store_sums<two_tokens, two_tiles>(sums_ + kSumsOfGroup);
+    store_sums<two_tokens, two_tiles>(steps > 2 ? sums_ + kSumsOfGroup : sums_);
   }
 
   // A super-block's sums of tile k join its outputs.
@@ -172,10 +188,11 @@ class SuperTiles {
     const int32_t* shift = shift_ + block * kSuperBlocks;
     float* to = out_ + k * kSumsOfGroup / 2;
     const Header header{numbers.scale, kHasTerms ? numbers.minimum : numbers.scale, {}};
+    const bool half = Kind::ragged && scales_ - block * kSuperBlocks == 1;
     for (int64_t t = 0; t < tokens; ++t) {
       Floats out = load_floats(to + 16 * t);
 #pragma GCC unroll 2
-      for (int64_t b = 0; b < kSuperBlocks; ++b) {
+      for (int64_t b = 0; b < kSuperBlocks - half; ++b) {
         Ints sum = load_ints(sums + b * kSumsOfGroup + 16 * t), term = all_ints(0);
         if constexpr (kDigits) {
           const Ints high = load_ints(sums + b * kSumsOfGroup + kSumsOfGroup / 2 + 16 * t);
@@ -187,7 +204,7 @@ class SuperTiles {
           for (int64_t pair = 0; pair < kPairs; ++pair)
             term = add_pair_products(term, numbers.terms[b][pair],
                                      pairs[t * scales_ * kPairs + b * kPairs + pair]);
-        out = join_super<kKind>(out, sum, term, 0, header, by[t * scales_ + b]);
+        out = join_super<Kind>(out, sum, term, 0, header, by[t * scales_ + b]);
       }
       store_floats(to + 16 * t, out);
     }
@@ -206,12 +223,5 @@ class SuperTiles {
 };
 
 void amx_super_matmul(const MatmulJob& job) {
-  if (job.matrix.table) return SuperTiles<4, true, 32>(job).run();
-  switch (job.matrix.bits) {
-    case 2: return SuperTiles<2, false, 16>(job).run();
-    case 3: return SuperTiles<3, false, 16>(job).run();
-    case 4: return SuperTiles<4, false, 32>(job).run();
-    case 5: return SuperTiles<5, false, 32>(job).run();
-    default: return SuperTiles<6, false, 16>(job).run();
-  }
+  with_super_kind(job.matrix, [&](auto kind) { SuperTiles<decltype(kind)>(job).run(); });
 }

@@ -139,30 +139,34 @@ void require_tile_bits(int bits) {
 // Blocks of a matrix whose tiles and headers these are, everything about them checked.
 template <class Tiles, class Headers>
 BlockShape block_shape(const Tiles& tiles, const Headers& headers, size_t rows, size_t columns,
-                       int64_t width, int bits) {
+                       int64_t width, int64_t last, int bits) {
   require_tile_bits(bits);
   require(width > 0, "block_width must be positive");
   width = within(width, columns);
   const int64_t blocks = block_count(width, columns), all = headers.shape(1);
   require(blocks > 0 && all % blocks == 0 && all / blocks <= kMostHeaderBytes,
           "headers have the wrong shape");
-  const int64_t bytes = all + chunk_bytes(bits) * ((blocks - 1) * chunk_count(width) +
+  const int64_t codes = chunk_bytes(bits) * ((blocks - 1) * chunk_count(width) +
                               chunk_count(block_inputs(width, columns, blocks - 1)));
   require(headers.shape(0) == size_t(tile_count(rows)), "headers have the wrong shape");
-  require(is(tiles, tile_count(rows), bytes), "tiles have the wrong shape");
-  return {int64_t(rows), int64_t(columns), width, all / blocks, bits};
+  const int64_t header = all / blocks;
+  require(last >= 0 && last <= header, "last_header_bytes out of range");
+  require(is(tiles, tile_count(rows), codes + all - header + last), "tiles have the wrong shape");
+  return {int64_t(rows), int64_t(columns), width, header, last, bits};
 }
 
-void pack_matrix(Bytes codes, Bytes headers, BytesOut tiles, int64_t block_width, int bits) {
-  const BlockShape shape =
-      block_shape(tiles, headers, codes.shape(0), codes.shape(1), block_width, bits);
+void pack_matrix(Bytes codes, Bytes headers, BytesOut tiles, int64_t block_width,
+                 int64_t last_header_bytes, int bits) {
+  const BlockShape shape = block_shape(tiles, headers, codes.shape(0), codes.shape(1), block_width,
+                                       last_header_bytes, bits);
   nb::gil_scoped_release release;
   pack_tiles(shape, codes.data(), headers.data(), tiles.data());
 }
 
-void unpack_matrix(Bytes tiles, BytesOut codes, BytesOut headers, int64_t block_width, int bits) {
-  const BlockShape shape =
-      block_shape(tiles, headers, codes.shape(0), codes.shape(1), block_width, bits);
+void unpack_matrix(Bytes tiles, BytesOut codes, BytesOut headers, int64_t block_width,
+                   int64_t last_header_bytes, int bits) {
+  const BlockShape shape = block_shape(tiles, headers, codes.shape(0), codes.shape(1), block_width,
+                                       last_header_bytes, bits);
   nb::gil_scoped_release release;
   unpack_tiles(shape, tiles.data(), codes.data(), headers.data());
 }
@@ -172,10 +176,12 @@ void decode_matrix(Bytes tiles, Levels table, FloatsOut weights, int64_t group_w
   const size_t rows = weights.shape(0), columns = weights.shape(1);
   require_tile_bits(bits);
   require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
-  require(sub >= kNoSub && sub <= kSubDigits, "sub must be 0 to 2");
+  require(sub >= kNoSub && sub <= kSubPairs, "sub must be 0 to 3");
   require(group_width > 0, "group_width must be positive");
-  require(sub == kNoSub || (columns % kSuperInputs == 0 && (group_width == 16 || group_width == 32)),
-          "super-blocks need groups of 16 or 32 and whole super-blocks");
+  require(sub == kNoSub || group_width == 32 || (group_width == 16 && sub != kSubPairs),
+          "super-blocks need groups of 16 or 32");
+  require(sub == kNoSub || sub == kSubPairs || columns % kSuperInputs == 0,
+          "whole super-blocks only");
   const TileShape shape{int64_t(rows), int64_t(columns), within(group_width, columns), bits, zero,
                         sub};
   require(is(tiles, tile_count(rows), tile_bytes(shape)), "tiles have the wrong shape");
@@ -206,9 +212,9 @@ NB_MODULE(_native, m) {
         array("shrinks"), array("scale"), array("offset"), nb::arg("group_width"),
         nb::arg("bits"), nb::arg("zero"), array("levels"));
   m.def("pack_tiles", &pack_matrix, array("codes"), array("headers"), array("tiles"),
-        nb::arg("block_width"), nb::arg("bits"));
+        nb::arg("block_width"), nb::arg("last_header_bytes"), nb::arg("bits"));
   m.def("unpack_tiles", &unpack_matrix, array("tiles"), array("codes"), array("headers"),
-        nb::arg("block_width"), nb::arg("bits"));
+        nb::arg("block_width"), nb::arg("last_header_bytes"), nb::arg("bits"));
   m.def("decode_tiles", &decode_matrix, array("tiles"), array("table"), array("weights"),
         nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), nb::arg("sub"));
 }

@@ -38,8 +38,15 @@ bool has_kernel(int bits, int zero, int sub, int64_t group_width, bool table) {
       {2, kMinimum, kSubDigits, 16, false}, {3, kFixed, kSubBytes, 16, false},
       {4, kMinimum, kSubBytes, 32, false},  {5, kMinimum, kSubBytes, 32, false},
       {6, kFixed, kSubBytes, 16, false},    {4, kFixed, kSubBytes, 32, true},
+      {2, kFixed, kSubPairs, 32, true},     {3, kFixed, kSubPairs, 32, true},
+      {4, kFixed, kSubPairs, 32, true},
   };
   return std::ranges::count(kRows, Row{bits, zero, sub, group_width, table}) > 0;
+}
+
+// Whether every level, of a table of levels + 128, times a sub-scale of -8 to 7 fits a signed byte.
+bool has_small_levels(const uint8_t* table, int bits) {
+  return std::all_of(table, table + (1 << bits), [](int level) { return level >= 113 && level <= 143; });
 }
 
 Element element_of(nb::dlpack::dtype dtype) {
@@ -150,9 +157,12 @@ class NativeEngine {
       require(group_width >= columns || group_width == 32 || group_width == 64 ||
                   group_width == 128, "matrix: no kernel for this group width");
     else
-      require(columns % kSuperInputs == 0 && has_kernel(bits, zero, sub, group_width, bool(table)),
+      require((sub == kSubPairs ? columns >= group_width : columns % kSuperInputs == 0) &&
+                  has_kernel(bits, zero, sub, group_width, bool(table)),
               "matrix: no kernel for these super-blocks");
     require(!table || (bits <= 4 && zero == kFixed && table->shape(0) == 16), "matrix: bad table");
+    require(sub != kSubPairs || bits > 3 || has_small_levels(table->data(), bits),
+            "matrix: levels from -15 to 15 only");
     TileMatrix matrix{tiles.data(), table ? table->data() : nullptr, rows, columns,
                       std::min(group_width, columns), 0, bits, zero, sub};
     const int64_t bytes = matrix.tile_bytes = tile_bytes(matrix);

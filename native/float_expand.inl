@@ -20,7 +20,7 @@ void expand_tile(const TileMatrix& m, int64_t tile, int64_t first, int64_t input
                                             : all_floats(float(common_zero(m, table ? 0 : bits) +
                                                                (bits == 8 ? kUnsignedByteZero : 0)));
     Codes slices[8];
-    unpack_chunk<bits>(at + header_bytes(m) +
+    unpack_chunk<bits>(at + header_bytes(m, m.columns - block * width) +
                            chunk_bytes(bits) * (inside / kChunkInputs),
                        slices);
     if constexpr (table) look_up(slices, m.table);

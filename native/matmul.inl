@@ -1,6 +1,6 @@
 // Which way a matrix is multiplied. In: MatmulJob. Out: its rows of `out`, for few tokens by
 // tile_matmul.inl or, of super-blocks, by super_matmul.inl; for many by strip_matmul.inl or
-// super_strip.inl. `width` below is the inputs of a super-block's group.
+// super_strip.inl.
 
 // All tokens of a tile, as many at a time as registers hold: work.run<tokens>(tile, token).
 template <class Work>
@@ -30,7 +30,7 @@ struct FusedTiles {
   }
 };
 
-template <int bits, bool table, int width>
+template <class Kind>
 struct FusedSuperTiles {
   const MatmulJob& job;
   const int32_t* sums;
@@ -39,8 +39,8 @@ struct FusedSuperTiles {
     const int32_t* pairs = sums + token * job.x.blocks / 2;
     if constexpr (tokens <= kStreamedTokens)
       if (kFetchesAhead)
-        return fused_super_tile<bits, table, tokens, width, false>(job, tile, token, pairs);
-    fused_super_tile<bits, table, tokens, width, true>(job, tile, token, pairs);
+        return fused_super_tile<Kind, tokens, false>(job, tile, token, pairs);
+    fused_super_tile<Kind, tokens, true>(job, tile, token, pairs);
   }
 };
 
@@ -86,17 +86,17 @@ struct StripTiles {
   }
 };
 
-template <int bits, bool table, int width>
+template <class Kind>
 struct StripSuperTiles {
   const MatmulJob& job;
   const SuperStrip strip;
   void unpack(int64_t tile, int64_t place) const {
-    unpack_super_tile<bits, table, width>(job, tile, strip.codes + place * strip.bytes,
-                                          strip.numbers + place * strip.of_tile);
+    unpack_super_tile<Kind>(job, tile, strip.codes + place * strip.bytes,
+                            strip.numbers + place * strip.of_tile);
   }
   template <int tiles, int tokens>
   void run(int64_t tile, int64_t token) const {
-    super_strip_block<bits, table, width, tiles, tokens>(job, tile, token);
+    super_strip_block<Kind, tiles, tokens>(job, tile, token);
   }
 };
 
@@ -127,24 +127,17 @@ void tile_matmul_of(const MatmulJob& job) {
     strip_matmul<bits, table>(job);
 }
 
-template <int bits, bool table, int width>
+template <class Kind>
 void super_matmul_of(const MatmulJob& job) {
   if (job.tokens > kMostFusedTokens)
-    return strip_tiles(job, StripSuperTiles<bits, table, width>{job, SuperStrip(job)});
+    return strip_tiles(job, StripSuperTiles<Kind>{job, SuperStrip(job)});
   int32_t* sums = reinterpret_cast<int32_t*>(job.scratch);
-  pair_sums(job.x, 0, job.tokens, sums);
-  fused_tiles(job, FusedSuperTiles<bits, table, width>{job, sums});
+  if constexpr (has_terms<Kind>()) pair_sums(job.x, 0, job.tokens, sums);
+  fused_tiles(job, FusedSuperTiles<Kind>{job, sums});
 }
 
 void super_matmul(const MatmulJob& job) {
-  if (job.matrix.table) return super_matmul_of<4, true, 32>(job);
-  switch (job.matrix.bits) {
-    case 2: return super_matmul_of<2, false, 16>(job);
-    case 3: return super_matmul_of<3, false, 16>(job);
-    case 4: return super_matmul_of<4, false, 32>(job);
-    case 5: return super_matmul_of<5, false, 32>(job);
-    default: return super_matmul_of<6, false, 16>(job);
-  }
+  with_super_kind(job.matrix, [&](auto kind) { super_matmul_of<decltype(kind)>(job); });
 }
 
 void tile_matmul(const MatmulJob& job) {

@@ -15,9 +15,9 @@ constexpr int64_t kLaneFloats = 16;     // a row of a buffer is padded to a mult
 enum ZeroKind : int { kFixed = 0, kVariable = 1, kMinimum = 2 };
 
 // How the groups of a super-block share its scale and minimum: not at all, each with a byte that
-// multiplies the scale (and one the minimum), or with a byte whose low digit multiplies the scale
-// and whose high digit the minimum.
-enum SubKind : int { kNoSub = 0, kSubBytes = 1, kSubDigits = 2 };
+// multiplies the scale (and one the minimum), with a byte whose low digit multiplies the scale and
+// whose high digit the minimum, or two groups with the signed digits of a byte, the first low.
+enum SubKind : int { kNoSub = 0, kSubBytes = 1, kSubDigits = 2, kSubPairs = 3 };
 
 // A quantized matrix in the tile layout (tile.hpp).
 struct TileMatrix {

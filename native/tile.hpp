@@ -42,18 +42,29 @@ static constexpr int64_t super_groups(const M& m) {
   return m.sub == kNoSub ? 0 : kSuperInputs / m.group_width;
 }
 
-// What a block holds before its codes. In a super-block also bytes for each group and row: the
-// multipliers of the scale and, behind those of all groups, of the minimum; or both in one byte.
+// Bytes for each row that multiply the scales, and behind those the minima, of so many groups.
+static constexpr int64_t sub_values(int sub, int zero, int64_t groups) {
+  return sub == kSubPairs ? (groups + 1) / 2 : sub == kSubBytes && zero == kMinimum ? 2 * groups : groups;
+}
+
+// What a whole block holds before its codes.
 template <class M>
 static constexpr int64_t header_bytes(const M& m) {
-  const int64_t values = m.sub == kSubBytes && m.zero == kMinimum ? 2 : 1;
-  return own_header_bytes(m.zero) + super_groups(m) * kTileRows * values;
+  return own_header_bytes(m.zero) + kTileRows * sub_values(m.sub, m.zero, super_groups(m));
+}
+
+// The same of a block of this many inputs: some super-blocks may be smaller at the end of a row.
+template <class M>
+static constexpr int64_t header_bytes(const M& m, int64_t inputs) {
+  if (m.sub != kSubPairs || inputs >= kSuperInputs) return header_bytes(m);
+  const int64_t groups = (inputs + m.group_width - 1) / m.group_width;
+  return own_header_bytes(m.zero) + kTileRows * sub_values(m.sub, m.zero, groups);
 }
 
 // A block of this many inputs: the group's or super-block's, or fewer at the end of a row.
 template <class M>
 static constexpr int64_t block_bytes(const M& m, int64_t inputs) {
-  return header_bytes(m) + chunk_bytes(m.bits) * chunk_count(inputs);
+  return header_bytes(m, inputs) + chunk_bytes(m.bits) * chunk_count(inputs);
 }
 
 template <class M>
@@ -93,13 +104,13 @@ struct TileShape {
   int sub;   // SubKind
 };
 
-// Blocks whose headers are just bytes.
+// Blocks whose headers are just bytes; the last block's may be fewer.
 struct BlockShape {
-  int64_t rows, columns, block_width, header_bytes;
+  int64_t rows, columns, block_width, header_bytes, last_header_bytes;
   int bits;
 };
 
-// headers: (tiles, blocks, header_bytes).
+// headers: (tiles, blocks, header_bytes), of which the last block has the first last_header_bytes.
 void pack_tiles(const BlockShape& shape, const uint8_t* codes, const uint8_t* headers,
                 uint8_t* tiles);
 void unpack_tiles(const BlockShape& shape, const uint8_t* tiles, uint8_t* codes,
@@ -114,5 +125,7 @@ static_assert(tile_bytes(TileShape{1, 512, 16, 2, kMinimum, kSubDigits}) ==
               2 * (32 + 32 + 16 * 16 + 8 * 128));
 static_assert(tile_bytes(TileShape{1, 512, 32, 5, kMinimum, kSubBytes}) ==
               2 * (32 + 32 + 2 * 8 * 16 + 8 * 320));
+static_assert(tile_bytes(TileShape{1, 576, 32, 3, kFixed, kSubPairs}) ==
+              2 * (32 + 4 * 16 + 8 * 192) + (32 + 16 + 2 * 192));
 
 }  // namespace crumb

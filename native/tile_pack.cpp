@@ -62,13 +62,20 @@ void unpack_chunk(const uint8_t* in, Vector* slices, int bits) {
                                    low_bits(p->width)) << p->low_in_code;
 }
 
-// Calls visit(the block's number, where it begins in the tile, its first input, its inputs).
+// One block of a tile.
+struct Block {
+  int64_t number, begin;  // bytes before it in the tile
+  int64_t header_bytes, first_input, inputs;
+};
+
+// Calls visit(block) for each block of a tile.
 template <class Visit>
 void each_block(const BlockShape& shape, Visit visit) {
-  const int64_t width = shape.block_width;
+  const int64_t width = shape.block_width, count = block_count(width, shape.columns);
   const int64_t bytes = shape.header_bytes + chunk_bytes(shape.bits) * chunk_count(width);
-  for (int64_t block = 0; block < block_count(width, shape.columns); ++block)
-    visit(block, block * bytes, block * width, block_inputs(width, shape.columns, block));
+  for (int64_t k = 0; k < count; ++k)
+    visit(Block{k, k * bytes, k + 1 < count ? shape.header_bytes : shape.last_header_bytes, k * width,
+                block_inputs(width, shape.columns, k)});
 }
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -81,8 +88,8 @@ int64_t rows_of(const Shape& shape, int64_t tile) {
 
 int64_t bytes_of(const BlockShape& shape) {
   int64_t bytes = 0;
-  each_block(shape, [&](int64_t, int64_t begin, int64_t, int64_t inputs) {
-    bytes = begin + shape.header_bytes + chunk_bytes(shape.bits) * chunk_count(inputs);
+  each_block(shape, [&](const Block& block) {
+    bytes = block.begin + block.header_bytes + chunk_bytes(shape.bits) * chunk_count(block.inputs);
   });
   return bytes;
 }
@@ -118,7 +125,9 @@ struct Group {
 
 Group group_of(const TileShape& shape, const uint8_t* block, int64_t number, const int8_t* table) {
   const float fixed = table ? 0.0f : float(1 << (shape.bits - 1));
-  const uint8_t* sub = block + own_header_bytes(shape.zero) + number * kTileRows;
+  const bool pairs = shape.sub == kSubPairs;
+  const uint8_t* sub =
+      block + own_header_bytes(shape.zero) + (pairs ? number / 2 : number) * kTileRows;
   Group group;
   for (int64_t row = 0; row < kTileRows; ++row) {
     const uint8_t* offset = block + scale_bytes();
@@ -129,6 +138,7 @@ Group group_of(const TileShape& shape, const uint8_t* block, int64_t number, con
                                     : fixed;
     if (shape.sub == kSubBytes) scale *= float(int8_t(sub[row]));
     if (shape.sub == kSubDigits) scale *= float(sub[row] & 15);
+    if (pairs) scale *= float(int8_t(number % 2 ? sub[row] : sub[row] << 4) >> 4);
     if (shape.sub != kNoSub && shape.zero == kMinimum)
       zero = -(zero * float(shape.sub == kSubDigits ? sub[row] >> 4
                                                     : sub[super_groups(shape) * kTileRows + row]));
@@ -161,10 +171,12 @@ void pack_tiles(const BlockShape& shape, const uint8_t* codes, const uint8_t* he
   const int64_t stride = bytes_of(shape), blocks = block_count(shape.block_width, shape.columns);
   std::memset(tiles, 0, tile_count(shape.rows) * stride);
   for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
-    each_block(shape, [&](int64_t number, int64_t begin, int64_t first, int64_t inputs) {
-      uint8_t* to = tiles + tile * stride + begin;
-      std::memcpy(to, headers + (tile * blocks + number) * shape.header_bytes, shape.header_bytes);
-      to += shape.header_bytes;
+    each_block(shape, [&](const Block& block) {
+      const int64_t first = block.first_input, inputs = block.inputs;
+      uint8_t* to = tiles + tile * stride + block.begin;
+      std::memcpy(to, headers + (tile * blocks + block.number) * shape.header_bytes,
+                  block.header_bytes);
+      to += block.header_bytes;
       for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
         Vector slices[kSlices] = {};
         uint8_t* bytes = reinterpret_cast<uint8_t*>(slices);
@@ -186,11 +198,13 @@ void unpack_tiles(const BlockShape& shape, const uint8_t* tiles, uint8_t* codes,
                   uint8_t* headers) {
   const int64_t stride = bytes_of(shape), blocks = block_count(shape.block_width, shape.columns);
   for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
-    each_block(shape, [&](int64_t number, int64_t begin, int64_t first, int64_t inputs) {
-      const uint8_t* from = tiles + tile * stride + begin;
-      std::memcpy(headers + (tile * blocks + number) * shape.header_bytes, from,
-                  shape.header_bytes);
-      from += shape.header_bytes;
+    each_block(shape, [&](const Block& block) {
+      const int64_t first = block.first_input, inputs = block.inputs;
+      const uint8_t* from = tiles + tile * stride + block.begin;
+      uint8_t* header = headers + (tile * blocks + block.number) * shape.header_bytes;
+      std::memcpy(header, from, block.header_bytes);
+      std::memset(header + block.header_bytes, 0, shape.header_bytes - block.header_bytes);
+      from += block.header_bytes;
       for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
         Vector slices[kSlices];
         unpack_chunk(from + chunk * chunk_bytes(shape.bits), slices, shape.bits);
@@ -207,19 +221,20 @@ void unpack_tiles(const BlockShape& shape, const uint8_t* tiles, uint8_t* codes,
 
 void decode_tiles(const TileShape& shape, const uint8_t* tiles, const int8_t* table,
                   float* weights) {
-  const BlockShape blocks{shape.rows, shape.columns, block_width(shape), header_bytes(shape),
-                          shape.bits};
+  const int64_t width = block_width(shape), last = block_count(width, shape.columns) - 1;
+  const BlockShape blocks{shape.rows, shape.columns, width, header_bytes(shape),
+                          header_bytes(shape, block_inputs(width, shape.columns, last)), shape.bits};
   const int64_t stride = bytes_of(blocks);
   // Inputs of a chunk that share a group: 16 where groups of a super-block are so small.
   const int64_t part = shape.sub == kNoSub ? kChunkInputs : smaller(kChunkInputs, shape.group_width);
   for (int64_t tile = 0; tile < tile_count(shape.rows); ++tile)
-    each_block(blocks, [&](int64_t, int64_t begin, int64_t first, int64_t inputs) {
-      const uint8_t* block = tiles + tile * stride + begin;
+    each_block(blocks, [&](const Block& of) {
+      const int64_t first = of.first_input, inputs = of.inputs;
+      const uint8_t* block = tiles + tile * stride + of.begin;
       Group group = group_of(shape, block, 0, table);
       for (int64_t chunk = 0; chunk < chunk_count(inputs); ++chunk) {
         Vector slices[kSlices];
-        unpack_chunk(block + header_bytes(shape) + chunk * chunk_bytes(shape.bits), slices,
-                     shape.bits);
+        unpack_chunk(block + of.header_bytes + chunk * chunk_bytes(shape.bits), slices, shape.bits);
         for (int64_t k = 0; k < kChunkInputs; k += part) {
           const int64_t input = chunk * kChunkInputs + k;
           if (shape.sub != kNoSub)

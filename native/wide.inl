@@ -126,6 +126,12 @@ CRUMB_INLINE Ints low_digit(Ints ints) {
   EACH_PART(ints.part[i] &= 15);
   return ints;
 }
+// The lower or the higher four bits of a byte, with their sign.
+CRUMB_INLINE Ints signed_digit(Ints ints, int higher) {
+  const int up = higher ? 24 : 28;
+  EACH_PART(ints.part[i] = (IntPart)((CodePart)ints.part[i] << up) >> 28);
+  return ints;
+}
 // Pairs of 16-bit integers, the first low; and sum += both products of pairs with one pair.
 CRUMB_INLINE Ints make_pairs(Ints first, Ints second) {
   EACH_PART(first.part[i] = (first.part[i] & 0xffff) | (second.part[i] << 16));

@@ -19,7 +19,7 @@ Matrix = tuple[NDArray[np.uint8], GroupParameters]
 def random_matrix(format: Format, rows: int, columns: int, seed: int = 0) -> Matrix:
     """Zero points, sub-scales and sub-minima are any that a layout can store."""
     rng = np.random.default_rng(seed)
-    blocks, groups = (rows, format.blocks(columns)), (rows, format.groups(columns))
+    blocks, groups = (rows, format.blocks(columns)), (rows, format.whole_groups(columns))
     scale = rng.standard_normal(blocks).astype(np.float16)
     codes = rng.integers(0, 1 << format.bits, (rows, columns)).astype(np.uint8)
     fields: dict[str, NDArray[Any]] = {}
@@ -30,10 +30,16 @@ def random_matrix(format: Format, rows: int, columns: int, seed: int = 0) -> Mat
     block = format.row.super_block
     if block is not None:
         fields["sub_scale"] = rng.integers(block.lowest, block.highest + 1, groups).astype(np.int8)
+        fields["sub_scale"][:, format.groups(columns) :] = 0
         if format.zero is ZeroKind.MINIMUM:
             sub_minimum = rng.integers(0, block.highest + 1, groups).astype(np.uint8)
             fields["sub_minimum"] = sub_minimum
     return codes, GroupParameters(scale, **fields)
+
+
+def is_ragged(format: Format) -> bool:
+    """Whether rows need not be whole super-blocks."""
+    return format.row.super_block is None or format.row.super_block.ragged
 
 
 def first_format(name: str) -> Format:

@@ -12,10 +12,20 @@ def supported_sets() -> list[str]: ...
 def pack(codes: _Bytes, packed: _Bytes, bits: int) -> None: ...
 def unpack(packed: _Bytes, codes: _Bytes, bits: int) -> None: ...
 def pack_tiles(
-    codes: _Bytes, headers: _Bytes, tiles: _Bytes, block_width: int, bits: int
+    codes: _Bytes,
+    headers: _Bytes,
+    tiles: _Bytes,
+    block_width: int,
+    last_header_bytes: int,
+    bits: int,
 ) -> None: ...
 def unpack_tiles(
-    tiles: _Bytes, codes: _Bytes, headers: _Bytes, block_width: int, bits: int
+    tiles: _Bytes,
+    codes: _Bytes,
+    headers: _Bytes,
+    block_width: int,
+    last_header_bytes: int,
+    bits: int,
 ) -> None: ...
 def decode_tiles(
     tiles: _Bytes,

@@ -171,6 +171,8 @@ def small_matrix(format: Format, rows: int, columns: int, seed: int) -> Matrix:
     most = max(map(abs, row.table)) if row.table else row.largest_code / 2
     finest = 1 if row.super_block is None else row.super_block.highest
     scale = np.full_like(random.scale, 0.05 / most / finest)
+    if format.zero is ZeroKind.FIXED:  # else levels longer on one side have a mean
+        scale = np.copysign(scale, random.scale)
     fields = {name: array for name, array in vars(random).items() if array is not None}
     if "minimum" in fields:
         fields["minimum"] = (scale * most).astype(np.float16)

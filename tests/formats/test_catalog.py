@@ -32,7 +32,8 @@ def test_the_catalog_lists_the_widths_the_documents_name():
     assert [row.bits for row in INTEGERS.values()] == [2, 3, 4, 5, 6, 8]
     assert [name for name in CATALOG if name not in INTEGERS] == [
         *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
-        *("iq4_nl", "iq4_xs", "nf4", "fp4", "lut2", "lut3", "lut4", "mxfp4"),
+        *("iq4_nl", "iq4_xs", "nf4", "fp4", "lut2", "lut3", "lut4"),
+        *("super2", "super3", "super4", "mxfp4"),
     ]
     assert GROUP_SIZES == (32, 64, 128, ROW)
     assert set(FORMULAS) == set(ZeroKind)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_matrices import assert_same_matrix, first_format, random_matrix
+from random_matrices import assert_same_matrix, first_format, is_ragged, random_matrix
 
 from crumb.errors import UsageError
 from crumb.formats.catalog import CATALOG, GROUP_SIZES, INTEGERS, ROW, ZeroKind, make_format
@@ -86,6 +86,8 @@ SUPER_HEADERS = {
     "q3_k": "f8 f9 fa fb fc fd fe ff 00 01 02 03 04 05 06 07",
     "q6_k": "f8 f9 fa fb fc fd fe ff 00 01 02 03 04 05 06 07",
     "iq4_xs": "f8 f9 fa fb fc fd fe ff",
+    # group - 8, the next group's in the high digit
+    **dict.fromkeys(("super2", "super3", "super4"), "98 ba dc fe"),
     # group, then 15 - group
     "q4_k": "00 01 02 03 04 05 06 07 0f 0e 0d 0c 0b 0a 09 08",
     "q5_k": "00 01 02 03 04 05 06 07 0f 0e 0d 0c 0b 0a 09 08",
@@ -123,16 +125,42 @@ def test_bytes_of_a_super_block_are_as_worked_out_by_hand(name):
     assert_same_matrix(unpack_reference(tiles, format, 2, 256), (codes, parameters))
 
 
+WHOLE_BLOCK = 32 + 4 * 16 + 8 * 3 * 64
+"""Bytes of a super-block of super3: scales, sub-scales of 8 groups, 8 chunks."""
+
+
+@pytest.mark.parametrize(
+    ("columns", "begin", "sub_scales", "chunks"),
+    [(32, 0, "0f", 1), (64, 0, "ff", 2), (96, 0, "ff 0f", 3), (257, WHOLE_BLOCK, "0f", 1)],
+)
+def test_the_header_of_a_smaller_super_block_ends_behind_its_groups(
+    columns, begin, sub_scales, chunks
+):
+    format = CATALOG["super3"].only_format()
+    sub_scale = np.zeros((1, format.whole_groups(columns)), np.int8)
+    sub_scale[:, : format.groups(columns)] = -1
+    scale = np.ones((1, format.blocks(columns)), np.float16)
+    parameters = GroupParameters(scale, sub_scale=sub_scale)
+    codes = np.zeros((1, columns), np.uint8)
+    tiles = pack_reference(codes, parameters, format)
+    expected = [0x00, 0x3C, *bytes(30)]  # 1 in fp16
+    for byte in bytes.fromhex(sub_scales):
+        expected += [byte, *bytes(15)]
+    assert tiles[0, begin:].tolist() == expected + [0] * (chunks * 3 * 64)
+    assert_same_matrix(unpack_reference(tiles, format, 1, columns), (codes, parameters))
+
+
 @pytest.mark.parametrize("name", [name for name in CATALOG if name not in INTEGERS])
 @settings(deadline=None, max_examples=8)
 @given(
     rows=st.sampled_from([1, 15, 16, 17, 33]),
     super_blocks=st.integers(1, 3),
+    more=st.integers(0, 255),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_unpacking_undoes_packing_of_super_blocks_and_tables(name, rows, super_blocks, seed):
+def test_unpacking_undoes_packing_of_super_blocks_and_tables(name, rows, super_blocks, more, seed):
     format = first_format(name)
-    in_features = 256 * super_blocks
+    in_features = 256 * super_blocks + (more if is_ragged(format) else 0)
     matrix = random_matrix(format, rows, in_features, seed)
     tiles = pack_reference(*matrix, format)
     assert tiles.shape == (tile_count(rows), tile_bytes(format, in_features))

@@ -178,6 +178,7 @@ DAMAGES: dict[str, tuple[Callable[[Header], None], str]] = {
     "a table that falls": (set_metadata("lut2-g32-fixed 64 64 127,3,2,1"), TABLELESS),
     "a level twice": (set_metadata("lut2-g32-fixed 64 64 -127,3,3,127"), TABLELESS),
     "a level of no byte": (set_metadata("lut2-g32-fixed 64 64 -128,3,4,127"), TABLELESS),
+    "a level too far": (set_metadata("super2-g32-fixed 64 64 -16,-4,5,15"), TABLELESS),
     "a table of letters": (set_metadata("lut2-g32-fixed 64 64 a,b,c,d"), TABLELESS),
     "two tables": (set_metadata("lut2-g32-fixed 64 64 -9,0,3,9 -9,0,3,9"), TABLELESS),
     "many rows": (set_metadata("int3-g32-variable 999999999 64"), UNFIT),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from random_matrices import first_format, random_matrix
+from random_matrices import first_format, is_ragged, random_matrix
 
 from crumb.formats.catalog import (
     CATALOG,
@@ -60,7 +60,7 @@ def test_decoding_gives_the_references_bits(bits, group_size, zero):
 def test_super_blocks_and_tables_decode_to_the_references_bits(row, rows):
     """Any bytes: every sub-scale and sub-minimum, and fp16 scales that are not finite."""
     format = first_format(row)
-    columns = 768
+    columns = 750 if is_ragged(format) else 768
     codes, parameters = random_matrix(format, rows, columns, seed=rows)
     tensor = pack_tensor(codes, parameters, format)
     found = decode(tensor)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from exhaustive import EACH_FORMAT
 from numpy.typing import NDArray
+from random_matrices import is_ragged
 from small_engine import Floats, SmallEngine
 
 from crumb.formats.catalog import Format, parse_format
@@ -140,7 +141,7 @@ def layers_of(name: str) -> Layers:
         a, b, c = (parse_format(each) for each in three)
         return Layers(100, 68, (a, b, c))
     format = parse_format(name)
-    wide, inner = (256, 512) if format.row.super_block else (130, 161)
+    wide, inner = (130, 161) if is_ragged(format) else (256, 512)
     return Layers(wide, inner, (format, format, format))
 
 

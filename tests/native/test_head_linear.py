@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from exhaustive import EACH_FORMAT
+from random_matrices import is_ragged
 from small_engine import Floats, SmallEngine
 
 from crumb.formats.catalog import Format, parse_format
@@ -78,9 +79,9 @@ def together(isa: str, threads: int, heads: Heads, x: Floats) -> Floats:
 
 def shapes_of(format: Format) -> tuple[tuple[int, int], ...]:
     """Widths that fill vectors, and others where the format has them."""
-    if format.row.super_block:
-        return (256, 64), (256, 37)
-    return (128, 64), (130, 37)
+    if is_ragged(format):
+        return (128, 64), (130, 37)
+    return (256, 64), (256, 37)
 
 
 def check(heads: Heads, tokens: int, threads: int) -> None:

@@ -36,7 +36,7 @@ def quantize(
     out: Annotated[Path | None, OUTPUT] = None,
     group_size: Annotated[str | None, FORMAT] = None,
     zero: Annotated[ZeroKind | None, FORMAT] = None,
-    codes: Annotated[Literal["int", "nf4", "fp4", "lut"] | None, FORMAT] = None,
+    codes: Annotated[Literal["int", "nf4", "fp4", "lut", "super"] | None, FORMAT] = None,
     effort: Annotated[Effort, SOLVER] = Effort.DEFAULT,
     method: Annotated[Method | None, SOLVER] = None,
     scales: Annotated[Scales | None, SOLVER] = None,
@@ -73,7 +73,7 @@ def quantize(
         out: output directory; default is the model's name with the format behind it.
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
-        codes: int (default), nf4, fp4, or lut: 4, 8 or 16 levels that each matrix has of its own.
+        codes: int (default), nf4, fp4; lut: levels that each matrix learns; super: in super-blocks.
         effort: fast, default (a backward pass weighs tokens too) or best (blocks are trained too).
         method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
@@ -196,7 +196,8 @@ def default_out(
     container, _, type = (target or "").lower().partition(":")
     if type:
         return Path(f"{name}-{type}")
-    group = "row" if group_size == "row" else f"g{group_size or QuantizeRequest.group_size}"
+    usual = "32" if codes == "super" else QuantizeRequest.group_size
+    group = "row" if group_size == "row" else f"g{group_size or usual}"
     kind = codes if codes in CATALOG else f"{codes or 'int'}{bits}"
     behind = f"{kind}-{group}-{zero or ZeroKind.FIXED}"
     return Path(f"{name}-{container}-{behind}" if container else f"{name}-{behind}")

@@ -42,6 +42,7 @@ class SuperBlock:
     lowest: int  # sub_scale
     highest: int  # sub_scale, and sub_minimum, whose lowest is 0
     sub_bits: int  # bits of each sub_scale and each sub_minimum
+    ragged: bool = False  # whether the last of a row may be smaller
 
 
 ZERO_BITS = {ZeroKind.FIXED: 0, ZeroKind.VARIABLE: 8, ZeroKind.MINIMUM: 16}
@@ -86,6 +87,11 @@ class CodeRow:
             formula if self.table is None else formula.replace("(code - 2^(bits-1))", "table[code]")
         )
 
+    @property
+    def farthest_level(self) -> int:
+        """Of a table: no level, learned or not, is farther from 0."""
+        return max(map(abs, CATALOG[self.name].table or (0,)))
+
     def only_format(self) -> Format:
         """The format of a row that has one group size and one zero kind."""
         (group_size,), (zero,) = self.group_sizes, self.zeros
@@ -98,13 +104,18 @@ _NIBBLES = SuperBlock(256, 0, 15, 4)
 _SIX_BITS = SuperBlock(256, 0, 63, 6)
 _SIGNED_SIX_BITS = SuperBlock(256, -32, 31, 6)
 _SIGNED_BYTES = SuperBlock(256, -128, 127, 8)
+_SIGNED_DIGITS = SuperBlock(256, -8, 7, 4, ragged=True)
 
 _NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _NORMAL_4 = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
 """127 times NF4's values: quantiles of a normal distribution, with a 0 (arXiv 2305.14314)."""
 
-_NORMAL_3, _NORMAL_2 = (-127, -76, -43, -14, 14, 43, 76, 127), (-127, -38, 38, 127)
-"""Where tables of 8 and of 4 levels begin to be learned."""
+_LEANING_4 = (-127, -105, -89, -75, -61, -46, -32, -18, -4, 11, 25, 39, 53, 68, 86, 111)
+_LEANING_3, _LEANING_2 = (-127, -80, -46, -19, 5, 30, 58, 97), (-127, -43, 17, 86)
+"""Where tables begin to be learned: longer on one side, for a scale's sign turns them."""
+
+_SMALL_3, _SMALL_2 = (-15, -9, -5, -2, 1, 4, 7, 11), (-15, -5, 2, 10)
+"""The same, so small that a level times a sub-scale of -8 to 7 fits a signed byte."""
 
 _E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the values of a 4-bit float, so the scale is half of MXFP4's."""
@@ -114,6 +125,11 @@ def _super(
     name: str, bits: int, group_size: int, zeros: tuple[ZeroKind, ...], block: SuperBlock
 ) -> CodeRow:
     return CodeRow(name, bits, ScaleKind.SUPER, zeros, (group_size,), super_block=block)
+
+
+def _learned_super(name: str, bits: int, table: tuple[int, ...]) -> CodeRow:
+    row = _super(name, bits, 32, _FIXED, _SIGNED_DIGITS)
+    return replace(row, table=table, learned=True)
 
 
 CATALOG: dict[str, CodeRow] = {
@@ -134,9 +150,12 @@ CATALOG: dict[str, CodeRow] = {
         replace(_super("iq4_xs", 4, 32, _FIXED, _SIGNED_SIX_BITS), table=_NON_LINEAR),
         CodeRow("nf4", 4, zeros=_FIXED, table=_NORMAL_4),
         CodeRow("fp4", 4, zeros=_FIXED, table=_E2M1),
-        CodeRow("lut2", 2, zeros=_FIXED, table=_NORMAL_2, learned=True),
-        CodeRow("lut3", 3, zeros=_FIXED, table=_NORMAL_3, learned=True),
-        CodeRow("lut4", 4, zeros=_FIXED, table=_NORMAL_4, learned=True),
+        CodeRow("lut2", 2, zeros=_FIXED, table=_LEANING_2, learned=True),
+        CodeRow("lut3", 3, zeros=_FIXED, table=_LEANING_3, learned=True),
+        CodeRow("lut4", 4, zeros=_FIXED, table=_LEANING_4, learned=True),
+        _learned_super("super2", 2, _SMALL_2),
+        _learned_super("super3", 3, _SMALL_3),
+        _learned_super("super4", 4, _LEANING_4),
         CodeRow("mxfp4", 4, zeros=_FIXED, group_sizes=(32,), table=_E2M1),
     )
 }
@@ -147,15 +166,11 @@ INTEGERS: dict[str, CodeRow] = {
 """The rows whose codes are whole numbers and whose groups each have an fp16 scale."""
 
 
-SOLVED: dict[str, CodeRow] = {
-    name: row
-    for name, row in CATALOG.items()
-    if not (row.table and row.super_block) and name != "mxfp4"
-}
-"""The rows whose codes solvers choose; scales of MXFP4 and IQ4_XS are of a kind they do not fit."""
+SOLVED: dict[str, CodeRow] = {name: row for name, row in CATALOG.items() if name != "mxfp4"}
+"""The rows whose codes solvers choose; scales of MXFP4 are powers of two, which they do not fit."""
 
-CODES = ("int", "nf4", "fp4", "lut")
-"""What codes of so many bits may stand for; int and lut have a row for each of theirs."""
+CODES = ("int", "nf4", "fp4", "lut", "super")
+"""What codes of so many bits may stand for; all but nf4 and fp4 have a row for each width."""
 
 
 @dataclass(frozen=True)
@@ -201,6 +216,12 @@ class Format:
         """fp16 scales of a row."""
         return -(-in_features // self.block_width(in_features))
 
+    def whole_groups(self, in_features: int) -> int:
+        """Groups of a row whose last super-block is whole, as GroupParameters have them."""
+        if self.row.super_block is None:
+            return self.groups(in_features)
+        return self.blocks(in_features) * (self.row.super_block.width // self.group_size)
+
     def row_bits(self, in_features: int) -> int:
         """Exact bits of one row of in_features weights, padded to a byte; a layout may pad more."""
         code_bits = 8 * (-(-in_features * self.bits // 8))
@@ -221,7 +242,7 @@ class Format:
         Raises: UsageError.
         """
         block = self.row.super_block
-        if block is not None and in_features % block.width:
+        if block is not None and not block.ragged and in_features % block.width:
             raise UsageError(
                 f"{self.row.name} needs inputs in whole super-blocks",
                 where=tensor,

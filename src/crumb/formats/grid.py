@@ -28,13 +28,14 @@ class GroupParameters:
     """What each group stores beside its codes: a scale, and what its zero and its block add.
 
     The arrays are one record, for most of what is done with them (rows taken, joined, laid into a
-    header) is done to each alike. Raises: AssertionError for a pair that no format has.
+    header) is done to each alike. Where a row's last super-block is smaller, sub-scales are still
+    those of a whole one, 0 where no group is. Raises: AssertionError for a pair that no format has.
     """
 
     scale: NDArray[np.float16]  # (out_features, blocks), may be negative
     zero_point: Codes | None = None  # (out_features, groups), variable zero only
     minimum: NDArray[np.float16] | None = None  # (out_features, blocks), float minimum only
-    sub_scale: NDArray[np.int8] | None = None  # (out_features, groups), super-blocks only
+    sub_scale: NDArray[np.int8] | None = None  # (out_features, whole_groups), super-blocks only
     sub_minimum: Codes | None = None  # (out_features, groups), super-blocks with a minimum only
 
     def __post_init__(self) -> None:

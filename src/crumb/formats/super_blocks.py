@@ -90,9 +90,14 @@ def block_of(format: Format) -> SuperBlock:
     return format.row.super_block
 
 
+def groups_of_block(format: Format) -> int:
+    """Groups of a whole super-block."""
+    return block_of(format).width // format.group_size
+
+
 def in_blocks(groups: Floats, format: Format) -> Floats:
-    """Shapes: (rows, groups) -> (rows, blocks, groups of a block)."""
-    return groups.reshape(len(groups), -1, block_of(format).width // format.group_size)
+    """Shapes: (rows, groups of whole super-blocks) -> (rows, blocks, groups of a block)."""
+    return groups.reshape(len(groups), -1, groups_of_block(format))
 
 
 def extreme(values: Floats, axis: int = -1) -> Floats:

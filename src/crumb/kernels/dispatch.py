@@ -11,7 +11,7 @@ import os
 from crumb import _native
 from crumb.errors import UsageError
 from crumb.formats.catalog import Format
-from crumb.formats.layouts.tile import shares_bytes
+from crumb.formats.layouts.tile import sharing
 
 
 def zero_code(format: Format) -> int:
@@ -23,7 +23,7 @@ def sub_code(format: Format) -> int:
     """The kernels' number for how the groups of a format's super-blocks share its scales."""
     if format.row.super_block is None:
         return _native.SUB_KINDS["none"]
-    return _native.SUB_KINDS["digits" if shares_bytes(format) else "bytes"]
+    return _native.SUB_KINDS[sharing(format).value]
 
 
 def supported_sets() -> list[str]:

@@ -33,14 +33,21 @@ def pack(codes: Bytes, parameters: GroupParameters, format: Format) -> Bytes:
     codes = np.ascontiguousarray(codes)
     size = format.blocks(in_features) * header_bytes(format)
     before = headers(parameters, format).reshape(len(tiles), size)
+    block = _block(format, in_features)
 
     def work(rows: slice) -> None:
         these = tiles_of_rows(rows.start, rows.stop)
-        width = format.block_width(in_features)
-        _native.pack_tiles(codes[rows], before[these], tiles[these], width, format.bits)
+        _native.pack_tiles(codes[rows], before[these], tiles[these], *block, format.bits)
 
     over_rows(out_features, work)
     return tiles
+
+
+def _block(format: Format, in_features: int) -> tuple[int, int]:
+    """Inputs of a block, and bytes of the last one's header."""
+    width = format.block_width(in_features)
+    last = in_features - (format.blocks(in_features) - 1) * width
+    return width, header_bytes(format, last)
 
 
 def unpack(
@@ -51,11 +58,11 @@ def unpack(
     codes = np.empty((out_features, in_features), np.uint8)
     blocks, size = format.blocks(in_features), header_bytes(format)
     before = np.empty((len(tiles), blocks * size), np.uint8)
+    block = _block(format, in_features)
 
     def work(rows: slice) -> None:
         these = tiles_of_rows(rows.start, rows.stop)
-        width = format.block_width(in_features)
-        _native.unpack_tiles(tiles[these], codes[rows], before[these], width, format.bits)
+        _native.unpack_tiles(tiles[these], codes[rows], before[these], *block, format.bits)
 
     over_rows(out_features, work)
     return codes, parameters_of(before.reshape(len(tiles), blocks, size), format, out_features)

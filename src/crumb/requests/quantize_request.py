@@ -14,7 +14,7 @@ from typing import Any
 
 from crumb.architectures.plan import Plan
 from crumb.errors import UsageError, placed
-from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.formats.catalog import CodeRow, Format, ZeroKind, find_row, format_of_row
 from crumb.operations.embed import Embed
 from crumb.operations.operation import TensorSpec
 from crumb.requests.budget import Budget
@@ -58,7 +58,7 @@ class QuantizeRequest:
     bits: int | None = None  # None: as the target says
     group_size: int = 128
     zero: ZeroKind = ZeroKind.FIXED
-    codes: str = "int"  # what the blocks' codes stand for: int, nf4, fp4, lut
+    codes: str = "int"  # what the blocks' codes stand for: int, nf4, fp4, lut, super
     embedding: int | str | None = None  # bits, or a format, a GGUF type, or float; None: as usual
     head: int | str | None = None
     solve: SolveSettings = field(default_factory=SolveSettings)
@@ -114,8 +114,21 @@ class QuantizeRequest:
                 "nothing says how many bits",
                 do="Give bits, a target such as gguf:q3_k, or a budget such as memory 6GiB",
             )
-        codes = self.codes if stage == "blocks" else "int"
-        return make_format(bits, self.group_size, self.zero, codes)
+        row = find_row(bits, self.codes if stage == "blocks" else "int")
+        return format_of_row(row, self._group_size_of(row), self.zero)
+
+    def _group_size_of(self, row: CodeRow) -> int:
+        """Super-blocks have one size of groups, which nothing else says. Raises: UsageError."""
+        if row.super_block is None:
+            return self.group_size
+        if self.group_size not in (type(self).group_size, *row.group_sizes):
+            raise UsageError(
+                "the groups of a super-block have one size",
+                where="group_size",
+                found=self.group_size,
+                do="Drop group_size; embedding=int8-g64-fixed says that of an embedding",
+            )
+        return row.group_sizes[0]
 
     @property
     def usual_bits(self) -> int:

@@ -4,6 +4,7 @@ In: weights, the importance of each column, a Format of super-blocks, and each g
 offset without that restriction. Out: GroupParameters on the grid that the format stores.
 For given codes a group's error is quadratic in its scale and its minimum: some fp16 numbers are
 tried against that, each fitted in closed form, then the codes are chosen again.
+A smaller super-block at the end of a row is filled up with columns that do not count.
 Refuses values that fp16 cannot hold. Arrays here have the axis that is summed first: it is short.
 """
 
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from crumb.formats.catalog import Format, ZeroKind
-from crumb.formats.grid import Floats, GroupParameters
+from crumb.formats.grid import Floats, GroupParameters, levels_of
 from crumb.formats.super_blocks import (
     Shared,
     block_of,
     divide,
+    groups_of_block,
     in_blocks,
     inverse,
     share,
@@ -48,7 +50,7 @@ SLAB_ROWS = 128
 class Moments:
     """Sums over a group's columns, h their importance, q their codes less a fixed zero's."""
 
-    h: Floats  # (1, groups), the others (rows, groups)
+    h: Floats  # (1, groups), the others (rows, groups); q is a table's level, where there is one
     hq: Floats
     hqq: Floats
     hw: Floats
@@ -64,9 +66,14 @@ def shared_scales(
     (rows, groups). Raises: SolveError.
     """
 
+    columns = format.blocks(weights.shape[1]) * block_of(format).width
+    groups = format.whole_groups(weights.shape[1])
+    importance = _filled(importance[None], columns)
+
     def work(begin: int) -> GroupParameters:
         rows = slice(begin, begin + SLAB_ROWS)
-        return _fit_slab(weights[rows], importance, format, scale[rows], offset[rows])
+        whole, own = _filled(weights[rows], columns), _filled(scale[rows], groups)
+        return _fit_slab(whole, importance, format, own, _filled(offset[rows], groups))
 
     return join_parameters(parallel_map(work, range(0, len(weights), SLAB_ROWS)), axis=0)
 
@@ -76,6 +83,8 @@ def nearest_scales(format: Format, scale: Floats, offset: Floats) -> GroupParame
 
     Raises: SolveError.
     """
+    groups = -(-scale.shape[1] // groups_of_block(format)) * groups_of_block(format)
+    scale, offset = _filled(scale, groups), _filled(offset, groups)
     alike = np.ones_like(scale)
     scales = _share(scale, alike, format)
     if format.zero is ZeroKind.FIXED:
@@ -83,11 +92,16 @@ def nearest_scales(format: Format, scale: Floats, offset: Floats) -> GroupParame
     return stored(format, scales, _share_minima(-offset, alike, format))
 
 
+def _filled(matrix: Floats, columns: int) -> Floats:
+    """With columns of 0 behind, until there are so many."""
+    return np.pad(matrix, ((0, 0), (0, columns - matrix.shape[1])))
+
+
 def _fit_slab(
     weights: Floats, importance: Floats, format: Format, scale: Floats, offset: Floats
 ) -> GroupParameters:
     w = _group_first(weights, format.group_size)
-    h = _group_first(importance[None], format.group_size)
+    h = _group_first(importance, format.group_size)
     if format.zero is ZeroKind.MINIMUM:  # no minimum lies above 0
         scale = np.where(offset > 0, w.max(0) / np.float32(format.row.largest_code), scale)
         offset = np.minimum(offset, 0)
@@ -107,7 +121,33 @@ def _fit_slab(
             scales = _fit_scales(moments, format, scale, offset, scales)
             scale = scales.product()
     assert scales is not None, "at least one round"
+    if format.zero is ZeroKind.FIXED:
+        scales = _settled(w, h, format, scales)
     return stored(format, scales, minima)
+
+
+def _settled(w: Floats, h: Floats, format: Format, scales: Shared) -> Shared:
+    """Each group's whole number or one beside it, by the error that is left; then the scale anew.
+
+    Codes are chosen for each, where `share` took those of a scale that is no whole number.
+    """
+    block, zero = block_of(format), np.zeros_like(scales.whole)
+    unit = np.repeat(scales.unit, groups_of_block(format), axis=1)
+    whole, least = scales.whole, np.full_like(scales.whole, np.inf)
+    for step in (0, -1, 1):
+        tried = np.clip(scales.whole + np.float32(step), block.lowest, block.highest)
+        moments = _moments(w, h, format, unit * tried, zero)
+        with np.errstate(over="ignore", invalid="ignore"):
+            missed = unit * tried * (unit * tried * moments.hqq - 2 * moments.hqw)
+        better = missed < least
+        whole, least = np.where(better, tried, whole), np.where(better, missed, least)
+    moments = _moments(w, h, format, unit * whole, zero)
+    pull, weight = whole * moments.hqw, whole * whole * moments.hqq
+    with np.errstate(over="ignore"):
+        fitted = divide(
+            in_blocks(pull, format).sum(2), in_blocks(weight, format).sum(2), scales.unit
+        )
+        return Shared(fitted.astype(np.float16).astype(np.float32), whole)
 
 
 def _group_first(matrix: Floats, width: int) -> Floats:
@@ -124,7 +164,11 @@ def _moments(w: Floats, h: Floats, format: Format, scale: Floats, offset: Floats
     else:
         q = w - offset
         q *= inverse(scale)
-    np.clip(np.rint(q, out=q), low, high, out=q)
+    if format.row.table is not None:
+        levels, _ = levels_of(format.row)
+        q = levels[np.searchsorted((levels[:-1] + levels[1:]) * np.float32(0.5), q)]
+    else:
+        np.clip(np.rint(q, out=q), low, high, out=q)
     hq, hw = h * q, h * w
     hqw = (hq * w).sum(0)
     return Moments(h.sum(0), hq.sum(0), np.multiply(hq, q, out=q).sum(0), hw.sum(0), hqw)

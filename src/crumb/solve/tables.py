@@ -1,7 +1,8 @@
 """Learn the levels of a matrix's own table, before any code is chosen.
 
 In: some rows of a matrix, the importance of each column, a Format of 4, 8 or 16 learned levels.
-Out: the Format with the table: ascending whole numbers, the farthest of which is 127 or -127.
+Out: the Format with the table: ascending whole numbers, the farthest of which is as far from 0 as
+the row's; they are learned as numbers to 127 and then rounded.
 In turn each group's scale is searched for the table, and each level becomes the mean of the
 weights over their scales that are nearest to it, weighted by importance and squared scale.
 Source: Lloyd's iteration, as weighted k-means in SqueezeLLM (arXiv 2306.07629), here on grids.
@@ -23,7 +24,7 @@ MOST_ROWS = 256
 """Rows that a table is learned from, spread over the matrix."""
 
 FARTHEST = 127
-"""Of a table's levels, as int8."""
+"""Of a table's levels, as int8, while they are learned."""
 
 
 def learn_table(weights: Floats, importance: Floats, format: Format) -> Format:
@@ -33,15 +34,16 @@ def learn_table(weights: Floats, importance: Floats, format: Format) -> Format:
     if not sampled.any():
         return format
     group = group_of_column(format, sampled.shape[1])
+    fine = format.with_table(_whole(_table(format), FARTHEST))
     for _ in range(ROUNDS):
-        scale, _ = grid_search(sampled, importance, format)
+        scale, _ = grid_search(sampled, importance, fine)
         scale = scale[:, group]
-        table = _means(sampled, scale, importance, _table(format))
-        learned = format.with_table(_whole(table))
-        if learned == format:
+        table = _means(sampled, scale, importance, _table(fine))
+        learned = fine.with_table(_whole(table, FARTHEST))
+        if learned == fine:
             break
-        format = learned
-    return format
+        fine = learned
+    return fine.with_table(_whole(_table(fine), format.row.farthest_level))
 
 
 def _table(format: Format) -> NDArray[np.float64]:
@@ -63,13 +65,12 @@ def _means(
     return moved
 
 
-def _whole(levels: NDArray[np.float64]) -> tuple[int, ...]:
-    """Whole numbers that ascend, the farthest from 0 at 127; neighbours that meet move apart."""
-    farthest = float(np.abs(levels).max())
-    numbers = np.rint(levels * (FARTHEST / farthest)).astype(int).tolist()
+def _whole(levels: NDArray[np.float64], farthest: int) -> tuple[int, ...]:
+    """Whole numbers that ascend to one so far from 0; neighbours that meet move apart."""
+    numbers = np.rint(levels * (farthest / float(np.abs(levels).max()))).astype(int).tolist()
     for place in range(1, len(numbers)):
         numbers[place] = max(numbers[place], numbers[place - 1] + 1)
-    highest = FARTHEST
+    highest = farthest
     for place in reversed(range(len(numbers))):
         numbers[place] = min(numbers[place], highest)
         highest = numbers[place] - 1

@@ -27,10 +27,13 @@ void put(uint8_t* chunk, int bits, int slice, int byte, int code) {
 }
 
 // What lies before a block's codes: 16 rows each of halves, zero points and super-block's bytes.
-int64_t header_size(const Format& format) {
+int64_t header_size(const Format& format, int64_t inputs) {
   const int64_t halves = format.zero == kMinimum ? 2 : 1, points = format.zero == kVariable ? 1 : 0;
-  const int64_t values = format.sub == kSubBytes && format.zero == kMinimum ? 2 : 1;
-  return 16 * (2 * halves + points + (format.sub ? 256 / format.group_width * values : 0));
+  int64_t sub = 0;
+  if (format.sub) sub = (inputs + format.group_width - 1) / format.group_width;
+  if (format.sub == kSubBytes && format.zero == kMinimum) sub *= 2;
+  if (format.sub == kSubPairs) sub = (sub + 1) / 2;
+  return 16 * (2 * halves + points + sub);
 }
 
 void write_half(uint8_t* at, uint16_t half) {
@@ -41,9 +44,13 @@ int64_t block_width(const Matrix& m) { return m.format.sub ? 256 : m.group_width
 
 // The bytes of a super-block's groups, for one row.
 void write_sub(const Matrix& m, int64_t row, int64_t block, uint8_t* at) {
-  const int64_t count = m.groups / m.blocks;
+  const int64_t whole = 256 / m.group_width, count = std::min(whole, m.groups - block * whole);
   for (int64_t k = 0; k < count; ++k) {
-    const int64_t of = row * m.groups + block * count + k;
+    const int64_t of = row * m.groups + block * whole + k;
+    if (m.format.sub == kSubPairs) {
+      at[16 * (k / 2)] |= uint8_t((m.sub_scale[of] & 15) << (k % 2 ? 4 : 0));
+      continue;
+    }
     if (m.format.sub == kSubDigits) {
       at[16 * k] = uint8_t(m.sub_scale[of] + 16 * m.sub_minimum[of]);
       continue;
@@ -67,7 +74,7 @@ void lay_out(Matrix& m, const std::vector<int>& codes) {
       if (m.format.zero == kMinimum)
         write_half(at + 32 + 2 * lane, m.minimum[row * m.blocks + block]);
       if (m.format.sub) write_sub(m, row, block, at + (m.format.zero == kMinimum ? 64 : 32) + lane);
-      at += header_size(m.format);
+      at += header_size(m.format, end - first);
       for (int64_t column = first; column < end; ++column) {
         const int64_t k = column - first;
         put(at + k / 32 * 64 * m.format.bits, m.format.bits, int(k % 32 / 4),
@@ -81,18 +88,21 @@ void lay_out(Matrix& m, const std::vector<int>& codes) {
 int64_t bytes_of_tile(const Format& format, int64_t columns, int64_t width) {
   int64_t bytes = 0;
   for (int64_t first = 0; first < columns; first += width)
-    bytes += header_size(format) +
+    bytes += header_size(format, std::min(width, columns - first)) +
              (std::min(width, columns - first) + 31) / 32 * 64 * format.bits;
   return bytes;
 }
 
-// Any byte that a super-block may hold, of int3 -32 to 31, the lowest of which comes in every row;
+// Any byte that a super-block may hold, of int3 -32 to 31 and of pairs -8 to 7, the lowest of which
+// comes in every row;
 // exact: whole numbers so small that sums of 768 inputs stay.
 void draw_sub(Matrix& m, bool exact, Random& random) {
   for (int64_t k = 0; k < m.rows * m.groups; ++k) {
     const bool digits = m.format.sub == kSubDigits, small = m.format.bits == 3;
-    const int any = small ? random.below(64) - 32 : random.below(256) - 128;
-    const int scale = digits ? random.below(16) : small && k % m.groups == 1 ? -32 : any;
+    const bool pairs = m.format.sub == kSubPairs;
+    const int most = pairs ? 8 : small ? 32 : 128;
+    const int any = random.below(2 * most) - most;
+    const int scale = digits ? random.below(16) : most < 128 && k % m.groups == 1 ? -most : any;
     m.sub_scale.push_back(exact ? random.below(2) : scale);
     m.sub_minimum.push_back(exact ? random.below(3) : random.below(digits ? 16 : 256));
   }
@@ -134,6 +144,7 @@ std::vector<Format> all_formats() {
   all.push_back({5, kMinimum, false, kSubBytes, 32});
   all.push_back({6, kFixed, false, kSubBytes, 16});
   all.push_back({4, kFixed, true, kSubBytes, 32});
+  for (int bits : {2, 3, 4}) all.push_back({bits, kFixed, true, kSubPairs, 32});
   return all;
 }
 
@@ -143,8 +154,9 @@ std::vector<int64_t> widths_of(const Format& format) {
 }
 
 std::vector<int> columns_of(const Format& format, const std::vector<int>& columns) {
-  if (format.sub) return {256, 512, 768};
-  return columns;
+  if (!format.sub) return columns;
+  if (format.sub == kSubPairs) return {32, 60, 100, 128, 160, 256, 300, 330, 393, 425, 500, 577};
+  return {256, 512, 768};
 }
 
 float Matrix::weight(int64_t row, int64_t column) const {
@@ -176,7 +188,12 @@ Matrix random_matrix(const Format& format, int64_t rows, int64_t columns, int64_
   Matrix m{format, rows, columns, group_width, groups, blocks, {}, {}, {}, {}, {}, {},
            Memory<uint8_t>((rows + 15) / 16 * tile_bytes), Memory<uint8_t>(16), tile_bytes};
   const int most = (1 << format.bits) - 1;
-  for (int k = 0; k < 16; ++k) m.table[k] = uint8_t(k == 0 ? 0 : k == 15 ? 255 : random.below(256));
+  const bool few = format.sub == kSubPairs && format.bits <= 3;  // levels of -15 to 15
+  const int lowest = few ? 113 : 0, highest = few ? 143 : 255;
+  for (int k = 0; k < 16; ++k)
+    m.table[k] = uint8_t(k == 0                         ? lowest
+                         : k == (1 << format.bits) - 1 ? highest
+                                                        : lowest + random.below(highest - lowest + 1));
   std::vector<int> codes(rows * columns);
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < columns; ++column) {

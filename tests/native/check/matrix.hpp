@@ -19,7 +19,7 @@ struct Format {
 };
 // Every format that has a kernel.
 std::vector<Format> all_formats();
-// Those of these that the format has: its own, or whole super-blocks.
+// Those of these that the format has: its own, or whole super-blocks where no other may be.
 std::vector<int64_t> widths_of(const Format& format);
 std::vector<int> columns_of(const Format& format, const std::vector<int>& columns);
 
@@ -34,14 +34,14 @@ struct Matrix {
   int64_t tile_bytes;
 
   int64_t group_of(int64_t column) const { return column / group_width; }
+  int64_t block_of(int64_t group) const { return format.sub ? group * group_width / 256 : group; }
   int64_t tile_count() const { return (rows + 15) / 16; }
   double scale_of(int64_t row, int64_t group) const {
-    const int64_t block = row * blocks + group * blocks / groups;
-    return from_half(scale[block]) * (format.sub ? sub_scale[row * groups + group] : 1);
+    const double own = from_half(scale[row * blocks + block_of(group)]);
+    return own * (format.sub ? sub_scale[row * groups + group] : 1);
   }
   double minimum_of(int64_t row, int64_t group) const {
-    const int64_t block = row * blocks + group * blocks / groups;
-    const double own = from_half(minimum[block]);
+    const double own = from_half(minimum[row * blocks + block_of(group)]);
     return format.sub ? -(own * sub_minimum[row * groups + group]) : own;
   }
   int zero_of(int64_t row, int64_t group) const { return zero_point[row * groups + group]; }

@@ -83,6 +83,8 @@ def test_tensors_may_differ_with_and_without_a_target(
         (["--bits", "3", "--codes", "nf4"], "no format has this many bits of nf4"),
         (["--bits", "4", "--codes", "nf4", "--zero", "minimum"], "no format has this zero kind"),
         (["--target", "gguf:q3_k", "--codes", "lut"], "the target already says what codes"),
+        (["--bits", "3", "--codes", "super", "--group-size", "64"], "group_size: the groups of a"),
+        (["--bits", "5", "--codes", "super"], "no format has this many bits of super"),
         (["--bits", "4", "--tensor", "q_proj"], "--tensor: not a pattern and a format"),
         (["--bits", "4", "--tensor", "xx_proj=q4_0"], "xx_proj: no matrix has such a name"),
     ],
@@ -109,6 +111,10 @@ def test_the_default_output_is_named_after_the_target(
     target: str | None, bits: int | None, expected: str
 ) -> None:
     assert default_out("org/name@main", bits, "32", ZeroKind.FIXED, target) == Path(expected)
+
+
+def test_the_default_output_of_super_blocks_names_their_groups() -> None:
+    assert default_out("org/name", 3, codes="super") == Path("name-super3-g32-fixed")
 
 
 def test_the_default_output_of_a_gguf_file_does_not_look_like_one() -> None:

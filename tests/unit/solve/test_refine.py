@@ -81,13 +81,34 @@ def test_in_the_end_no_scale_alone_can_be_changed_for_a_smaller_error(make_probl
             assert (losses(problem, moved, hessian) >= least * (1 - 1e-5)).all()
 
 
-def test_super_blocks_are_refined_in_their_codes_alone(make_problem):
-    problem = make_problem(6, 256, CATALOG["q3_k"].only_format(), SolveSettings(refinements=0))
+@pytest.mark.parametrize("name", ["q3_k", "q4_k", "super3"])
+def test_super_blocks_are_refined_in_codes_and_scales(name, make_problem):
+    format = CATALOG[name].only_format()
+    problem = make_problem(6, 256, format, SolveSettings(refinements=0))
     hessian = damped(problem, factor(problem.hessian, problem.tokens, problem.settings))
     plain = solve_gptq(problem)
     refined = solve_gptq(replace(problem, settings=SolveSettings(refinements=2)))
-    assert (refined.parameters.sub_scale == plain.parameters.sub_scale).all()
+    sub_scale, block = refined.parameters.sub_scale, format.row.super_block
+    assert (refined.parameters.scale != plain.parameters.scale).any()
+    assert block.lowest <= sub_scale.min() <= sub_scale.max() <= block.highest
     assert losses(problem, refined, hessian).sum() < losses(problem, plain, hessian).sum()
+
+
+@pytest.mark.parametrize("name", ["q3_k", "super2", "super3"])
+def test_in_the_end_no_sub_scale_alone_can_be_changed_for_a_smaller_error(name, make_problem):
+    format, settings = CATALOG[name].only_format(), SolveSettings(refinements=40)
+    problem = make_problem(4, 256, format, settings)
+    hessian = damped(problem, factor(problem.hessian, problem.tokens, settings))
+    solution, block = solve_gptq(problem), format.row.super_block
+    least = losses(problem, solution, hessian)
+    for group in range(format.groups(256)):
+        for step in (-1, 1):
+            sub_scale = solution.parameters.sub_scale.astype(int)
+            sub_scale[:, group] = np.clip(sub_scale[:, group] + step, block.lowest, block.highest)
+            moved = replace(solution.parameters, sub_scale=sub_scale.astype(np.int8))
+            allowed = (sub_scale[:, group] != 0) | (solution.parameters.sub_scale[:, group] == 0)
+            worse = losses(problem, replace(solution, parameters=moved), hessian)
+            assert (worse >= least * (1 - 1e-5))[allowed].all()
 
 
 def test_the_report_has_the_error_that_is_left(make_problem):

@@ -25,8 +25,9 @@ from crumb.solve.round import solve_round
 from crumb.solve.scales import fit_scales
 from crumb.solve.super_scales import SHARES, nearest_scales, shared_scales
 
-TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k")
-EVERY_TYPE = pytest.mark.parametrize("name", TYPES)
+TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs")
+OWN = ("super2", "super3", "super4")
+EVERY_TYPE = pytest.mark.parametrize("name", TYPES + OWN)
 UNIT = 2.0**-24
 HALF_UNIT = 2.0**-11  # of fp16
 
@@ -174,6 +175,31 @@ def test_rows_fitted_apart_are_the_rows_fitted_together(name, monkeypatch):
     apart = fit_scales(weights, importance, format, Scales.SEARCH)
     for field, array in vars(together).items():
         np.testing.assert_array_equal(getattr(apart, field), array)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("columns", [32, 288, 576])
+@pytest.mark.parametrize("scales", list(Scales))
+def test_a_smaller_super_block_is_fitted_as_one_filled_up_with_zeros(name, columns, scales):
+    format, (weights, _) = format_of(name), layer(24, columns)
+    groups = format.groups(columns)
+    filled = np.pad(weights, ((0, 0), (0, 32 * format.whole_groups(columns) - columns)))
+    alone = fit_scales(weights, np.ones(columns, np.float32), format, scales)
+    whole = fit_scales(filled, np.ones(filled.shape[1], np.float32), format, scales)
+    np.testing.assert_array_equal(alone.scale, whole.scale)
+    np.testing.assert_array_equal(alone.sub_scale[:, :groups], whole.sub_scale[:, :groups])
+    assert (alone.sub_scale[:, groups:] == 0).all()
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("columns", [33, 100, 577])
+def test_a_smaller_group_at_the_end_of_a_row_is_fitted_to_what_is_there(name, columns):
+    format, (weights, importance) = format_of(name), layer(24, columns)
+    found = fit_scales(weights, importance, format, Scales.SEARCH)
+    last = weights[:, format.group_size * (format.groups(columns) - 1) :]
+    codes = encode_reference(weights, found, format)
+    miss = (weights - decode_reference(codes, found, format))[:, -last.shape[1] :]
+    assert np.square(miss).sum() < 0.2 * np.square(last).sum()
 
 
 @EVERY_TYPE

@@ -54,13 +54,17 @@ def test_a_learned_table_is_better_than_where_it_began_and_than_whole_numbers(
     assert error(weights, importance, learned) < 0.99 * whole
 
 
+FARTHEST = {"lut": {2: 127, 3: 127, 4: 127}, "super": {2: 15, 3: 15, 4: 127}}
+
+
 @BITS
-def test_a_table_is_whole_ascends_and_reaches_the_end(bits: int) -> None:
-    format = make_format(bits, 64, ZeroKind.FIXED, "lut")
+@pytest.mark.parametrize("codes", FARTHEST)
+def test_a_table_is_whole_ascends_and_reaches_the_end(bits: int, codes: str) -> None:
+    format = make_format(bits, 32, ZeroKind.FIXED, codes)
     table = learned_table(learn_table(drawn("laplace"), np.ones(192, np.float32), format))
     assert len(table) == 1 << bits
     assert list(table) == sorted(set(table))
-    assert max(map(abs, table)) == 127
+    assert max(map(abs, table)) == FARTHEST[codes][bits]
     again = learn_table(drawn("laplace"), np.ones(192, np.float32), format)
     assert learned_table(again) == table
 
@@ -70,7 +74,7 @@ def test_few_different_weights_leave_a_table_that_ascends() -> None:
     format = make_format(4, 64, ZeroKind.FIXED, "lut")
     table = learned_table(learn_table(weights, np.ones(192, np.float32), format))
     assert list(table) == sorted(set(table))
-    assert error(weights, np.ones(192, np.float32), format.with_table(table)) < 1e-5
+    assert error(weights, np.ones(192, np.float32), format.with_table(table)) < 1e-4
 
 
 def test_a_matrix_of_zeros_keeps_the_table_it_began_with() -> None:

@@ -21,7 +21,7 @@ from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory, StoredPacked
 from crumb.errors import CheckpointError, CrumbError
 from crumb.files.model_files import CONFIGURATION
-from crumb.formats.catalog import Format, parse_format
+from crumb.formats.catalog import CodeRow, Format, parse_format
 from crumb.formats.layouts.tile import LAYOUT, LAYOUT_VERSION
 from crumb.formats.packed_tensor import check_stored
 
@@ -133,7 +133,7 @@ def packed_entry(metadata: str, tiles: StoredArray, where: str) -> StoredPacked:
             found=repr(metadata[:80]),
         ) from error
     if format.row.learned:
-        format = format.with_table(_read_table(sizes[2:], format.bits, where))
+        format = format.with_table(_read_table(sizes[2:], format.row, where))
         sizes = sizes[:2]
     if len(sizes) != 2 or not all(_is_size(size) for size in sizes):
         raise CheckpointError(
@@ -147,17 +147,17 @@ def packed_entry(metadata: str, tiles: StoredArray, where: str) -> StoredPacked:
     return StoredPacked(format, shape, tiles)
 
 
-def _read_table(words: list[str], bits: int, where: str) -> tuple[int, ...]:
+def _read_table(words: list[str], row: CodeRow, where: str) -> tuple[int, ...]:
     """A matrix's own table. Raises: CheckpointError."""
-    numbers = words[0].split(",") if len(words) == 1 else []
-    if len(numbers) == 1 << bits and all(LEVEL.fullmatch(each) for each in numbers):
+    numbers, farthest = words[0].split(",") if len(words) == 1 else [], row.farthest_level
+    if len(numbers) == 1 << row.bits and all(LEVEL.fullmatch(each) for each in numbers):
         table = tuple(map(int, numbers))
-        if table == tuple(sorted(set(table))) and table[0] >= -127 and table[-1] <= 127:
+        if table == tuple(sorted(set(table))) and -farthest <= table[0] and table[-1] <= farthest:
             return table
     raise CheckpointError(
         "a matrix with a table of its own does not say which",
         where=where,
-        expected=f"{1 << bits} ascending numbers from -127 to 127",
+        expected=f"{1 << row.bits} ascending numbers from -{farthest} to {farthest}",
         found=repr(" ".join(words)[:80]),
     )
 

@@ -19,6 +19,7 @@ from crumb.checkpoints.delta.piece import PieceReader, PieceWriter
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.grid import GroupParameters
 from crumb.formats.layouts.tile import HEADERS, SUB_HEADERS
+from crumb.formats.super_blocks import groups_of_block
 
 Floats = NDArray[np.float32]
 Fields = dict[str, NDArray[Any]]
@@ -110,7 +111,7 @@ def _expected(name: str, suggested: Suggested, fields: Fields, format: Format) -
     dtype = field_types(format)[name]
     if block is None:
         return _cast(getattr(suggested, name), dtype)
-    width = block.width // format.group_size
+    width = groups_of_block(format)
     extreme, highest = {
         "scale": (suggested.scale, block.highest),
         "sub_scale": (suggested.scale, block.highest),
@@ -118,9 +119,11 @@ def _expected(name: str, suggested: Suggested, fields: Fields, format: Format) -
         "sub_minimum": (-suggested.minimum, min(block.highest, LARGEST_SUB_MINIMUM)),
     }[name]
     if not name.startswith("sub_"):
-        blocks = extreme.reshape(len(extreme), -1, width).max(axis=2)
+        begins = np.arange(0, extreme.shape[1], width)
+        blocks: Floats = np.maximum.reduceat(extreme, begins, axis=1)
         return _cast(blocks / np.float32(highest), dtype)
     whole = np.repeat(fields[name.removeprefix("sub_")], width, axis=1).astype(np.float32)
+    extreme = np.pad(extreme, ((0, 0), (0, whole.shape[1] - extreme.shape[1])))
     with np.errstate(all="ignore"):
         share = np.nan_to_num(np.rint(extreme / whole))
     return _cast(np.clip(share, 0, highest), dtype)

@@ -10,6 +10,7 @@ rows to 16 and a block to chunks is 0. Refuses codes that do not fit their width
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ SUB_HEADERS: dict[ZeroKind, dict[str, np.dtype[Any]]] = {
 }
 """What a super-block's header goes on with: one value for each of its groups and each row.
 
-Where both fit into 4 bits they share a byte, the minimum in its high digit.
+Where both fit into 4 bits they share a byte, the minimum in its high digit. Sub-scales of 4 bits
+alone share one with those of the next group, which are in its high digit. The header of a smaller
+super-block at the end of a row ends behind its groups.
 """
 
 Bytes = NDArray[np.uint8]
@@ -125,37 +128,57 @@ class Field:
         return TILE_ROWS * self.values * self.dtype.itemsize
 
 
-def shares_bytes(format: Format) -> bool:
-    """Whether sub_scale and sub_minimum share a byte."""
+class Sharing(Enum):
+    """What shares a byte of a super-block's header."""
+
+    NOTHING = "bytes"
+    MINIMUM = "digits"  # a group's sub_scale and sub_minimum
+    GROUPS = "pairs"  # the sub_scale of a group and of the next
+
+
+def sharing(format: Format) -> Sharing:
+    """What shares a byte in a format of super-blocks."""
     block = format.row.super_block
-    return block is not None and block.sub_bits == 4 and format.zero is ZeroKind.MINIMUM
+    if block is None or block.sub_bits > 4:
+        return Sharing.NOTHING
+    return Sharing.MINIMUM if format.zero is ZeroKind.MINIMUM else Sharing.GROUPS
 
 
 def fields(format: Format) -> list[Field]:
     """What a header holds, in order; a shared byte is the field of its low digit."""
+    return _fields(format, format.row.super_block.width if format.row.super_block else 0)
+
+
+def _fields(format: Format, inputs: int) -> list[Field]:
     fields = [Field(name, dtype, 1) for name, dtype in HEADERS[format.zero].items()]
-    block = format.row.super_block
-    if block is not None:
-        groups = block.width // format.group_size
+    if format.row.super_block is not None:
+        groups, shared = -(-inputs // format.group_size), sharing(format)
         sub_headers = list(SUB_HEADERS[format.zero].items())
-        sub_headers = sub_headers[:1] if shares_bytes(format) else sub_headers
-        fields += [Field(name, dtype, groups) for name, dtype in sub_headers]
+        sub_headers = sub_headers[:1] if shared is Sharing.MINIMUM else sub_headers
+        values = (groups + 1) // 2 if shared is Sharing.GROUPS else groups
+        fields += [Field(name, dtype, values) for name, dtype in sub_headers]
     return fields
 
 
-def header_bytes(format: Format) -> int:
-    """Size of what a block holds before its codes."""
-    return sum(field.size_bytes for field in fields(format))
+def header_bytes(format: Format, inputs: int | None = None) -> int:
+    """Size of what a block of so many inputs holds before its codes; None: of a whole one."""
+    each = fields(format) if inputs is None else _fields(format, inputs)
+    return sum(field.size_bytes for field in each)
 
 
 def headers(parameters: GroupParameters, format: Format) -> Bytes:
-    """Every block's header, (tiles, blocks, header_bytes)."""
+    """Every block's header as a whole block has it, (tiles, blocks, header_bytes)."""
     arrays: dict[str, NDArray[Any]] = vars(parameters)
-    if shares_bytes(format):
+    shared = sharing(format)
+    if shared is not Sharing.NOTHING:
         assert parameters.sub_scale is not None, "every super-block has sub-scales"
-        assert parameters.sub_minimum is not None, "one with a minimum has both"
-        shared = parameters.sub_scale.view(np.uint8) | parameters.sub_minimum << 4
-        arrays = arrays | {"sub_scale": shared}
+        low = parameters.sub_scale.view(np.uint8)
+        if shared is Sharing.MINIMUM:
+            assert parameters.sub_minimum is not None, "one with a minimum has both"
+            arrays = arrays | {"sub_scale": low | parameters.sub_minimum << 4}
+        else:
+            pairs = low[:, ::2] & 15 | low[:, 1::2] << 4
+            arrays = arrays | {"sub_scale": pairs.view(np.int8)}
     rows, count = parameters.scale.shape
     tiles = tile_count(rows)
     headers = np.zeros((tiles, count, header_bytes(format)), np.uint8)
@@ -182,15 +205,20 @@ def parameters_of(headers: Bytes, format: Format, out_features: int) -> GroupPar
         each = part.reshape(tiles, count, field.values, TILE_ROWS).transpose(0, 3, 1, 2)
         parts[field.name] = each.reshape(tiles * TILE_ROWS, count * field.values)[:out_features]
         at = end
-    if shares_bytes(format):
-        shared = parts["sub_scale"].view(np.uint8)
-        parts |= {"sub_scale": (shared & 15).view(np.int8), "sub_minimum": shared >> 4}
+    shared = sharing(format)
+    if shared is Sharing.MINIMUM:
+        both = parts["sub_scale"].view(np.uint8)
+        parts |= {"sub_scale": (both & 15).view(np.int8), "sub_minimum": both >> 4}
+    if shared is Sharing.GROUPS:
+        both = parts["sub_scale"]
+        digits = np.stack([both << 4, both], axis=2).reshape(len(both), -1)
+        parts["sub_scale"] = (digits >> 4).astype(np.int8)
     return GroupParameters(**parts)
 
 
 def block_bytes(format: Format, inputs: int) -> int:
     """Size of a block whose group has so many inputs."""
-    return header_bytes(format) + VECTOR_BYTES * format.bits * chunk_count(inputs)
+    return header_bytes(format, inputs) + VECTOR_BYTES * format.bits * chunk_count(inputs)
 
 
 def tile_bytes(format: Format, in_features: int) -> int:
@@ -231,8 +259,9 @@ def pack_reference(codes: Bytes, parameters: GroupParameters, format: Format) ->
     tiles = np.zeros((count, tile_bytes(format, in_features)), np.uint8)
     before = headers(parameters, format)
     for block in blocks(format, in_features):
-        at = block.offset_bytes + header_bytes(format)
-        tiles[:, block.offset_bytes : at] = before[:, block.number]
+        size = header_bytes(format, block.inputs)
+        at = block.offset_bytes + size
+        tiles[:, block.offset_bytes : at] = before[:, block.number, :size]
         part = codes[:, block.first_input : block.first_input + block.inputs]
         vectors = _pack_slices(_slices(_rows_of_tiles(part, count)), format.bits)
         tiles[:, at : at + vectors.shape[1]] = vectors
@@ -244,10 +273,11 @@ def unpack_reference(
 ) -> tuple[Bytes, GroupParameters]:
     """Undo pack_reference. Shapes: (tiles, tile_bytes) -> codes (out_features, in_features)."""
     codes = np.empty((len(tiles) * TILE_ROWS, in_features), np.uint8)
-    before = np.empty((len(tiles), format.blocks(in_features), header_bytes(format)), np.uint8)
+    before = np.zeros((len(tiles), format.blocks(in_features), header_bytes(format)), np.uint8)
     for block in blocks(format, in_features):
-        at = block.offset_bytes + header_bytes(format)
-        before[:, block.number] = tiles[:, block.offset_bytes : at]
+        size = header_bytes(format, block.inputs)
+        at = block.offset_bytes + size
+        before[:, block.number, :size] = tiles[:, block.offset_bytes : at]
         vectors = tiles[:, at : block.offset_bytes + block_bytes(format, block.inputs)]
         inputs = _rows_of_slices(_unpack_slices(vectors, format.bits))
         end = block.first_input + block.inputs
