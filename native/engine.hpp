@@ -39,6 +39,8 @@ struct Step {
   int64_t selected_count;
   int64_t operations;  // that are run: up to here
   int64_t first = 0;   // and from here
+  const StateRun* runs = nullptr;  // of all segments, through what keeps a state
+  int64_t run_count = 0;
   const Segment* memories = nullptr;  // of each segment: where what its sequence has read lies
 };
 
@@ -49,7 +51,8 @@ struct Limits {
   int64_t head_dim = 0;       // of the widest attention
   int64_t vocabulary = INT32_MAX, positions = INT32_MAX, pages = INT32_MAX;
   int64_t memory_pages = INT32_MAX;
-  bool has_memory = false, fills_memory = false;
+  int64_t states = INT32_MAX;  // places of a sequence's state
+  bool has_memory = false, fills_memory = false, keeps_state = false;
   int64_t rows() const { return selected_rows ? selected_rows : capacity; }
 };
 

@@ -237,9 +237,13 @@ class NativeEngine {
   // And of what it has read before it writes: how many tokens, and the pages of its memory.
   using Memory = std::tuple<int64_t, std::vector<int32_t>>;
 
+  // And through what keeps a state: so many rows, the place of the state they begin with, and that
+  // of the one behind them; -1: from nothing, and not kept. They are all rows of the part.
+  using Run = std::tuple<int64_t, int64_t, int64_t>;
+
   // Operations of a section up to `operations`, counted over all.
   void step(const std::vector<Part>& parts, int operations, int section,
-            const std::vector<Memory>& memories) {
+            const std::vector<Memory>& memories, const std::vector<std::vector<Run>>& states) {
     const auto& sections = engine_.sections;
     require(section >= 0 && section <= int(sections.size()), "step: section");
     const bool is_last = section == int(sections.size());
@@ -248,8 +252,10 @@ class NativeEngine {
             "step: operations");
     const Limits& limits = is_last ? engine_.limits : sections[section].limits;
     require(memories.size() == (limits.has_memory ? parts.size() : 0), "step: memories");
+    require(states.size() == (limits.keeps_state ? parts.size() : 0), "step: states");
     std::vector<int32_t> tokens, positions, selected;
     std::vector<Segment> segments, remembered;
+    std::vector<StateRun> runs;
     for (const auto& [next, past, pages, kept] : parts) {
       const int64_t first_row = int64_t(tokens.size()), rows = int64_t(next.size());
       require(rows > 0 && first_row + rows <= limits.capacity, "step: rows");
@@ -262,6 +268,7 @@ class NativeEngine {
         positions.push_back(int32_t(past + k));
         if (k >= rows - kept) selected.push_back(int32_t(first_row + k));
       }
+      if (limits.keeps_state) add_runs(limits, first_row, rows, states[segments.size()], runs);
       segments.push_back({first_row, rows, past, pages.data()});
       if (!limits.has_memory) continue;
       const auto& [read, memory] = memories[segments.size() - 1];
@@ -276,7 +283,7 @@ class NativeEngine {
     } running(steps_);
     const Step step{tokens.data(), positions.data(), int64_t(tokens.size()), segments.data(),
                     int64_t(segments.size()), selected.data(), int64_t(selected.size()),
-                    operations, first, remembered.data()};
+                    operations, first, runs.data(), int64_t(runs.size()), remembered.data()};
     nb::gil_scoped_release release;
     engine_.run(step);
   }
@@ -288,6 +295,19 @@ class NativeEngine {
     check_pages(limits, past + rows, pages, limits.pages);
   }
 
+  void add_runs(const Limits& limits, int64_t row, int64_t rows, const std::vector<Run>& states,
+                std::vector<StateRun>& runs) const {
+    const int64_t end = row + rows;
+    for (const auto& [count, from, to] : states) {
+      require(count > 0 && count <= end - row, "step: rows of a state");
+      require(from >= -1 && from < limits.states && to >= -1 && to < limits.states,
+              "step: state out of range");
+      runs.push_back({row, count, from, to});
+      row += count;
+    }
+    require(row == end, "step: rows of a state");
+  }
+
   void check_memory(const Limits& limits, int64_t read, int64_t rows,
                     const std::vector<int32_t>& pages) const {
     require(read > 0 && read <= INT32_MAX, "step: memory");
@@ -297,7 +317,7 @@ class NativeEngine {
 
   void check_pages(const Limits& limits, int64_t tokens, const std::vector<int32_t>& pages,
                    int64_t count) const {
-    const int64_t needed = (tokens + kPageTokens - 1) / kPageTokens;
+    const int64_t needed = count == INT32_MAX ? 0 : (tokens + kPageTokens - 1) / kPageTokens;
     require(needed <= int64_t(pages.size()), "step: pages missing");
     for (int64_t k = 0; k < needed; ++k)
       require(pages[k] >= 0 && pages[k] < count, "step: page out of range");
@@ -341,7 +361,8 @@ void bind_engine(nb::module_& m) {
       .def("set_timed", &E::set_timed, nb::arg("timed"))
       .def("seconds", &E::seconds)
       .def("step", &E::step, nb::arg("parts"), nb::arg("operations"), nb::arg("section") = 0,
-           nb::arg("memories") = std::vector<E::Memory>());
+           nb::arg("memories") = std::vector<E::Memory>(),
+           nb::arg("states") = std::vector<std::vector<E::Run>>());
 }
 
 }  // namespace crumb

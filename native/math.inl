@@ -43,6 +43,26 @@ CRUMB_INLINE Floats silu(Floats x) {
   return x / (one + exponential(all_floats(0.0f) - max(x, all_floats(-80.0f))));
 }
 
+CRUMB_INLINE Floats sigmoid(Floats x) {
+  const Floats one = all_floats(1.0f);
+  return one / (one + exponential(all_floats(0.0f) - max(x, all_floats(-80.0f))));
+}
+
+// ln(1 + e^x): the part behind max(x, 0) by the series of 2 artanh(t / (2 + t)), t = e^-|x|.
+CRUMB_INLINE Floats softplus(Floats x) {
+  const Floats t = exponential(all_floats(0.0f) - absolute(x)), s = t / (t + all_floats(2.0f));
+  const Floats z = s * s;
+  Floats p = all_floats(1.0f / 15);
+  p = fma(p, z, all_floats(1.0f / 13));
+  p = fma(p, z, all_floats(1.0f / 11));
+  p = fma(p, z, all_floats(1.0f / 9));
+  p = fma(p, z, all_floats(1.0f / 7));
+  p = fma(p, z, all_floats(1.0f / 5));
+  p = fma(p, z, all_floats(1.0f / 3));
+  p = fma(p, z, all_floats(1.0f));
+  return max(x, all_floats(0.0f)) + (s + s) * p;
+}
+
 // Absolute error below 2e-7 times the cap.
 CRUMB_INLINE Floats soft_cap(Floats x, float cap) {
   return all_floats(cap) * hyperbolic_tangent(x / all_floats(cap));

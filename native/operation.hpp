@@ -44,6 +44,18 @@ class Maker {
     require(engine.activation_rows[index] >= engine.limits.rows(), "activations: too few rows");
     return int(index);
   }
+  // What the operation keeps of each sequence: so many floats of the rows of "states".
+  States states(int64_t floats) {
+    const ArrayView rows = of.array("states", Element::kFloat32, 2, true);
+    const int64_t begin = of.integer("begin");
+    require(engine.limits.selected_rows == 0, "states: behind select");
+    require(rows.data && rows.shape[0] > 0, "states: none");
+    require(begin >= 0 && begin % kLaneFloats == 0 && rows.shape[1] % kLaneFloats == 0 &&
+                floats <= rows.shape[1] - begin, "states: too narrow");
+    engine.limits.states = std::min(engine.limits.states, rows.shape[0]);
+    engine.limits.keeps_state = true;
+    return {static_cast<float*>(rows.data) + begin, rows.shape[1]};
+  }
   // Whether two buffers share no memory.
   bool apart(int a, int b) const {
     const Buffer &x = at(a), &y = at(b);

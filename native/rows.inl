@@ -67,6 +67,12 @@ void elementwise(const ElementwiseJob& job) {
     case kGelu: return activate(job, [](Floats x) { return gelu(x); });
     case kGeluTanh: return activate(job, [](Floats x) { return gelu_tanh(x); });
     case kRelu: return activate(job, [](Floats x) { return max(x, all_floats(0.0f)); });
+    case kSigmoid: return activate(job, [](Floats x) { return sigmoid(x); });
+    case kRelu2:
+      return activate(job, [](Floats x) {
+        const Floats over = max(x, all_floats(0.0f));
+        return over * over;
+      });
     case kScale: return activate(job, [&](Floats x) { return x * all_floats(job.number); });
     case kSoftCap: return activate(job, [&](Floats x) { return soft_cap(x, job.number); });
     case kClip:

@@ -107,7 +107,7 @@ struct NormJob {
 
 // Those from kScale on take a number.
 enum Function : int {
-  kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kScale = 8, kSoftCap = 9, kClip = 10
+  kSilu = 0, kGelu = 1, kGeluTanh = 2, kRelu = 3, kSigmoid = 4, kRelu2 = 5, kScale = 8, kSoftCap = 9, kClip = 10
 };
 
 struct ElementwiseJob {
@@ -136,6 +136,19 @@ struct RotaryJob {
 struct Segment {
   int64_t first_row, rows, past;
   const int32_t* pages;
+};
+
+// Rows of one sequence, in order, through operations that keep a state: the state they begin with
+// and where the one behind them goes, rows of (places, floats). -1: from nothing, and not kept.
+struct StateRun {
+  int64_t first_row, rows;
+  int64_t from, to;
+};
+
+// What an operation keeps of each sequence.
+struct States {
+  float* floats;   // (places, stride), those of this operation
+  int64_t stride;  // from one place to the next
 };
 
 // A page holds for each head: keys (head_dim, 16), values (16, value_dim padded to 16), and for int8
@@ -183,6 +196,52 @@ struct AttentionJob {
   int64_t first = 0;               // with the quotient rounded down
   const float* distances = nullptr;  // (heads, distances_width): added by key's place - query's,
   int64_t farthest = 0;              // which is held within -farthest .. farthest
+};
+
+constexpr int64_t kMostTaps = 8;
+
+// out[t] = bias + sum of taps[j] * x[t - count + 1 + j]; a state has the count - 1 rows before.
+struct ConvJob {
+  const float* x;
+  float* out;
+  int64_t x_stride, out_stride;
+  const float* taps;  // (count, tap_stride)
+  const float* bias;  // (tap_stride) or null
+  int64_t count, tap_stride;
+  States states;
+  const StateRun* runs;
+  int64_t run_count;
+  int64_t begin, end;  // vectors of 16 features
+};
+
+// A weighted mean of values for each feature: crumb/operations/wkv.py.
+struct WkvJob {
+  const float* key;
+  const float* value;
+  float* out;
+  int64_t key_stride, value_stride, out_stride;
+  const float* weights;  // (2, weight_stride): decays, bonuses
+  int64_t weight_stride;
+  States states;  // three rows of weight_stride
+  const StateRun* runs;
+  int64_t run_count;
+  int64_t begin, end;  // vectors of 16 features
+};
+
+constexpr int64_t kMostKeyFeatures = 256;
+
+// A matrix for each head: crumb/operations/matrix_states.py.
+struct MatrixStateJob {
+  const float *query, *key, *value, *step, *share;  // share null: a scan, without the delta rule
+  float* out;
+  int64_t query_stride, key_stride, value_stride, step_stride, share_stride, out_stride;
+  const float* weights;  // (3, weight_stride): -e^rate, biases, skips of the heads
+  int64_t weight_stride;
+  States states;  // (heads, key_dim, value_dim padded to 16)
+  const StateRun* runs;
+  int64_t run_count;
+  int64_t heads, key_heads, key_dim, value_dim;
+  int64_t begin, end;  // heads times vectors of 16 values
 };
 
 // Distances on both sides of 0, and beyond the farthest as many as a vector has lanes but one.
@@ -244,6 +303,9 @@ struct RunKernels {
   void (*rotary)(const RotaryJob&);
   void (*cache_store)(const CacheStoreJob&);
   void (*attention)(const AttentionJob&);
+  void (*conv)(const ConvJob&);
+  void (*wkv)(const WkvJob&);
+  void (*matrix_state)(const MatrixStateJob&);
 };
 
 // Whether the int8 activations of a step lie 16 tokens together: those of a few inputs never do.

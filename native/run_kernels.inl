@@ -13,6 +13,8 @@
 #include "rows.inl"
 #include "tilt.inl"
 #include "attention.inl"
+#include "recurrence.inl"
+#include "matrix_state.inl"
 
 #ifndef CRUMB_MATMUL
 #define CRUMB_MATMUL tile_matmul
@@ -22,4 +24,5 @@
 
 #define CRUMB_RUN_KERNELS                                                                    \
   {CRUMB_FEW_TOKENS, CRUMB_TOGETHER_FROM, quantize_activations, CRUMB_MATMUL, float_matmul,  \
-   embed_rows, normalize, elementwise, rotate, store_cache, attention}
+   embed_rows, normalize, elementwise, rotate, store_cache, attention,      \
+   convolve<2>, run_wkv, run_matrix_state}

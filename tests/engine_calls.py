@@ -219,6 +219,25 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         | {"activations": [], "out": built.third}
         | {"groups": np.zeros(grouping_integers(8 * ROWS, EXPERTS), np.int32)}
     ),
+    "conv": lambda built: {
+        "input": built.hidden,
+        "out": built.other,
+        "taps": np.ones((4, WIDTH), np.float32),
+        "bias": np.ones(WIDTH, np.float32),
+        "states": np.zeros((2, 3 * WIDTH + 16), np.float32),
+        "begin": 16,
+    },
+    "recurrence": lambda built: {
+        "rule": "wkv4",
+        "inputs": [built.hidden, built.other],
+        "out": built.third,
+        "heads": WIDTH,
+        "key_heads": WIDTH,
+        "key_dim": 1,
+        "weights": np.ones((2, WIDTH), np.float32),
+        "states": np.zeros((2, 3 * WIDTH), np.float32),
+        "begin": 0,
+    },
     "nothing": lambda built: {},
     "select": lambda built: {"input": built.hidden, "out": built.kept},
     "gather": lambda built: {

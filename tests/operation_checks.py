@@ -27,7 +27,7 @@ from crumb.operations.table import output_widths, row_of
 
 Array = NDArray[Any]
 
-PAGES = 20
+PAGES, PLACES = 20, 3
 
 STEP = 1e-4
 """Of central differences in f64: their error is of the order STEP squared."""
@@ -79,8 +79,14 @@ class Alone:
     """The native engine under construction for one operation."""
 
     def __init__(
-        self, operation: Operation, reads: tuple[Array, ...], weights: dict[str, Array], isa: str
+        self,
+        operation: Operation,
+        reads: tuple[Array, ...],
+        weights: dict[str, Array],
+        isa: str,
+        cuts: tuple[int, ...] = (),
     ) -> None:
+        """`cuts`: rows at which a state goes out and comes in again."""
         self.weights = {name: array.astype(np.float32) for name, array in weights.items()}
         self.rows = reads[0].shape[1]
         size = max(matmul_scratch_bytes(256), 4 * attention_scratch_floats(16 * PAGES, 64))
@@ -98,13 +104,15 @@ class Alone:
         for name, x in zip(operation.reads, reads, strict=True):
             if x.ndim == 3:
                 self.arrays[name][:, : x.shape[-1]] = x[0]
+        self.states: Array | None = None
         self.operation, self.matrices = operation, dict[str, int]()
         words = self.engine.add_floats(np.zeros((4, 64), np.uint8), 16, 0)
         scrap = self._buffer("scrap", 16)
         row_of(operation).native(operation, self)
         self.engine.add("embed", of_positions=False, out=scrap, matrix=words, first_row=0)
         pages = list(range(-(-self.rows // 16)))
-        self.engine.step([([0] * self.rows, 0, pages, 0)], 1)
+        states = [] if self.states is None else [_runs(self.rows, cuts)]
+        self.engine.step([([0] * self.rows, 0, pages, 0)], 1, states=states)
 
     def _buffer(self, name: str, width: int, rows: int | None = None) -> int:
         if name not in self.places:
@@ -153,8 +161,23 @@ class Alone:
             "memory": False,
         }
 
+    def state(self, operation: Operation) -> dict[str, Any]:
+        """Places for states, full of what no state may read."""
+        floats = row_of(operation).needs(operation).state_floats
+        self.states = np.full((PLACES, floats + 32), 1e6, np.float32)
+        return {"states": self.states, "begin": 16}
+
     def turns(self, rope: Any) -> Array:
         return rotation_table(rope, 64)
+
+
+def _runs(rows: int, cuts: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Of all rows, from nothing; states go from place to place at the cuts."""
+    ends, begin, place, runs = (*cuts, rows), 0, -1, []
+    for end in ends:
+        runs.append((end - begin, place, (place + 1) % PLACES))
+        begin, place = end, (place + 1) % PLACES
+    return runs
 
 
 def check_native(
@@ -173,12 +196,15 @@ def check_native(
 
 
 def native_output(
-    operation: Operation, reads: tuple[Array, ...], weights: dict[str, Array]
+    operation: Operation,
+    reads: tuple[Array, ...],
+    weights: dict[str, Array],
+    cuts: tuple[int, ...] = (),
 ) -> Array:
     """What the native engine writes first: (tokens, features)."""
     isa = supported_sets()[-1]
     name = operation.writes[0]
     widths = {each: x.shape[-1] for each, x in zip(operation.reads, reads, strict=True)}
     width = output_widths(operation, widths)[name]
-    output: Array = Alone(operation, reads, weights, isa).arrays[name][:, :width]
+    output: Array = Alone(operation, reads, weights, isa, cuts).arrays[name][:, :width]
     return output

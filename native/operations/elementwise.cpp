@@ -60,6 +60,7 @@ const Register<Add> add("add");
 int function_named(const std::string& name) {
   for (const auto& [function, code] :
        {std::pair{"silu", kSilu}, {"gelu", kGelu}, {"gelu_tanh", kGeluTanh}, {"relu", kRelu},
+        {"sigmoid", kSigmoid}, {"relu2", kRelu2},
         {"scale", kScale}, {"soft_cap", kSoftCap}, {"clip", kClip}})
     if (name == function) return code;
   throw std::invalid_argument("elementwise: unknown function");

@@ -135,4 +135,5 @@ class NativeEngine:
         operations: int,
         section: int = 0,
         memories: Sequence[tuple[int, Sequence[int]]] = (),
+        states: Sequence[Sequence[tuple[int, int, int]]] = (),
     ) -> None: ...

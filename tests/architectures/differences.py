@@ -19,6 +19,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from record_golden import restate
+from recurrent_configurations import RECURRENT
 from tiny_models import (
     ATTENTION,
     ENCODER_DECODERS,
@@ -118,8 +119,18 @@ def _theirs(variant: str, folder: Path, prompt: NDArray[np.int64]) -> tuple[Floa
         attn_implementation=ATTENTION.get(variant, "eager"),
         experts_implementation="eager",
     ).eval()
-    cache = transformers.DynamicCache(config=model.config)
+    before = list[int]()
+
+    def run_again(given: list[int]) -> Floats:
+        """The whole text: what a model keeps beside keys and values is no cache of transformers."""
+        before.extend(given)
+        logits: Floats = model(torch.tensor([before]), use_cache=False).logits[0].numpy()
+        return logits[-len(given) :]
+
     with torch.no_grad():
+        if variant in RECURRENT:
+            return _greedy(prompt.tolist(), run_again)
+        cache = transformers.DynamicCache(config=model.config)
         return _greedy(
             prompt.tolist(),
             lambda given: (

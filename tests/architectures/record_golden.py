@@ -77,7 +77,7 @@ def transformers_logits(
     wrong = {key: found for key, found in info.items() if found}
     assert not wrong, wrong
     with torch.no_grad():
-        logits: NDArray[np.float32] = model.eval()(**given).logits.numpy()
+        logits: NDArray[np.float32] = model.eval()(**given, use_cache=False).logits.numpy()
     return logits
 
 

@@ -27,7 +27,7 @@ def mistakes(family: Family) -> Iterator[tuple[str, str]]:
         yield "groups", refusal(spelled(family, "groups", 7))
     if "experts" in family.keys:
         yield "experts", refusal(spelled(family, "used", 1000))
-    else:
+    elif "heads" in family.keys:
         yield "heads", refusal(spelled(family, "heads", 11) | {"head_dim": None})
 
 

@@ -124,13 +124,13 @@ def test_int8_activations_and_caches_stay_near_f32(t5: Checkpoint) -> None:
 def test_a_sequence_that_ends_gives_its_memory_back(t5: Checkpoint) -> None:
     engine = Engine(t5, replace(SETTINGS, sequences=1))
     source = make_pairs()[1][0].tolist()
-    assert engine.has_memory_for(source)
+    assert engine.has_room_for(source)
     first = engine.begin([0], source=source)
-    assert not engine.has_memory_for(source)
+    assert not engine.has_room_for(source)
     with pytest.raises(DoesNotFit):
         engine.begin([0], source=source)
     engine.end(first)
-    assert engine.has_memory_for(source)
+    assert engine.has_room_for(source)
     expected = logits_of(Engine(t5, replace(SETTINGS, sequences=1)), *_pair())
     np.testing.assert_array_equal(logits_of(engine, *_pair()), expected)
 

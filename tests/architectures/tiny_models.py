@@ -18,16 +18,20 @@ from dense_configurations import DENSE
 from encoder_decoder_configurations import ENCODER_DECODERS
 from mixture_configurations import MIXTURES, USUAL
 from numpy.typing import NDArray
+from recurrent_configurations import RECURRENT
 from safetensors.numpy import save_file
 
 from crumb.architectures.plan import Plan
 from crumb.architectures.registry import families, plan_of
 from crumb.checkpoints.transposed import transposed_names
 from crumb.operations.attention import Attention
+from crumb.operations.conv import Conv
 from crumb.operations.embed import Embed
 from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.operations.norm import Norm
+from crumb.operations.operation import Operation
+from crumb.operations.recurrence import Recurrence
 from crumb.operations.rotary import Rotary
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -139,6 +143,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "codegen-eight": GPTJ | {"model_type": "codegen", "n_embd": 64, "n_head": 8, "n_inner": None},
     **DENSE,
     **MIXTURES,
+    **RECURRENT,
 }
 
 EVERY = VARIANTS | ENCODER_DECODERS
@@ -182,6 +187,12 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
         for operation in stage.operations
         if isinstance(operation, Linear)
     }
+    of_states = {
+        name: spread
+        for stage in plan.stages
+        for operation in stage.operations
+        for name, spread in spreads_of_state(operation)
+    }
     for seed, spec in enumerate(sorted(plan.tensors(), key=lambda spec: spec.name)):
         spread, centre = 0.3, 0.0 if spec.name.endswith(".bias") else 1.0
         if spec.matrix or spec.name in routers:
@@ -191,8 +202,26 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
             spread /= 3.0  # T5 does not scale its scores: its queries are small
         if spec.name in tables:
             spread, centre = 2.0, 0.0
+        spread, centre = of_states.get(spec.name, (spread, centre))
         weights[spec.name] = centre + spread * uniform(seed, spec.shape)
     return weights
+
+
+def spreads_of_state(operation: Operation) -> list[tuple[str, tuple[float, float]]]:
+    """Spread and centre of what decides how long a state lasts: some features long, some short."""
+    if isinstance(operation, Conv):
+        return [(operation.weight, (0.28, 0.5))]
+    if isinstance(operation, Recurrence):
+        return list(zip(operation.weights, SPREADS[operation.rule], strict=True))
+    return []
+
+
+SPREADS = {
+    "wkv4": ((1.0, -1.5), (0.5, 0.3)),
+    "delta": ((1.0, -1.5), (0.5, 0.0)),
+    "scan": ((1.0, -1.5), (0.5, 0.0), (0.3, 1.0)),
+}
+"""Of the weights of each rule."""
 
 
 def make_tokens(configuration: Mapping[str, Any]) -> NDArray[np.int64]:
@@ -272,6 +301,8 @@ def tolerance(plan: Plan, logits: NDArray[np.float32]) -> float:
                 units += math.sqrt(operation.features)
             elif isinstance(operation, Attention):
                 units += math.sqrt(operation.head_dim) + math.sqrt(LENGTH_TOKENS)
+            elif isinstance(operation, Recurrence):
+                units += math.sqrt(LENGTH_TOKENS)
             elif isinstance(operation, Rotary):
                 units += LENGTH_TOKENS / 2
     return 2 * units * 2.0**-24 * float(np.abs(logits).max())

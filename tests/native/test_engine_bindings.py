@@ -36,11 +36,27 @@ def test_the_usual_call_works(name: str) -> None:
     Built().call(name)
 
 
+def test_another_rule_takes_other_arguments() -> None:
+    Built().call("recurrence", **SCAN)
+    Built().call("recurrence", **SCAN | {"rule": "delta", "inputs": [3, 3, 0, 6, 6]})
+
+
 def wrong_dtype(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array.astype(np.float64)
 
 
 LARGE, LONGEST = 1 << 62, (1 << 63) - 1
+
+SCAN: dict[str, Any] = {
+    "rule": "scan",
+    "inputs": [3, 3, 0, 6],
+    "heads": 8,
+    "key_heads": 4,
+    "key_dim": 4,
+    "weights": np.ones((3, 16), np.float32),
+    "states": np.zeros((2, 512), np.float32),
+}
+"""Another rule's arguments that work: 8 heads of 4 values."""
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("add_buffer", {"width": 0}, "rows of 16 floats"),
@@ -177,6 +193,36 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("join", {"widths": [16, 0]}, "widths differ"),
     ("join", {"inputs": [3, 99]}, "no such buffer"),
     ("join", {"inputs": [0], "widths": [16]}, "writes what it reads"),
+    ("conv", {"out": 3}, "widths differ"),
+    ("conv", {"taps": np.ones((1, WIDTH), np.float32)}, "2 to 8 taps"),
+    ("conv", {"taps": np.ones((9, WIDTH), np.float32)}, "2 to 8 taps"),
+    ("conv", {"taps": np.ones((4, 16), np.float32)}, "whole rows"),
+    ("conv", {"bias": np.ones(31, np.float32)}, "a whole row"),
+    *[("conv", {"begin": begin}, "too narrow") for begin in (-16, 8, 32, LARGE, LONGEST)],
+    ("conv", {"states": np.ones((2, 3 * WIDTH + 8), np.float32)}, "too narrow"),
+    ("conv", {"states": np.ones((0, 3 * WIDTH + 16), np.float32)}, "none"),
+    ("conv", {"states": None}, "none"),
+    ("recurrence", {"rule": "wkv5"}, "no such rule"),
+    ("recurrence", {"inputs": [0]}, "a key and a value"),
+    ("recurrence", {"inputs": [0, 99]}, "no such buffer"),
+    ("recurrence", {"inputs": [0, 4]}, "widths differ"),
+    ("recurrence", {"heads": 31}, "a feature is a head"),
+    ("recurrence", {"heads": 16, "key_heads": 16}, "widths differ"),
+    ("recurrence", {"rule": "delta"}, "inputs of another rule"),
+    ("recurrence", SCAN | {"heads": 9}, "heads do not divide"),
+    ("recurrence", SCAN | {"heads": LARGE}, "heads do not divide"),
+    ("recurrence", SCAN | {"key_heads": 0}, "heads do not divide"),
+    ("recurrence", SCAN | {"key_heads": 3}, "heads do not divide"),
+    ("recurrence", SCAN | {"key_dim": 257}, "1 to 256 features"),
+    ("recurrence", SCAN | {"key_dim": 0}, "1 to 256 features"),
+    ("recurrence", SCAN | {"key_heads": 2}, "widths differ"),
+    ("recurrence", SCAN | {"inputs": [3, 3, 0, 3]}, "widths differ"),
+    ("recurrence", SCAN | {"inputs": [3, 3, 2, 6]}, "reads what it writes"),
+    ("recurrence", SCAN | {"weights": np.ones((2, 16), np.float32)}, "a rate, a bias"),
+    ("recurrence", SCAN | {"states": np.zeros((2, 496), np.float32)}, "too narrow"),
+    ("recurrence", {"weights": np.ones((1, WIDTH), np.float32)}, "a decay and a bonus"),
+    ("recurrence", {"weights": np.ones((2, 16), np.float32)}, "a decay and a bonus"),
+    ("recurrence", {"begin": 16}, "too narrow"),
     ("router", {"scoring": "sum"}, "unknown function"),
     ("router", {"finish": "tanh"}, "unknown function"),
     ("router", {"bias": np.ones(31, np.float32)}, "bias"),
@@ -253,6 +299,7 @@ def test_arrays_that_a_step_writes_must_be_writable() -> None:
         ("add_buffer", "data"),
         ("move_buffer", "data"),
         ("attention", "pages"),
+        ("conv", "states"),
         ("add_activations", "scale"),
     ):
         array = CALLS[name](built)[key]
@@ -335,8 +382,9 @@ def test_behind_select_there_are_fewer_rows_and_no_attention() -> None:
     built.call("select")
     with pytest.raises(ValueError, match="a second one"):
         built.call("select", input=built.kept)
-    with pytest.raises(ValueError, match="behind select"):
-        built.call("attention")
+    for name in ("attention", "conv"):
+        with pytest.raises(ValueError, match=r"behind select|too few rows"):
+            built.call(name)
     built.call("norm", input=built.kept, out=built.kept)
     built.call(
         "linear", input=built.kept, activations=-1, out=built.logits, matrix=built.floats, bias=None

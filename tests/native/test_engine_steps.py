@@ -188,6 +188,38 @@ def test_a_buffer_that_moved_is_read_and_written_where_it_is_now() -> None:
     assert first[0, 0] == 10
 
 
+WRONG_STATES: list[tuple[list[Any], str]] = [
+    ([], "step: states"),
+    ([[(2, -1, 0)], [(1, -1, -1)]], "step: states"),
+    ([[]], "rows of a state"),
+    ([[(1, -1, 0)]], "rows of a state"),
+    ([[(3, -1, 0)]], "rows of a state"),
+    ([[(2, -1, 0), (1, 0, 0)]], "rows of a state"),
+    ([[(0, -1, 0), (2, 0, 0)]], "rows of a state"),
+    ([[(-1, -1, 0), (3, 0, 0)]], "rows of a state"),
+    ([[(LONGEST, -1, 0)]], "rows of a state"),
+    ([[(2, 2, 0)]], "state out of range"),
+    ([[(2, -2, 0)]], "state out of range"),
+    ([[(2, 0, 2)]], "state out of range"),
+    ([[(2, 0, -2)]], "state out of range"),
+]
+
+
+@pytest.mark.parametrize(("states", "what"), WRONG_STATES)
+def test_a_step_whose_states_are_wrong_is_refused(states: list[Any], what: str) -> None:
+    built = Built()
+    built.call("conv")
+    built.engine.step([(*FIRST[:3], 0)], 1, states=[[(1, -1, 1), (1, 1, 0)]])
+    with pytest.raises(ValueError, match=what):
+        built.engine.step([(*FIRST[:3], 0)], 1, states=states)
+
+
+def test_without_attention_a_sequence_needs_no_pages() -> None:
+    built = Built()
+    built.call("conv")
+    built.engine.step([([1, 2], 1 << 20, [], 0)], 1, states=[[(2, -1, 0)]])
+
+
 def test_an_engine_without_anything_takes_no_step() -> None:
     engine = NativeEngine("baseline", 1, aligned(1, 64))
     with pytest.raises(ValueError, match="step: rows"):

@@ -15,6 +15,7 @@ from operation_checks import check_gradient, check_native, drawn, native_output
 from crumb.operations.activation import FUNCTIONS, NUMBERED, Activation
 from crumb.operations.add import Add
 from crumb.operations.attention import QUERY_BLOCK, Attention
+from crumb.operations.conv import Conv
 from crumb.operations.embed import Embed
 from crumb.operations.experts import CLAMPED, Experts
 from crumb.operations.gate import Gate
@@ -25,6 +26,7 @@ from crumb.operations.multiply import Multiply
 from crumb.operations.norm import Norm
 from crumb.operations.operation import Context, Operation
 from crumb.operations.places import Buckets, Slopes, Temperature
+from crumb.operations.recurrence import RULES, Recurrence
 from crumb.operations.rope import Rope
 from crumb.operations.rotary import Rotary
 from crumb.operations.router import Router
@@ -86,6 +88,31 @@ def head_linear(heads: int, inputs: int, outputs: int) -> Case:
     op = HeadLinear("x", "y", "w.{head}", heads, inputs, outputs)
     weights = {spec.name: drawn(*spec.shape, seed=k) for k, spec in enumerate(op.tensors())}
     return op, (drawn(1, 7, heads * inputs),), weights, 0
+
+
+def conv(form: str = "taps", taps: int = 2, bias: bool = False) -> Case:
+    op = Conv("x", "y", "w", "b" if bias else None, 21, taps, form, "slot")
+    weights = {spec.name: drawn(*spec.shape, seed=k) for k, spec in enumerate(op.tensors())}
+    return op, (drawn(1, 7, 21),), weights, 0
+
+
+def recurrence(scale: float = 1.0) -> Case:
+    """`scale` of the keys: large ones make one token all there is."""
+    op = Recurrence(("k", "v"), "y", "wkv4", 21, 21, 1, 1, ("decay", "bonus"), "slot")
+    weights = {name: drawn(21, seed=k) for k, name in enumerate(op.weights)}
+    return op, (scale * drawn(1, 12, 21), drawn(1, 12, 21, seed=1)), weights, 0
+
+
+def matrix_state(rule: str, heads: int, key_heads: int, key_dim: int, value_dim: int) -> Case:
+    inputs, weights = RULES[rule].inputs, ("rate", "bias", "skip")[: 2 if rule == "delta" else 3]
+    sizes = (heads, key_heads, key_dim, value_dim)
+    op = Recurrence(inputs, "y", rule, *sizes, weights, "slot")
+    widths = (key_heads * key_dim, key_heads * key_dim, heads * value_dim, heads, heads)
+    reads = tuple(
+        drawn(1, 37, width, seed=k) / (key_dim**0.5 if k < 2 else 1.0)
+        for k, width in enumerate(widths[: len(inputs)])
+    )
+    return op, reads, {name: drawn(heads, seed=k) - 1 for k, name in enumerate(weights)}, 0
 
 
 ELEMENTS = drawn(1, 7, 21), drawn(1, 7, 21, seed=1)
@@ -167,6 +194,16 @@ CASES: dict[str, Case] = {
     "attention of many queries": attention(tokens=QUERY_BLOCK + 5, window=20, shape=(2, 1, 3)),
     "matrices of heads": head_linear(3, 21, 13),
     "matrices of heads of whole vectors": head_linear(5, 32, 16),
+    "convolution": conv(taps=4, bias=True),
+    "convolution of many taps": conv(taps=8),
+    "token shift": conv("mix"),
+    "token shift the other way": conv("lerp"),
+    "recurrence wkv4": recurrence(),
+    "recurrence wkv4 of large keys": recurrence(40.0),
+    "recurrence delta": matrix_state("delta", 4, 2, 5, 19),
+    "recurrence delta of whole vectors": matrix_state("delta", 2, 2, 16, 32),
+    "recurrence scan": matrix_state("scan", 6, 2, 7, 5),
+    "recurrence scan of one key": matrix_state("scan", 3, 1, 16, 17),
     "experts": experts(),
     "experts with biases": experts(biases=True, function="gelu"),
     "experts with clamped gates": experts(biases=True, function=CLAMPED, slope=1.702, limit=0.7),
@@ -256,3 +293,29 @@ def test_a_token_gets_the_same_from_its_experts_whoever_is_beside_it() -> None:
     for token in range(x.shape[1]):
         alone = tuple(each[:, token : token + 1] for each in (x, shares, chosen))
         np.testing.assert_array_equal(native_output(op, alone, weights)[0], together[token])
+
+
+STATEFUL = [name for name, case in CASES.items() if isinstance(case[0], Conv | Recurrence)]
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_text_in_chunks_leaves_the_same_state_and_the_same_bits(name: str) -> None:
+    operation, reads, weights, _ = CASES[name]
+    (whole,), rows = (
+        row_of(operation).reference(operation, reads, Context(weights)),
+        reads[0].shape[1],
+    )
+    states: dict[str, tuple[Any, ...]] = {}
+    singly, snapshots = [], []
+    for token in range(rows):
+        one = tuple(each[:, token : token + 1] for each in reads)
+        snapshots.append(dict(states))
+        singly.append(row_of(operation).reference(operation, one, Context(weights, states))[0])
+    np.testing.assert_allclose(np.concatenate(singly, axis=1), whole, rtol=1e-12)
+    # A snapshot is a state that nobody changes: from there the text goes on as it did.
+    rest = tuple(each[:, 3:] for each in reads)
+    again = row_of(operation).reference(operation, rest, Context(weights, dict(snapshots[3])))[0]
+    np.testing.assert_array_equal(again, np.concatenate(singly[3:], axis=1))
+    native = native_output(operation, reads, weights)
+    for cuts in ((1,), (3, 5), tuple(range(1, rows))):
+        np.testing.assert_array_equal(native_output(operation, reads, weights, cuts), native)

@@ -83,7 +83,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
             for name, tensor in model.named_buffers():
                 if name.endswith("e_score_correction_bias"):
                     tensor.normal_(0.0, 0.3)
-            logits = model.eval()(torch.from_numpy(make_tokens(VARIANTS[variant]))).logits.numpy()
+            tokens = torch.from_numpy(make_tokens(VARIANTS[variant]))
+            logits = model.eval()(tokens, use_cache=False).logits.numpy()
         folder = tmp_path_factory.mktemp(variant)
         model.save_pretrained(folder)
         return folder, logits

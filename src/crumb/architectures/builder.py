@@ -41,6 +41,10 @@ class Builder:
     def name(self, role: str, block: int | None = None, kind: str = "weight") -> str:
         return f"{self.family.tensors[role].format(block=block)}.{kind}"
 
+    def bare(self, role: str, block: int) -> str:
+        """A tensor whose name has no ending."""
+        return self.family.tensors[role].format(block=block)
+
     def bias(self, role: str, block: int | None = None) -> str | None:
         has_bias = self.reader.flag(self.family.biases.get(role, False))
         return self.name(role, block, "bias") if has_bias else None
@@ -49,9 +53,8 @@ class Builder:
         form, sizes = self.family.norm, self.sizes
         bias = self.name(role, block, "bias") if form.bias else None
         weight, wide = self.name(role, block), sizes.hidden
-        return Norm(
-            source, output, form.kind, weight, bias, sizes.epsilon, wide, offset=form.offset
-        )
+        epsilon = self.family.epsilon(self.reader, role, block)
+        return Norm(source, output, form.kind, weight, bias, epsilon, wide, offset=form.offset)
 
     def linear(
         self, role: str, source: str, output: str, wide: tuple[int, int], block: int | None = None

@@ -116,6 +116,12 @@ def no_rotation(reader: Reader) -> tuple[BlockKind, ...]:
     return (BlockKind(None),) * reader.sizes.blocks
 
 
+def usual_epsilon(reader: Reader, role: str, block: int | None) -> float:
+    """All norms of a model have one."""
+    del role, block
+    return reader.sizes.epsilon
+
+
 def as_it_is(configuration: Configuration) -> Configuration:
     """A configuration that needs no other spelling."""
     return configuration
@@ -139,6 +145,7 @@ class Family:
     head_norm: HeadNorm = HeadNorm("rms")
     kinds: Callable[[Reader], tuple[BlockKind, ...]] = alike
     multipliers: Callable[[Reader], Multipliers] = lambda reader: Multipliers()
+    epsilon: Callable[[Reader, str, int | None], float] = usual_epsilon  # of a role, in a block
     restate: Callable[[Configuration], Configuration] = as_it_is  # older spellings as today's
     first_position: int = 0  # rows of "positions" before that of the first token
     stacked: tuple[Stacked, ...] = ()  # how files may hold experts in place of one tensor each

@@ -70,3 +70,15 @@ def ropes_by_kind(
         for kind, (key, usual) in thetas.items()
     }
     return {**configuration, "rope_scaling": None, "rope_parameters": ropes}
+
+
+def attending_blocks(reader: Reader, other: str, usual: list[bool]) -> list[bool]:
+    """Which blocks attend, where the rest are of another kind, as layer_types says or as is usual.
+
+    Raises: CheckpointError.
+    """
+    blocks, kinds = reader.sizes.blocks, reader.configuration.get("layer_types")
+    if kinds is None:
+        return usual
+    checked = check_kinds(kinds, "layer_types", blocks, (KINDS[0], other))
+    return [kind != other for kind in checked]

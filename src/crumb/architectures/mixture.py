@@ -152,6 +152,16 @@ def sequential(*mlp: BlockRow, attention: BlockRow | None = None) -> Block:
     return (*first, Normed("mlp_norm"), *mlp, Added("mlp"))
 
 
+def with_gated_expert(reader: Reader, block: int, attention: BlockRow | None = None) -> Block:
+    """A block whose experts have one beside them that every token uses, weighed; or one MLP."""
+    if not is_sparse(reader, block):
+        return sequential(FeedForward(), attention=attention)
+    routing = Routing("softmax", "sum" if reader.flag("norm_topk_prob") else "none")
+    shared = gated_expert(reader, reader.size("shared_inner"))
+    added = Sum("mlp", "shared", "mlp")
+    return sequential(mixture(reader, routing), shared, added, attention=attention)
+
+
 def sigmoid_routing(reader: Reader) -> Routing:
     """DeepSeek's: groups as good as their two best, a bias for the choice alone."""
     return Routing(
@@ -192,14 +202,14 @@ def is_sparse(reader: Reader, block: int) -> bool:
 
     Where the word "sparse_blocks" names them, no rule counts. Raises: CheckpointError.
     """
-    named = _listed(reader, "sparse_blocks")
+    named = block_list(reader, "sparse_blocks")
     if named is not None:
         return block in named
-    dense = _listed(reader, "dense_blocks") or []
+    dense = block_list(reader, "dense_blocks") or []
     return (block + 1) % reader.size("sparse_step") == 0 and block not in dense
 
 
-def _listed(reader: Reader, word: str) -> list[int] | None:
+def block_list(reader: Reader, word: str) -> list[int] | None:
     """The blocks that a word names; None where it says nothing."""
     key, listed = reader.find(word)
     if listed is None or listed is MISSING:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from crumb.architectures.block import Block, FeedForward, Sum
 from crumb.architectures.configuration import as_integer, read_flag, read_window
 from crumb.architectures.family import BlockKind
 from crumb.architectures.kinds import sliding_blocks
@@ -10,11 +9,7 @@ from crumb.architectures.mixture import (
     QWEN_DEFAULTS,
     QWEN_KEYS,
     QWEN_TENSORS,
-    Routing,
-    gated_expert,
-    is_sparse,
-    mixture,
-    sequential,
+    with_gated_expert,
 )
 from crumb.architectures.qwen2 import FAMILY as QWEN2
 from crumb.architectures.reader import Reader
@@ -31,16 +26,6 @@ def _kinds(reader: Reader) -> tuple[BlockKind, ...]:
     return tuple(BlockKind(reader.rope(), window if each else None) for each in sliding)
 
 
-def _block(reader: Reader, block: int) -> Block:
-    if not is_sparse(reader, block):
-        return sequential(FeedForward())
-    finish = "sum" if reader.flag("norm_topk_prob") else "none"
-    shared = gated_expert(reader, reader.size("shared_inner"))
-    return sequential(
-        mixture(reader, Routing("softmax", finish)), shared, Sum("mlp", "shared", "mlp")
-    )
-
-
 FAMILY = replace(
     QWEN2,
     model_type="qwen2_moe",
@@ -55,5 +40,5 @@ FAMILY = replace(
     },
     biases=dict.fromkeys(("query", "key", "value"), "qkv_bias"),
     kinds=_kinds,
-    block=_block,
+    block=with_gated_expert,
 )

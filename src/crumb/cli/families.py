@@ -70,6 +70,8 @@ def family_row(name: str, family: Family) -> dict[str, Any]:
         positions = "learned" if "positions" in family.tensors else "slopes"
     if family.encoder is not None:
         positions = "buckets"
+    if "decay" in family.tensors:
+        positions = "a state"
     architecture = ARCHITECTURE_OF_FAMILY.get(name)
     return {
         "model_type": name,

@@ -21,9 +21,12 @@ from crumb.files.read_errors import read_errors
 
 CONFIGURATION = "config.json"
 
+WORLD_FILE = "rwkv_vocab_v20230424.txt"
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
+    WORLD_FILE,
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -56,6 +56,11 @@ def _sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + xp.exp(-xp.clip(x, min=-80.0)))  # no overflow
 
 
+def _sigmoid_slope(x: Array) -> Array:
+    share = _sigmoid(x)
+    return share * (1.0 - share)
+
+
 def _silu(x: Array) -> Array:
     xp = array_namespace(x)
     return x / (1.0 + xp.exp(-xp.clip(x, min=-80.0)))  # no overflow; silu(-80) is 0 in f32
@@ -97,6 +102,15 @@ def _relu_slope(x: Array) -> Array:
     return array_namespace(x).astype(x > 0, x.dtype)
 
 
+def _relu2(x: Array) -> Array:
+    over = _relu(x)
+    return over * over
+
+
+def _relu2_slope(x: Array) -> Array:
+    return 2.0 * _relu(x)
+
+
 def _scale_slope(x: Array, number: float) -> Array:
     return array_namespace(x).full_like(x, number)
 
@@ -128,6 +142,8 @@ FUNCTIONS: dict[str, Function] = {
     "gelu_fast": _GELU_TANH,
     "gelu_pytorch_tanh": _GELU_TANH,
     "relu": Function(_relu, _relu_slope, "relu"),
+    "relu2": Function(_relu2, _relu2_slope, "relu2"),
+    "sigmoid": Function(_sigmoid, _sigmoid_slope, "sigmoid"),
 }
 """Functions of an element alone."""
 

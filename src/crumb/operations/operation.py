@@ -134,6 +134,7 @@ class Needs:
     table: Any = None  # a Rope: cosines and sines of each position, shared by equal ones
     table_width: int = 0  # floats of it for each position
     grouped: Grouped | None = None
+    state_floats: int = 0  # of a sequence, however long it is; whole rows
 
 
 class NativeProgram(Protocol):
@@ -147,6 +148,7 @@ class NativeProgram(Protocol):
     def vector(self, name: str | None) -> NDArray[np.float32] | None: ...
     def turns(self, rope: Any) -> NDArray[np.float32]: ...
     def cache(self, operation: Any) -> Mapping[str, Any]: ...
+    def state(self, operation: Any) -> Mapping[str, Any]: ...
     def linear(self, operation: Any) -> None: ...
     def grouping(self, operation: Any) -> Mapping[str, Any]: ...
 
@@ -163,6 +165,15 @@ Gradient = Callable[
 ]
 """(operation, arrays it read, gradients of what it wrote, context)
 -> gradients of what it read, None where there is none, and those of context.trained."""
+
+
+ROW_FLOATS = 16
+"""Rows of buffers and of states are padded to a multiple of these."""
+
+
+def padded_row(features: int) -> int:
+    """Floats of a row of so many features."""
+    return -(-features // ROW_FLOATS) * ROW_FLOATS
 
 
 def same_width(operation: Operation, widths: Widths) -> tuple[int, ...]:

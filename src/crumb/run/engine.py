@@ -8,7 +8,7 @@ Refuses sequences longer than the context and tokens outside the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
@@ -17,17 +17,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb import __version__
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import ContextExceeded, UsageError
-from crumb.kernels.dispatch import selected_set
 from crumb.kernels.engine import PAGE_TOKENS
 from crumb.operations.linear import Linear
+from crumb.run.cache_dir import open_store
 from crumb.run.memories import Memories, SourceMemory, pages_of
 from crumb.run.memory_plan import EngineSettings, MemoryPlan, check_fits
 from crumb.run.page_store import PageStore, StoredPages, next_key
 from crumb.run.pages import PagePool
 from crumb.run.program import Program, plan_engine
+from crumb.run.states import Run, SequenceState, States
 
 Floats = NDArray[np.float32]
 
@@ -56,6 +56,7 @@ class EngineSequence:
     cached_tokens: int = 0  # of its beginning, found in pages of earlier sequences
     page_keys: list[bytes] = field(default_factory=list)  # of its first pages, as a store has them
     memory: SourceMemory | None = None  # of what it reads before it writes
+    state: SequenceState | None = None  # of what recurrences keep
 
     @property
     def length_tokens(self) -> int:
@@ -73,34 +74,7 @@ class StepPart(NamedTuple):
     sequence: EngineSequence
     tokens: Sequence[int]
     rows: int = Rows.LAST  # that leave the step, of its last; Rows has the usual ones
-
-
-def open_store(
-    checkpoint: Checkpoint, settings: EngineSettings, caches: Sequence[NDArray[np.uint8]]
-) -> PageStore | None:
-    """Where pages outlive the process, if anywhere. Raises: UsageError."""
-    if settings.cache_dir is None or not caches:
-        return None
-    if checkpoint.plan.inputs:
-        raise UsageError(
-            "pages of a model that reads a text before it writes do not outlive the process",
-            where=checkpoint.plan.family,
-            do="Leave --cache-dir out",
-        )
-    files = [(path.name, path.stat()) for path in sorted(checkpoint.weight_files)]
-    identity = repr(
-        (
-            __version__,
-            [(name, status.st_size, status.st_mtime_ns) for name, status in files],
-            str(checkpoint.plan),
-            settings.cache,
-            settings.activations,
-            settings.context(checkpoint.plan),
-            selected_set(),
-        )
-    )
-    page_bytes = sum(cache.shape[1] for cache in caches)
-    return PageStore(settings.cache_dir, identity, page_bytes, settings.cache_disk_bytes)
+    guessed: int = 0  # of the last tokens, that `cut` may take back
 
 
 class Engine:
@@ -127,6 +101,9 @@ class Engine:
         self._features = program.view(operations[head].reads[0])  # (logits_rows, hidden)
         self.logits_rows = len(self._logits)
         self._pages = PagePool(self.settings.pages(self.plan))
+        states = program.memory.states
+        multiple = PAGE_TOKENS if self._pages.count else 1
+        self.states = States(states, program.states, multiple) if states.floats else None
         self.store = open_store(checkpoint, self.settings, program.caches)
 
     @property
@@ -145,11 +122,14 @@ class Engine:
         self.check_source(source)
         if self.memories is not None:
             return EngineSequence(memory=self.memories.begin(source))
-        if not reuse:
-            return EngineSequence()
-        pages = self._pages.match(tokens)
-        cached = len(pages) * PAGE_TOKENS
-        return EngineSequence(list(tokens[:cached]), pages, cached)
+        pages = self._pages.match(tokens) if reuse else []
+        cached, state = len(pages) * PAGE_TOKENS, None
+        if self.states is not None:
+            most = cached if self._pages.count else None
+            state, cached = self.states.begin(tokens if reuse else (), most)
+            self._pages.release(pages[self.pages_of(cached) :])
+            del pages[self.pages_of(cached) :]
+        return EngineSequence(list(tokens[:cached]), pages, cached, state=state)
 
     def cut(self, sequence: EngineSequence, count: int) -> None:
         """Take a sequence's last tokens back, which this step added. Its pages stay its own."""
@@ -158,6 +138,8 @@ class Engine:
             whole = sequence.length_tokens // PAGE_TOKENS
             self._pages.forget(sequence.pages[whole:])
             del sequence.page_keys[whole:]
+        if self.states is not None and sequence.state is not None:
+            self.states.cut(sequence.state, count)
 
     def stored_pages(self, tokens: Sequence[int]) -> StoredPages | None:
         """Pages of a prompt's beginning that lie on disk alone; from any thread."""
@@ -208,6 +190,9 @@ class Engine:
         if self.memories is not None and sequence.memory is not None:
             self.memories.end(sequence.memory)
             sequence.memory = None
+        if self.states is not None and sequence.state is not None:
+            self.states.end(sequence.state, sequence.tokens)
+            sequence.state = None
         sequence.pages, sequence.tokens, sequence.page_keys = [], [], []
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
@@ -228,13 +213,20 @@ class Engine:
         if self.memories is not None:
             self.memories.fill([each.memory for each in sequences if each.memory is not None])
 
-    def has_memory_for(self, source: Sequence[int]) -> bool:
-        """Whether a source finds room."""
+    def has_room_for(self, source: Sequence[int]) -> bool:
+        """Whether a sequence's state finds room, and its source."""
+        if self.states is not None and not self.states.available:
+            return False
         return self.memories is None or pages_of(source) <= self.memories.pool.available
 
     def pages_of(self, tokens: int) -> int:
         """Pages of the cache that so many tokens of one sequence take."""
-        return -(-tokens // PAGE_TOKENS)
+        return -(-tokens // PAGE_TOKENS) if self._pages.count else 0
+
+    @property
+    def most_guessed(self) -> int:
+        """Guessed tokens that a step may hold, of all sequences."""
+        return self.logits_rows if self.states is None else self.states.free_guesses
 
     @property
     def free_pages(self) -> int:
@@ -243,8 +235,11 @@ class Engine:
 
     @property
     def cache_use(self) -> float:
-        """Share of the pages that sequences hold, 0 to 1."""
-        return 1.0 - self._pages.available / self._pages.count
+        """Share of the pages and of the states' places that sequences hold, 0 to 1."""
+        states = 0.0 if self.states is None else self.states.use
+        if not self._pages.count:
+            return states
+        return max(states, 1.0 - self._pages.available / self._pages.count)
 
     def check_pages(self, count: int) -> None:
         """Raises: DoesNotFit where so many more pages cannot be had."""
@@ -298,14 +293,14 @@ class Engine:
         steps: dict[EngineSequence, NativePart] = {}
         rows = rows_out = lacking = 0
         has_empty = False
-        for sequence, tokens, most in parts:
+        for sequence, tokens, most, _ in parts:
             count, past, pages = len(tokens), len(sequence.tokens), sequence.pages
             self._check_vocabulary(tokens)
             self._check_length(past + count)
             out = min(count, most)
             steps[sequence] = tokens, past, pages, out
             rows, rows_out, has_empty = rows + count, rows_out + out, has_empty or count == 0
-            lacking += max(-(-(past + count) // PAGE_TOKENS) - len(pages), 0)
+            lacking += max(self.pages_of(past + count) - len(pages), 0)
         if not 0 < rows <= self.settings.step_tokens or has_empty:
             raise UsageError(
                 "a step takes at least one token of each part and not more than it has rows for",
@@ -323,12 +318,19 @@ class Engine:
         if lacking:
             self._pages.check_available(lacking)
             for tokens, past, pages, _ in steps.values():
-                while len(pages) * PAGE_TOKENS < past + len(tokens):
+                while len(pages) < self.pages_of(past + len(tokens)):
                     pages.append(self._pages.take())
-        self._step(steps, operations)
+        runs = self._runs(parts)
+        try:
+            self._step(steps, operations, runs)
+        except Exception:
+            self._drop(steps)
+            raise
         for sequence, (tokens, past, pages, _) in steps.items():
             sequence.tokens += tokens
-            if self.memories is not None:
+            if self.states is not None and sequence.state is not None:
+                self.states.stepped(sequence.state, sequence.tokens)
+            if self.memories is not None or not self._pages.count:
                 continue  # pages of the same tokens differ by what was read before
             for index in range(past // PAGE_TOKENS, (past + len(tokens)) // PAGE_TOKENS):
                 content = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
@@ -337,9 +339,29 @@ class Engine:
                 self._store(self.store, sequence, len(tokens) // PAGE_TOKENS + 1)
         return rows_out
 
-    def _step(self, steps: Mapping[EngineSequence, NativePart], operations: int) -> None:
+    def _runs(self, parts: Sequence[StepPart]) -> list[list[Run]]:
+        """How the states of all parts go through the step. Raises: UsageError."""
+        if self.states is None:
+            return []
+        runs = []
+        for sequence, tokens, rows, guessed in parts:
+            if sequence.state is None:
+                raise UsageError("a sequence of another engine, or one that has ended")
+            past, ends = sequence.length_tokens, rows > 0 and not guessed
+            runs.append(self.states.runs(sequence.state, past, len(tokens), guessed, ends))
+        return runs
+
+    def _drop(self, sequences: Iterable[EngineSequence]) -> None:
+        """What a step that failed held beside the states."""
+        for each in sequences:
+            if self.states is not None and each.state is not None:
+                self.states.drop(each.state)
+
+    def _step(
+        self, steps: Mapping[EngineSequence, NativePart], operations: int, runs: list[list[Run]]
+    ) -> None:
         if self.memories is None:
-            self._program.native.step(list(steps.values()), operations)
+            self._program.native.step(list(steps.values()), operations, states=runs)
             return
         memories = [each.memory for each in steps if each.memory is not None]
         if len(memories) < len(steps):

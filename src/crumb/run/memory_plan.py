@@ -40,6 +40,7 @@ from crumb.requests.number import as_integer
 from crumb.run.buffers import Place, place_buffers
 from crumb.run.grouped_rows import grouped_of, integers_of, places_of, rows_of
 from crumb.run.page_store import DISK_BYTES
+from crumb.run.states import StatePlan, plan_states
 
 MOST = 1 << 24
 """The largest number of tokens or sequences that may be asked for."""
@@ -100,6 +101,7 @@ class EngineSettings:
     threads: int | None = None  # None: all processors of this process
     cache_dir: Path | None = None  # where pages of the cache outlive the process
     cache_disk_bytes: int = DISK_BYTES  # that all pages there may take
+    whole_texts: bool = False  # each comes in one step: no state outlives it
 
     def __post_init__(self) -> None:
         for name in ("context_tokens", "sequences", "step_tokens", "logits_rows", "threads"):
@@ -140,7 +142,9 @@ class EngineSettings:
         return replace(self, step_tokens=max(self.step_tokens, self.context(plan)))
 
     def pages(self, plan: Plan) -> int:
-        """Pages of the cache, and of the memories of what was read."""
+        """Pages of the cache, and of the memories of what was read; 0 where nothing attends."""
+        if not attends(plan):
+            return 0
         return self.sequences * -(-self.context(plan) // PAGE_TOKENS)
 
     def passing_pages(self, plan: Plan) -> int:
@@ -156,7 +160,7 @@ class MemoryPlan:
     """The bytes of an engine, and the places of its buffers."""
 
     weights_bytes: int
-    cache_bytes: int  # of sequences, what they have read included
+    cache_bytes: int  # of sequences, what they have read and their states included
     buffer_bytes: int
     scratch_bytes: int
     table_bytes: int  # rotary tables, and the orders of columns
@@ -166,6 +170,7 @@ class MemoryPlan:
     grouping_integers: int  # that the largest of these needs
     arena_floats: int
     scratch_row_bytes: int  # of each thread
+    states: StatePlan
     process_bytes: int = 0  # interpreter, packages and tokenizer, where they were measured
 
     @property
@@ -195,6 +200,11 @@ def cache_page_bytes(operation: Operation, cache: CacheKind) -> int:
     """Bytes of one page of an operation's cache; 0 where it keeps nothing."""
     needs = row_of(operation).needs(operation)
     return needs.cache_heads * cache_head_bytes(needs.head_dim, CACHE_KINDS[cache], needs.value_dim)
+
+
+def attends(plan: Plan) -> bool:
+    """Whether a model looks back at its text, so that what it keeps grows with it."""
+    return any(isinstance(each, Attention) for stage in plan.stages for each in stage.operations)
 
 
 def passes(operation: Operation, plan: Plan) -> bool:
@@ -259,11 +269,12 @@ def plan_memory(
     context = settings.context(plan)
     needs = [row_of(operation).needs(operation) for operation in operations]
     row = scratch_row_bytes(plan, max(need.head_dim for need in needs), context)
+    states = plan_states(plan, 0 if settings.whole_texts else settings.sequences)
     tables = {(need.table, need.table_width) for need in needs}
     different = {id(order): order.nbytes for order in (orders or {}).values()}
     return MemoryPlan(
         weights_bytes=weights_bytes,
-        cache_bytes=cache_bytes(plan, operations, settings),
+        cache_bytes=cache_bytes(plan, operations, settings) + states.total_bytes,
         buffer_bytes=4 * arena + 4 * integers + sum(activation_bytes(*shape) for shape in shapes),
         scratch_bytes=settings.thread_count() * row,
         table_bytes=sum(4 * context * width for _, width in tables) + sum(different.values()),
@@ -273,6 +284,7 @@ def plan_memory(
         grouping_integers=integers,
         arena_floats=arena,
         scratch_row_bytes=row,
+        states=states,
     )
 
 
@@ -317,9 +329,11 @@ def activation_shapes(
 
 
 def scratch_row_bytes(plan: Plan, head_dim: int, context: int) -> int:
-    """Scratch of one thread, whole pages; `head_dim` of the widest attention."""
+    """Scratch of one thread, whole pages; `head_dim` of the widest attention, 0: there is none."""
     columns = max(op.shape[1] for op in plan.tensors() if op.matrix)
-    row = max(matmul_scratch_bytes(columns), 4 * attention_scratch_floats(context, head_dim))
+    row = matmul_scratch_bytes(columns)
+    if head_dim:
+        row = max(row, 4 * attention_scratch_floats(context, head_dim))
     return -(-row // 4096) * 4096
 
 

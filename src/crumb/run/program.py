@@ -112,6 +112,9 @@ class Program:
         self.caches: list[NDArray[np.uint8]] = []  # of each attention: (pages, bytes)
         self.memories: dict[str, NDArray[np.uint8]] = {}  # by the buffer of the keys
         self.passing = np.zeros((0, 0), np.uint8)  # pages of attention to a step alone
+        states = memory.states
+        rows = aligned_bytes(states.places + states.guesses, 4 * states.floats)
+        self.states = rows.view(np.float32)  # of all operations that keep one
         self.activations: dict[tuple[int, int, int], int] = {}
         self.dealing = np.zeros(memory.grouping_integers, np.int32)
         self.tables: dict[Rope, Floats] = {}
@@ -189,6 +192,12 @@ class Program:
         if self.passing.shape != (count, row_bytes):
             self.passing = aligned_bytes(count, row_bytes)
         return {"pages": self.passing, "cache": CACHE_KINDS[CacheKind.F32]}
+
+    def state(self, operation: Operation) -> Mapping[str, Any]:
+        """Where an operation that keeps a state has it among those of a sequence."""
+        slot = getattr(operation, "state", None)
+        assert slot is not None, operation
+        return {"states": self.states, "begin": self.memory.states.begins[slot]}
 
     def buffer_at(self, place: Place) -> int:
         if place not in self.views:

@@ -235,7 +235,7 @@ class Scheduler:
         Raises: DoesNotFit where no other request could make room.
         """
         engine, consumer, others = self._engine, handle.consumer, self._active()
-        if others and not engine.has_memory_for(consumer.source):
+        if others and not engine.has_room_for(consumer.source):
             return None
         prompt = consumer.prompt[: consumer.first_row + 1]
         sequence = engine.begin(prompt, source=consumer.source)
@@ -278,7 +278,7 @@ class Scheduler:
     ) -> None:
         """Hand each part's rows to its request. They are of no use after."""
         row = 0
-        for each, (_, tokens, out) in zip(chosen, parts, strict=True):
+        for each, (_, tokens, out, _) in zip(chosen, parts, strict=True):
             begin, row = row, row + min(len(tokens), out)
             rows = features if each.consumer.reads_features else logits
             assert rows is not None, "made for someone"

@@ -96,14 +96,15 @@ class StepComposer:
     def _add_drafts(self, chosen: list[Active], parts: list[StepPart], rows: int) -> None:
         """Guessed tokens behind the next ones, where that pays."""
         speculators = [each.consumer.speculator for each in chosen]
+        rows = min(rows, self._engine.most_guessed)
         if rows < 1 or not any(speculators):
             return
         rooms = [each.room_tokens - 1 for each in chosen]
         drafts = self.speculation.drafts_for(speculators, rooms, rows)
         for place, draft in enumerate(drafts):
             if draft:
-                sequence, tokens, _ = parts[place]
-                parts[place] = StepPart(sequence, (*tokens, *draft), Rows.ALL)
+                sequence, tokens, *_ = parts[place]
+                parts[place] = StepPart(sequence, (*tokens, *draft), Rows.ALL, len(draft))
 
     def _decoding_rows(self, reading: list[Active], rows: int, rows_out: int) -> int:
         """How many sequences may decode beside the prompts that are read."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.kernels.engine import PAGE_TOKENS
+from crumb.operations.table import row_of
 from crumb.run.buffers import Place
 from crumb.run.lanes import Lanes
 from crumb.run.memory_plan import (
@@ -28,6 +29,7 @@ from crumb.run.memory_plan import (
     plan_memory,
 )
 from crumb.run.program import Floats, Program, aligned_bytes
+from crumb.run.states import NOWHERE
 
 BATCH_TOKENS = 2048
 """Tokens that run through a stage together."""
@@ -107,7 +109,13 @@ class WholeTexts:
             if makers:
                 self._step_with_memory(program, batch, makers)
             else:
-                program.native.step(_parts(batch.tokens), program.native.operation_count())
+                keeps = any(row_of(each).needs(each).state_floats for each in operations)
+                states = [[(batch.tokens.shape[1], NOWHERE, NOWHERE)]] if keeps else []
+                program.native.step(
+                    _parts(batch.tokens),
+                    program.native.operation_count(),
+                    states=states * len(batch.tokens),
+                )
             for name in buffers.keys() - live:
                 del buffers[name]
 
@@ -190,6 +198,7 @@ def plan_batch(plan: Plan, texts: int, length: int) -> tuple[EngineSettings, Mem
         logits_rows=texts * length,
         cache=CacheKind.F32,
         activations=ActivationKind.F32,
+        whole_texts=True,
     )
     return settings, plan_memory(plan, {}, 0, settings)
 

@@ -1,6 +1,7 @@
 """Text to tokens and back, through the tokenizers library.
 
-In: a model's files, with tokenizer.json or LLaMA's tokenizer.model. Out: a Tokenizer.
+In: a model's files, with tokenizer.json, LLaMA's tokenizer.model or RWKV's World vocabulary. Out: a
+Tokenizer.
 Refuses models with neither, files that the library cannot read, special tokens outside the
 model's vocabulary, and text that is not Unicode. Warns where a text would begin twice, and where
 files contradict each other.
@@ -20,9 +21,10 @@ from typing import Any
 import tokenizers
 
 from crumb.errors import CheckpointError, ModelNotFound, UsageError, warn
-from crumb.files.model_files import CONFIGURATION, ModelFiles, optional_json
+from crumb.files.model_files import CONFIGURATION, WORLD_FILE, ModelFiles, optional_json
 from crumb.tokenizer.scored_pieces import SPACE
 from crumb.tokenizer.sentencepiece_model import convert_sentencepiece
+from crumb.tokenizer.world import WorldVocabulary, read_world
 
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 """A piece that is one byte. A run of them is decoded as a whole: if one byte of it is wrong,
@@ -46,6 +48,7 @@ class Tokenizer:
     begin_token: int | None
     vocabulary: int | None = None  # tokens the model has; None: its configuration does not say
     path: Path | None = None  # the directory it was read from, for messages
+    world: WorldVocabulary | None = None  # which encodes in place of the backend
 
     @cached_property
     def special_tokens(self) -> frozenset[int]:
@@ -74,7 +77,11 @@ class Tokenizer:
                 found=f"a lone surrogate at character {error.start}",
             ) from error
         with _library_failures(self.path, "the tokenizer fails on a text"):
-            ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+            ids: list[int] = (
+                self.backend.encode(text, add_special_tokens=special).ids
+                if self.world is None
+                else self.world.encode(text)
+            )
         if self.vocabulary is not None and max(ids, default=0) >= self.vocabulary:
             raise CheckpointError(
                 "the tokenizer makes a token that the model does not have",
@@ -137,6 +144,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     """The tokenizer of a model. Raises: ModelNotFound, CheckpointError."""
     path, settings = files.path, optional_json(files, "tokenizer_config.json")
     content = files.read("tokenizer.json")
+    listed, world = files.read(WORLD_FILE) if content is None else None, None
     if content is not None:
         with _library_failures(path / "tokenizer.json", "the tokenizer cannot be read"):
             backend = tokenizers.Tokenizer.from_buffer(content)
@@ -147,6 +155,8 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
             add_end=settings.get("add_eos_token") is True,
         )
         _add_tokens(backend, files, settings)
+    elif listed is not None:
+        world, backend = read_world(listed, path)
     else:
         raise ModelNotFound("no tokenizer in this directory", where=path, expected="tokenizer.json")
     backend.no_truncation()
@@ -160,7 +170,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     begin = next(iter(begins or special.named("bos")), None)
     if content is not None:
         _tell_contradiction(backend, settings, begin, path)
-    return Tokenizer(backend, frozenset([*ends, *special.named("eos")]), begin, size, path)
+    return Tokenizer(backend, frozenset([*ends, *special.named("eos")]), begin, size, path, world)
 
 
 @dataclass(frozen=True)
