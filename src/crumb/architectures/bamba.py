@@ -22,7 +22,7 @@ FAMILY = replace(
     keys={**LLAMA.keys, **SCAN_KEYS, "attending": "attn_layer_indices"},
     defaults={**LLAMA.defaults, **SCAN_DEFAULTS, "key_value_heads": 8, "positions": 262144}
     | {"epsilon": 1e-5, "rotary_share": 0.5, "attending": None},
-    tensors=LLAMA.tensors
+    tensors={**LLAMA.tensors}
     | {
         **scan_tensors("model.layers.{block}.mamba"),
         "mlp_norm": "model.layers.{block}.pre_ff_layernorm",

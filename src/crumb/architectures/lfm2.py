@@ -25,7 +25,7 @@ FAMILY = replace(
     | {"attending": "full_attn_idxs"},
     defaults={**LLAMA.defaults, "key_value_heads": 8, "epsilon": 1e-5}
     | {"positions": 128000, "theta": 1e6, "taps": 3, "attending": None},
-    tensors=LLAMA.tensors
+    tensors={**LLAMA.tensors}
     | {
         "attention_norm": "model.layers.{block}.operator_norm",
         "query_norm": "model.layers.{block}.self_attn.q_layernorm",

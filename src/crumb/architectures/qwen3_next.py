@@ -34,7 +34,7 @@ FAMILY = replace(
         "taps": "linear_conv_kernel_dim",
         "attends_every": "full_attention_interval",
     },
-    defaults=QWEN3_MOE.defaults
+    defaults={**QWEN3_MOE.defaults}
     | {"key_value_heads": 2, "head_dim": 256, "rotary_share": 0.25, "norm_topk_prob": True}
     | {"experts": 512, "used": 10, "expert_inner": 512, "shared_inner": 512, "taps": 4}
     | {"attends_every": 4}
