@@ -25,6 +25,7 @@ struct Buffer {
 struct Matrix {
   const TileMatrix* tiles = nullptr;  // one of the two
   const FloatMatrix* floats = nullptr;
+  const FloatColumns* beside = nullptr;  // of tiles
   int64_t rows() const { return tiles ? tiles->rows : floats->rows; }
   int64_t columns() const { return tiles ? tiles->columns : floats->columns; }
 };

@@ -176,6 +176,24 @@ class NativeEngine {
     return int(engine_.matrices.size()) - 1;
   }
 
+  // Some inputs of a matrix of tiles that have float16 weights beside their codes.
+  void add_columns(int matrix, Array<const int32_t, 1> places, Array<const uint8_t, 3> tiles) {
+    require(matrix >= 0 && matrix < int(engine_.matrices.size()), "no such matrix");
+    Matrix& of = engine_.matrices[matrix];
+    require(of.tiles && !of.beside, "columns: of a matrix of tiles, once");
+    const int64_t count = int64_t(places.shape(0));
+    require(count > 0 && int64_t(tiles.shape(0)) == tile_count(of.rows()) &&
+                int64_t(tiles.shape(1)) == count && int64_t(tiles.shape(2)) == kColumnBytes,
+            "columns: wrong shape");
+    for (int64_t k = 0; k < count; ++k)
+      require(places.data()[k] > (k ? places.data()[k - 1] : -1) &&
+                  places.data()[k] < of.columns(), "columns: places");
+    require_rest();
+    keep(places), keep(tiles);
+    columns_.push_back({places.data(), tiles.data(), count});
+    of.beside = &columns_.back();
+  }
+
   int add_floats(Array<const uint8_t, 2> weights, int64_t columns, int kind) {
     require(kind >= kFloat32 && kind <= kBfloat16, "matrix: unknown float kind");
     require(weights.shape(0) > 0 && columns > 0, "matrix: empty");
@@ -334,6 +352,7 @@ class NativeEngine {
   Engine engine_;
   std::deque<TileMatrix> tiles_;  // addresses stay
   std::deque<FloatMatrix> floats_;
+  std::deque<FloatColumns> columns_;
   std::vector<nb::object> kept_;
   std::map<int, nb::object> moved_;  // where buffers lie now
   int steps_ = 0;  // that run, or wait for another
@@ -353,6 +372,7 @@ void bind_engine(nb::module_& m) {
       .def("add_tiles", &E::add_tiles, array("tiles"), nb::arg("rows"), nb::arg("columns"),
            nb::arg("group_width"), nb::arg("bits"), nb::arg("zero"), nb::arg("sub"),
            array("table").none())
+      .def("add_columns", &E::add_columns, nb::arg("matrix"), array("places"), array("tiles"))
       .def("add_floats", &E::add_floats, array("weights"), nb::arg("columns"), nb::arg("kind"))
       .def("add", &E::add, nb::arg("kind"), nb::arg("arguments"))
       .def("begin_section", &E::begin_section)

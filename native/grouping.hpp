@@ -84,6 +84,7 @@ struct Grouping {
 struct GroupMatrix {
   Matrix matrix;
   int activations;
+  bool reads_floats() const { return activations < 0 || matrix.beside; }
 };
 
 // The index among `choices` of activations that a matrix can read, -1 where there is none.
@@ -136,6 +137,7 @@ inline void multiply_rows(const Worker& worker, const GroupMatrix& of, int64_t f
   else
     worker.kernels().float_matmul({of.matrix.tiles, of.matrix.floats, x, x_stride, count, bias, out,
                                    out_stride, first_tile, last_tile, worker.scratch});
+  add_columns(worker, of.matrix, x, x_stride, count, out, out_stride, {first_tile, last_tile});
 }
 
 }  // namespace crumb

@@ -74,6 +74,14 @@ class Maker {
   }
 };
 
+// Adds a matrix's float columns, if it has any, to what its codes gave for some tiles.
+inline void add_columns(const Worker& worker, const Matrix& matrix, const float* x, int64_t x_stride,
+                        int64_t rows, float* out, int64_t out_stride, Share tiles) {
+  if (matrix.beside)
+    worker.kernels().add_columns({*matrix.beside, x, x_stride, rows, out, out_stride, tiles.begin,
+                                  tiles.end});
+}
+
 // Makes an operation; null where it joined the one before.
 using Make = std::unique_ptr<Operation> (*)(Maker&);
 

@@ -83,6 +83,24 @@ struct FloatMatmulJob {
   uint8_t* scratch;
 };
 
+// Inputs of a quantized matrix that have float16 weights beside their codes.
+struct FloatColumns {
+  const int32_t* places;  // (count) ascending
+  const uint8_t* tiles;   // (tiles, count, 16) float16
+  int64_t count;
+};
+constexpr int64_t kColumnBytes = 2 * 16;  // of a column in a tile
+
+struct ColumnsJob {
+  FloatColumns columns;
+  const float* x;  // (tokens, x_stride)
+  int64_t x_stride;
+  int64_t tokens;
+  float* out;  // (tokens, out_stride), which is added to
+  int64_t out_stride;
+  int64_t first_tile, last_tile;
+};
+
 struct EmbedJob {
   const TileMatrix* tiles;  // one of the two
   const FloatMatrix* floats;
@@ -297,6 +315,7 @@ struct RunKernels {
   void (*quantize)(const QuantizeJob&);
   void (*matmul)(const MatmulJob&);
   void (*float_matmul)(const FloatMatmulJob&);
+  void (*add_columns)(const ColumnsJob&);
   void (*embed)(const EmbedJob&);
   void (*norm)(const NormJob&);
   void (*elementwise)(const ElementwiseJob&);

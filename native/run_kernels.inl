@@ -10,6 +10,7 @@
 #include "matmul.inl"
 #include "float_expand.inl"
 #include "float_matmul.inl"
+#include "float_columns.inl"
 #include "rows.inl"
 #include "tilt.inl"
 #include "attention.inl"
@@ -24,5 +25,5 @@
 
 #define CRUMB_RUN_KERNELS                                                                    \
   {CRUMB_FEW_TOKENS, CRUMB_TOGETHER_FROM, quantize_activations, CRUMB_MATMUL, float_matmul,  \
-   embed_rows, normalize, elementwise, rotate, store_cache, attention,      \
+   add_columns, embed_rows, normalize, elementwise, rotate, store_cache, attention,          \
    convolve<2>, run_wkv, run_matrix_state}

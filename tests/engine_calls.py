@@ -116,6 +116,11 @@ CALLS: dict[str, Callable[[Built], dict[str, Any]]] = {
         "sub": 0,
         "table": None,
     },
+    "add_columns": lambda built: {
+        "matrix": built.tiles,
+        "places": vector(0, 3, WIDTH - 1),
+        "tiles": np.zeros((WIDTH // 16, 3, 32), np.uint8),
+    },
     "add_floats": lambda built: {
         "weights": np.zeros((8, 4 * WIDTH), np.uint8),
         "columns": WIDTH,

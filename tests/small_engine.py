@@ -14,6 +14,7 @@ from random_matrices import random_matrix
 
 from crumb.formats.catalog import Format
 from crumb.formats.grid import GroupParameters
+from crumb.formats.packed_tensor import PackedTensor
 from crumb.kernels.dispatch import sub_code, zero_code
 from crumb.kernels.engine import (
     BLOCK_INPUTS,
@@ -57,10 +58,17 @@ class SmallEngine:
 
     def matrix(self, format: Format, rows: int, columns: int, seed: int) -> int:
         codes, parameters = random_matrix(format, rows, columns, seed)
-        packed = pack_tensor(codes, moderate(parameters, format.bits), format)
-        width = format.group_width(columns)
+        return self.packed(pack_tensor(codes, moderate(parameters, format.bits), format))
+
+    def packed(self, tensor: PackedTensor) -> int:
+        format, shape = tensor.format, (tensor.out_features, tensor.in_features)
+        width = format.group_width(tensor.in_features)
         kind = (format.bits, zero_code(format), sub_code(format), table_bytes(format.row))
-        return int(self.native.add_tiles(packed.tiles, rows, columns, width, *kind))
+        index = int(self.native.add_tiles(tensor.tiles, *shape, width, *kind))
+        if tensor.columns is not None:
+            tiles = tensor.columns.tiles.view(np.uint8)
+            self.native.add_columns(index, tensor.columns.places, tiles)
+        return index
 
     def activations(self, format: Format, columns: int, rows: int) -> int:
         block = block_inputs(format, columns)

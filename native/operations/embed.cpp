@@ -15,6 +15,7 @@ struct Embed final : Operation {
         matrix(maker.matrix("matrix")), first_row(maker.of.integer("first_row")) {
     require(first_row >= 0 && first_row < matrix.rows(), "embed: no such row");
     require(maker.width(out) == matrix.columns(), "embed: widths differ");
+    require(!matrix.beside, "embed: float columns");
     Limits& limits = maker.engine.limits;
     int64_t& limit = of_positions ? limits.positions : limits.vocabulary;
     limit = std::min(limit, matrix.rows() - first_row);

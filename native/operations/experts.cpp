@@ -28,7 +28,7 @@ struct Role {  // gate, up or down of all experts
   }
   const float* bias_of(int64_t expert) const { return bias ? bias + expert * out_features : nullptr; }
   bool reads_floats() const {
-    return std::any_of(of.begin(), of.end(), [](const GroupMatrix& m) { return m.activations < 0; });
+    return std::any_of(of.begin(), of.end(), [](const GroupMatrix& m) { return m.reads_floats(); });
   }
 };
 

@@ -41,7 +41,7 @@ struct HeadLinear final : Operation {
     groups = static_cast<int32_t*>(memory.data);
     // Kernels read and write whole vectors: a head's features that are some stay where they are.
     const bool floats = std::any_of(of.begin(), of.end(),
-                                    [](const GroupMatrix& m) { return m.activations < 0; });
+                                    [](const GroupMatrix& m) { return m.reads_floats(); });
     gathers = in_features % 16 != 0 || floats;
     writes_through = out_features % 16 == 0;
   }

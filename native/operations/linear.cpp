@@ -35,6 +35,7 @@ struct Layer {
       worker.kernels().float_matmul({matrix.tiles, matrix.floats, from.data, from.stride,
                                      worker.rows, bias, to.data, to.stride, mine.begin, mine.end,
                                      worker.scratch});
+    add_columns(worker, matrix, from.data, from.stride, worker.rows, to.data, to.stride, mine);
   }
 };
 

@@ -77,6 +77,11 @@ def embedded(stage: Stage) -> list[TensorSpec]:
     return [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
 
 
+def count_columns(tensor: PackedTensor) -> int:
+    """Its columns that are floats beside their codes."""
+    return 0 if tensor.columns is None else len(tensor.columns.places)
+
+
 def make_record(
     tensor: PackedTensor, report: SolveReport, other: str | None, routed: Routed | None
 ) -> dict[str, Any]:
@@ -124,6 +129,8 @@ class QuantizeRun:
         self.token_weights: TokenWeights | None = None
         self.total = total_work(model.plan, self.formats, tokens.shape, request.settings)
         self.done = 0.0
+        stages = model.plan.stages
+        self.tables = {spec.name for stage in stages for spec in embedded(stage)}
 
     def all_stages(self) -> dict[str, dict[str, Any]]:
         """Quantize every matrix; returns the manifest's records by tensor name."""
@@ -310,6 +317,8 @@ class QuantizeRun:
             tensor, report = self.solve_rows(spec, layer_input)
             routed = None if layer_input is None else layer_input.routed
             record = make_record(tensor, report, self.fallbacks.get(spec.name), routed)
+            if self.request.settings.keep_columns:
+                record["float_columns"] = count_columns(tensor)
             self.workspace.store(spec.name, tensor, record)
             finished = self.workspace.finished(spec.name)
             assert finished is not None, "just stored"
@@ -321,13 +330,16 @@ class QuantizeRun:
         self, spec: TensorSpec, layer_input: LayerInput | None
     ) -> tuple[PackedTensor, SolveReport]:
         """Solve a matrix some rows at a time; rows do not depend on each other."""
+        settings = self.request.settings
+        if spec.name in self.tables:
+            settings = replace(settings, keep_columns=0.0)
         problem = LayerProblem(
             name=spec.name,
             weights=np.empty((0, spec.shape[1]), np.float32),
             hessian=None if layer_input is None else layer_input.hessian,
             tokens=self.tokens.size,
             format=self.formats[spec.name],
-            settings=self.request.settings,
+            settings=settings,
         )
         with placed(spec.name):
             solve = solve_round if problem.hessian is None else solve_gptq

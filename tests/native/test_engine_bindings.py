@@ -26,6 +26,7 @@ from engine_calls import (
     aligned,
     pages,
     tiles,
+    vector,
 )
 
 from crumb._native import NativeEngine
@@ -100,6 +101,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         | {"group_width": 4096},
         "scratch: too small",
     ),
+    ("add_columns", {"matrix": 99}, "no such matrix"),
+    ("add_columns", {"matrix": 0}, "of a matrix of tiles"),
+    ("add_columns", {"places": vector(3, 3, 4)}, "columns: places"),
+    ("add_columns", {"places": vector(-1, 3, 4)}, "columns: places"),
+    ("add_columns", {"places": vector(0, 3, WIDTH)}, "columns: places"),
+    ("add_columns", {"places": vector(0, 3)}, "wrong shape"),
+    ("add_columns", {"tiles": np.zeros((2, 3, 31), np.uint8)}, "wrong shape"),
+    ("add_columns", {"tiles": np.zeros((1, 3, 32), np.uint8)}, "wrong shape"),
     ("add_floats", {"kind": INT8}, "float kind"),
     ("add_floats", {"kind": -1}, "float kind"),
     *[("add_floats", {"columns": count}, "empty") for count in (0, -1)],

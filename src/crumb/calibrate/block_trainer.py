@@ -9,7 +9,7 @@ Refuses models that gradients do not go through.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +175,7 @@ class BlockTrainer:
             self.workspace.store(name + BESIDE, solved.entry.read(), solved.record | says)
             return
         says["zero_share"] = float((stored_weights(matrix) == 0).mean())
-        tensor = pack_tensor(*matrix.solution(), matrix.format)
+        tensor = replace(pack_tensor(*matrix.solution(), matrix.format), columns=matrix.columns)
         self.workspace.store(name + BESIDE, tensor, solved.record | says)
 
     def _take_place(self, name: str) -> FinishedTensor:
@@ -189,4 +189,6 @@ def _is_trained(tensor: FinishedTensor) -> bool:
 
 
 def _matrix(tensor: FinishedTensor) -> TrainedMatrix:
-    return TrainedMatrix.of(tensor.entry.format, *tensor.entry.read_codes(slice(None)))
+    columns = tensor.entry.read().columns
+    matrix = tensor.entry.read_codes(slice(None))
+    return TrainedMatrix.of(tensor.entry.format, *matrix, columns)

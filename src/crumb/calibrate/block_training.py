@@ -144,4 +144,4 @@ def train_block(
 
 def stored_weights(matrix: TrainedMatrix) -> Floats:
     """What a matrix decodes to once its scales are fp16."""
-    return TrainedMatrix.of(matrix.format, *matrix.solution()).weights()
+    return TrainedMatrix.of(matrix.format, *matrix.solution(), matrix.columns).weights()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.float_columns import FloatColumns
 from crumb.formats.grid import GroupParameters, decode_columns, group_of_column
 from crumb.kernels.threads import over_rows
 
@@ -63,6 +64,7 @@ class TrainedMatrix:
     scale: Floats  # (rows, groups)
     offset: Floats  # (rows, groups)
     group: NDArray[np.int32]  # (columns,)
+    columns: FloatColumns | None = None  # that are added, and stay as they are
     code_means: AdamMeans = field(init=False)
     scale_means: AdamMeans = field(init=False)
 
@@ -71,7 +73,11 @@ class TrainedMatrix:
 
     @classmethod
     def of(
-        cls, format: Format, codes: NDArray[np.uint8], parameters: GroupParameters
+        cls,
+        format: Format,
+        codes: NDArray[np.uint8],
+        parameters: GroupParameters,
+        columns: FloatColumns | None = None,
     ) -> TrainedMatrix:
         """From what a solver found. Shapes: codes (rows, columns)."""
         return cls(
@@ -81,6 +87,7 @@ class TrainedMatrix:
             parameters.group_scale(),
             parameters.offset(format),
             group_of_column(format, codes.shape[1]),
+            columns,
         )
 
     def codes(self, rows: slice = slice(None)) -> NDArray[np.uint8]:
@@ -97,6 +104,8 @@ class TrainedMatrix:
             weights[rows] = decode_columns(self.codes(rows), scale, offset, self.format.zero)
 
         over_rows(len(weights), work)
+        if self.columns is not None:
+            self.columns.add_to(weights)
         return weights
 
     def step(self, gradient: Floats, rate: float, step: int) -> None:
@@ -109,6 +118,8 @@ class TrainedMatrix:
 
         def work(rows: slice) -> None:
             along = np.array(gradient[rows], np.float32, order="C")
+            if self.columns is not None:
+                along[:, self.columns.places] = 0
             levels = self.codes(rows).astype(np.float32)
             if self.format.zero is not ZeroKind.MINIMUM:
                 levels -= self.offset[rows][:, self.group]

@@ -24,7 +24,13 @@ from crumb.checkpoints.directory_writer import Part, new_directory, write_model
 from crumb.checkpoints.export_report import TensorReport, Told
 from crumb.checkpoints.float_parts import decoded_part, plain_part
 from crumb.checkpoints.safetensors import ArrayToWrite
-from crumb.checkpoints.tensor_map import Entry, Matrix, Quantized, StoredFloats
+from crumb.checkpoints.tensor_map import (
+    Entry,
+    Matrix,
+    Quantized,
+    StoredFloats,
+    refuse_float_columns,
+)
 from crumb.errors import SolveError, UsageError
 from crumb.formats.catalog import INTEGERS, Format, ZeroKind
 from crumb.formats.grid import GroupParameters
@@ -128,6 +134,7 @@ def fitted(
         return None, f"{target.name} has no format for {entry.source}"
     if not inside:
         return None, "embedding and head are floats"
+    refuse_float_columns(name, entry, target.name)
     format = integer_format(entry.format, target.bits)
     if format is None:
         return None, f"{target.name} has no format for {entry.format.name}"

@@ -249,6 +249,11 @@ class ArrayToWrite:
         return prod(self.shape) * self.dtype.itemsize
 
 
+def array_in_memory(array: NDArray[Any]) -> ArrayToWrite:
+    """An array that is there already."""
+    return ArrayToWrite(array.dtype, array.shape, lambda: array)
+
+
 def common_dtype(arrays: Sequence[ArrayToWrite]) -> np.dtype[Any]:
     """That of arrays which become one; f32 where they differ."""
     dtypes = {array.dtype for array in arrays}

@@ -8,7 +8,7 @@ Refuses names that are missing and shapes that do not follow from the Plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,37 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.safetensors import DTYPES, StoredArray
 from crumb.checkpoints.unread_tensors import check_unread
-from crumb.errors import CheckpointError
+from crumb.errors import CheckpointError, UsageError
 from crumb.formats.catalog import Format
+from crumb.formats.float_columns import FloatColumns
 from crumb.formats.grid import GroupParameters, take_rows
 from crumb.formats.layouts.tile import TILE_ROWS, tiles_of_rows
 from crumb.formats.packed_tensor import PackedTensor, assemble, stored_shape
 from crumb.kernels.decode import decode
 from crumb.kernels.tile import pack_tensor, unpack_tensor
+from crumb.operations.embed import Embed
 
 Matrix = tuple[NDArray[np.uint8], GroupParameters]
 """Codes (out_features, in_features) and their parameters."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class StoredColumns:
+    """Where the float columns of a matrix lie."""
+
+    places: NDArray[np.int32]  # (count,)
+    tiles: StoredArray  # float16 (tiles, count, 16)
+
+    @property
+    def size_bytes(self) -> int:
+        """In their file and in memory."""
+        return self.places.nbytes + self.tiles.size_bytes
+
+    def of(self, tiles: NDArray[np.float16]) -> FloatColumns:
+        """The columns, of tiles that were read or mapped."""
+        return FloatColumns(self.places, tiles)
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,7 @@ class StoredPacked:
     shape: tuple[int, int]  # (out_features, in_features)
     tiles: StoredArray
     order: NDArray[np.intp] | None = None  # (in_features,) the input that each column belongs to
+    columns: StoredColumns | None = None  # that have float16 weights beside their codes
 
     @property
     def source(self) -> str:
@@ -50,12 +70,12 @@ class StoredPacked:
     @property
     def size_bytes(self) -> int:
         """In its file."""
-        return self.tiles.size_bytes
+        return self.tiles.size_bytes + (0 if self.columns is None else self.columns.size_bytes)
 
     @property
     def used_bytes(self) -> int:
         """In memory, where it is read or mapped."""
-        return self.tiles.size_bytes
+        return self.size_bytes
 
     @property
     def lies_as_floats(self) -> bool:
@@ -64,20 +84,33 @@ class StoredPacked:
 
     def read(self) -> PackedTensor:
         """The matrix in memory. Raises: CheckpointError."""
-        return self._assembled(self.tiles.read())
+        columns = None if self.columns is None else self.columns.of(self.columns.tiles.read())
+        return self._assembled(self.tiles.read(), columns)
 
     def map(self, at_once: bool = True) -> PackedTensor:
         """The matrix as it lies in the file. Raises: CheckpointError, DoesNotFit."""
-        return self._assembled(self.tiles.map(at_once))
+        columns = None
+        if self.columns is not None:
+            columns = self.columns.of(self.columns.tiles.map(at_once))
+        return self._assembled(self.tiles.map(at_once), columns)
 
     def read_into(self, memory: NDArray[np.uint8]) -> PackedTensor:
         """The matrix in memory of the caller's, size_bytes of it. Raises: CheckpointError."""
-        tiles = memory.reshape(self.tiles.shape)
+        size, columns = self.tiles.size_bytes, None
+        tiles = memory[:size].reshape(self.tiles.shape)
         self.tiles.read_into(tiles)
-        return self._assembled(tiles)
+        if self.columns is not None:
+            stored = self.columns.tiles
+            behind = memory[size : size + stored.size_bytes].view(np.float16).reshape(stored.shape)
+            stored.read_into(behind)
+            columns = self.columns.of(behind)
+        return self._assembled(tiles, columns)
 
     def read_codes(self, rows: slice) -> Matrix:
-        """Codes and parameters of some rows, columns as stored. Raises: CheckpointError."""
+        """Codes and parameters of some rows, columns as stored, float columns left away.
+
+        Raises: CheckpointError.
+        """
         part, inside = self._read_tiles(rows)
         codes, parameters = unpack_tensor(part)
         return codes[inside], take_rows(parameters, inside)
@@ -87,8 +120,9 @@ class StoredPacked:
         part, inside = self._read_tiles(rows)
         return _restored(decode(part)[inside], self.order)
 
-    def _assembled(self, tiles: NDArray[np.uint8]) -> PackedTensor:
-        return assemble(self.format, *self.shape, tiles, str(self.tiles.path))
+    def _assembled(self, tiles: NDArray[np.uint8], columns: FloatColumns | None) -> PackedTensor:
+        assembled = assemble(self.format, *self.shape, tiles, str(self.tiles.path))
+        return replace(assembled, columns=columns)
 
     def _read_tiles(self, rows: slice) -> tuple[PackedTensor, slice]:
         """The tiles that hold some rows, and where in them those rows are."""
@@ -98,6 +132,8 @@ class StoredPacked:
         count = min(TILE_ROWS * tiles.stop, self.shape[0]) - first_row
         content, where = self.tiles.read(tiles), str(self.tiles.path)
         part = assemble(self.format, count, self.shape[1], content, where)
+        if self.columns is not None:
+            part = replace(part, columns=self.columns.of(self.columns.tiles.read(tiles)))
         return part, slice(begin - first_row, end - first_row)
 
 
@@ -251,4 +287,26 @@ class TensorMap:
                     expected=f"one of {', '.join(FLOATS)}",
                     found=entry.dtype.name,
                 )
+        self._check_embeddings(plan)
         check_unread(self.path, self.entries, plan, self.read_float)
+
+    def _check_embeddings(self, plan: Plan) -> None:
+        """Refuse float columns where rows are looked up and nothing is multiplied."""
+        operations = (each for stage in plan.stages for each in stage.operations)
+        for name in (each.weight for each in operations if isinstance(each, Embed)):
+            entry = self.entry(name)
+            if isinstance(entry, StoredPacked) and entry.columns is not None:
+                raise CheckpointError(
+                    "an embedding has no float columns", where=f"{self.path}: {name}"
+                )
+
+
+def refuse_float_columns(name: str, entry: Entry, container: str) -> None:
+    """Raises: UsageError for a matrix whose float columns a container has no place for."""
+    if isinstance(entry, StoredPacked) and entry.columns is not None:
+        raise UsageError(
+            f"{container} has no place for float columns beside codes",
+            where=name,
+            found=f"{len(entry.columns.places)} of {entry.shape[1]}",
+            do="Export to safetensors or crumb, or quantize without --keep-columns",
+        )

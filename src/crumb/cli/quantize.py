@@ -45,6 +45,7 @@ def quantize(
     as_published: Annotated[bool, SOLVER, ONE_WAY] = False,
     embedding: Annotated[str | None, FORMAT] = None,
     head: Annotated[str | None, FORMAT] = None,
+    keep_columns: Annotated[str | None, FORMAT] = None,
     tensor: Annotated[list[str] | None, FORMAT, ONE_WAY] = None,
     memory: Annotated[str | None, BUDGET] = None,
     context: Annotated[OptionalWhole, BUDGET] = None,
@@ -82,6 +83,8 @@ def quantize(
         as_published: as GPTQ's paper ran it: 128 x 2048 tokens, damping .01, minmax, no act-order.
         embedding: bits (by default one more than the blocks'), a format, a GGUF type, or float.
         head: likewise, unless it is tied to the embedding.
+        keep_columns: such as 0.5%: at most so many inputs of a matrix stay float16 beside the
+            codes, where the error they save is worth their bytes.
         tensor: PATTERN=FORMAT for some matrices, as often as needed, the last that matches counts.
         memory: such as 6GiB, of the whole process: each matrix gets the format that loses least.
         context: tokens of each sequence that the memory is for (default 4096, or the model's).
@@ -115,6 +118,7 @@ def quantize(
         "as_published": as_published,
         "embedding": bits_or_name(embedding),
         "head": bits_or_name(head),
+        "keep_columns": keep_columns,
         "tensor": tuple(parse_tensor(word) for word in tensor or ()) or None,
         "memory": memory,
         "context_tokens": context,

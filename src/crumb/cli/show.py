@@ -21,6 +21,7 @@ from crumb.checkpoints.tensor_map import (
     Quantized,
     StoredCodes,
     StoredFloats,
+    StoredPacked,
 )
 from crumb.cli.card import card_of
 from crumb.cli.option_groups import ONE_WAY
@@ -129,6 +130,7 @@ def describe_tensor(
         "stored_as": entry.source if isinstance(entry, StoredCodes | StoredFloats) else None,
         "decoded": is_decoded(entry),
         "reordered": isinstance(entry, Quantized) and entry.order is not None,
+        "float_columns": count_float_columns(entry),
         "bytes": entry.size_bytes,
         "bits_per_weight": 8 * entry.size_bytes / weights,
         "relative_error": record.relative_error,
@@ -137,6 +139,12 @@ def describe_tensor(
         "fallback": record.fallback,
         "routed": None if record.routed is None else fields_of(record.routed),
     }
+
+
+def count_float_columns(entry: Entry) -> int:
+    """Inputs of a matrix that have float16 weights beside their codes."""
+    columns = entry.columns if isinstance(entry, StoredPacked) else None
+    return 0 if columns is None else len(columns.places)
 
 
 def describe_experts(plan: Plan, records: Mapping[str, TensorRecord]) -> list[dict[str, Any]]:
@@ -193,6 +201,9 @@ def print_description(record: dict[str, Any]) -> None:
             name += f" decoded from {tensor['stored_as']}"
         counts[name] = counts.get(name, 0) + 1
     print("  " + ", ".join(f"{count} tensors {name}" for name, count in counts.items()))
+    columns = [tensor["float_columns"] for tensor in record["tensors"] if tensor["float_columns"]]
+    if columns:
+        print(f"  {sum(columns)} float columns beside the codes of {len(columns)} matrices")
     job = record["job"]
     if job:
         solve, calibration = job["solve"], job["calibration"]
@@ -251,4 +262,6 @@ def note_of(row: dict[str, Any]) -> str:
     """What else is to be said of a tensor."""
     decoded = row["decoded"] and f"{row['stored_as']}, runs decoded as {row['format']}"
     reordered = row["reordered"] and "columns in another order"
-    return "; ".join(filter(None, (row["fallback"], decoded, reordered)))
+    count = row["float_columns"]
+    columns = f"{count} float column{'s'[: count > 1]}" if count else None
+    return "; ".join(filter(None, (row["fallback"], decoded, reordered, columns)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from crumb.fitting.gradient_cost import (
 )
 from crumb.fitting.stage_cost import stage_work
 from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.float_columns import columns_shape
 from crumb.formats.packed_tensor import stored_shape
 from crumb.kernels.threads import single_blas
 from crumb.machine.processors import processors
@@ -35,6 +36,7 @@ from crumb.operations.operation import TensorSpec
 from crumb.progress import Cost
 from crumb.run.lanes import lane_count
 from crumb.run.whole_texts import lane_bytes, plan_batch, texts_together
+from crumb.solve.columns import SAMPLE_ROWS
 from crumb.solve.problem import Method, Scales, SolveSettings
 
 SEARCH_WORK = {ZeroKind.FIXED: 1100.0, ZeroKind.VARIABLE: 1700.0, ZeroKind.MINIMUM: 650.0}
@@ -45,6 +47,9 @@ SHARED_WORK = {ZeroKind.FIXED: 1400.0, ZeroKind.MINIMUM: 2500.0}
 
 SWEEP_WORK = 1500.0
 """Column sweep, rounding, packing and storing: likewise, per weight."""
+
+CHOOSING_WORK = 40 * SWEEP_WORK
+"""Roundings that say which columns are floats: likewise, per weight of their sample."""
 
 ROWS_AT_ONCE = 8192
 """Rows of a matrix that are solved together, whole tiles: bounds the memory of wide embeddings."""
@@ -60,8 +65,12 @@ def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> fl
     if search and format.row.super_block is not None:
         search += SHARED_WORK[format.zero]
     once = rows * columns * (SWEEP_WORK + search)
+    if settings.keep_columns:
+        once += CHOOSING_WORK * min(rows, SAMPLE_ROWS) * columns
     if settings.method is not Method.GPTQ:
         return once
+    if settings.keep_columns:
+        once += 2.0 * float(columns) ** 3 / 3
     passes = 1 + (settings.refits if settings.scales is Scales.SEARCH else 0)
     refining = settings.refinements * rows * columns * (SWEEP_WORK + 6 * columns)
     return passes * (once + rows * columns**2) + rows * columns**2 + refining
@@ -163,7 +172,7 @@ def estimate(
         peak_bytes(plan, formats, tokens, settings),
         total_work(plan, formats, tokens, settings) / measured_rate(),
         working_bytes(checkpoint, formats, tokens, settings),
-        output_bytes(checkpoint, formats),
+        output_bytes(checkpoint, formats, settings.keep_columns),
     )
 
 
@@ -186,7 +195,8 @@ def peak_bytes(
             if isinstance(operation, Linear):
                 columns, rows = operation.in_features, min(operation.out_features, ROWS_AT_ONCE)
                 solve = 24 * rows * columns
-                statistics = 20 * columns**2 if settings.method is Method.GPTQ else 0
+                square = 40 if settings.keep_columns else 20  # a factor with these columns last
+                statistics = square * columns**2 if settings.method is Method.GPTQ else 0
                 peak = max(peak, solve + statistics + 8 * tokens * columns)
                 widths += [operation.in_features, operation.out_features]
             if isinstance(operation, Experts):
@@ -233,11 +243,31 @@ def packed_bytes(plan: Plan, formats: Mapping[str, Format]) -> int:
     )
 
 
-def output_bytes(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> int:
-    """Bytes of all arrays in the quantized weight files."""
+def most_column_bytes(plan: Plan, formats: Mapping[str, Format], keep_columns: float) -> int:
+    """Bytes of float columns, as many as may be of each matrix that is no embedding."""
+    operations = (each for stage in plan.stages for each in stage.operations)
+    tables = {each.weight for each in operations if isinstance(each, Embed)}
+    counts = {
+        spec.shape: ceil(keep_columns * spec.shape[1])
+        for spec in plan.tensors()
+        if spec.name in formats
+    }
+    return sum(
+        4 * counts[spec.shape]
+        + 2 * prod(columns_shape((spec.shape[0], spec.shape[1]), counts[spec.shape]))
+        for spec in plan.tensors()
+        if spec.name in formats and spec.name not in tables
+    )
+
+
+def output_bytes(
+    checkpoint: Checkpoint, formats: Mapping[str, Format], keep_columns: float = 0.0
+) -> int:
+    """Bytes of all arrays in the quantized weight files; float columns as many as may be."""
     floats = [spec.name for spec in checkpoint.plan.tensors() if spec.name not in formats]
     small = sum(checkpoint.tensors.entry(name).size_bytes for name in floats)
-    return packed_bytes(checkpoint.plan, formats) + small
+    plan = checkpoint.plan
+    return packed_bytes(plan, formats) + most_column_bytes(plan, formats, keep_columns) + small
 
 
 def working_bytes(
@@ -251,6 +281,9 @@ def working_bytes(
     Before, there is the pass that weighs the tokens.
     """
     copies = 2 if settings.trains else 1  # solved codes, and trained ones beside them
-    at_end = output_bytes(checkpoint, formats) + copies * packed_bytes(checkpoint.plan, formats)
+    plan = checkpoint.plan
+    columns = most_column_bytes(plan, formats, settings.keep_columns)
+    tensors = copies * (packed_bytes(plan, formats) + columns)
+    at_end = output_bytes(checkpoint, formats, settings.keep_columns) + tensors
     weighs = settings.weighs_tokens
-    return max(at_end, gradient_disk_bytes(checkpoint.plan, tokens) if weighs else 0)
+    return max(at_end, gradient_disk_bytes(plan, tokens) if weighs else 0)

@@ -7,7 +7,7 @@ Refuses tiles whose shape or type does not follow from the format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from crumb.errors import CheckpointError
 from crumb.formats.catalog import Format
+from crumb.formats.float_columns import FloatColumns, stack_columns
 from crumb.formats.layouts.tile import TILE_ROWS, tile_bytes, tile_count
 
 
@@ -26,10 +27,11 @@ class PackedTensor:
     out_features: int
     in_features: int
     tiles: NDArray[np.uint8]  # (tiles, tile_bytes), may be read-only
+    columns: FloatColumns | None = None  # that are added to what the codes decode to
 
     @property
     def size_bytes(self) -> int:
-        return self.tiles.nbytes
+        return self.tiles.nbytes + (0 if self.columns is None else self.columns.size_bytes)
 
 
 def stored_shape(format: Format, out_features: int, in_features: int) -> tuple[int, int]:
@@ -72,5 +74,12 @@ def stack_rows(parts: list[PackedTensor]) -> PackedTensor:
     first = parts[0]
     assert all(part.out_features % TILE_ROWS == 0 for part in parts[:-1]), "whole tiles"
     out_features = sum(part.out_features for part in parts)
-    tiles = first.tiles if len(parts) == 1 else np.concatenate([part.tiles for part in parts])
-    return PackedTensor(first.format, out_features, first.in_features, tiles)
+    if len(parts) == 1:
+        return first
+    columns = [part.columns for part in parts if part.columns is not None]
+    return replace(
+        first,
+        out_features=out_features,
+        tiles=np.concatenate([part.tiles for part in parts]),
+        columns=stack_columns(columns) if columns else None,
+    )

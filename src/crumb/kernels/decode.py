@@ -38,6 +38,8 @@ def decode(tensor: PackedTensor) -> Floats:
         )
 
     over_rows(tensor.out_features, work)
+    if tensor.columns is not None:
+        tensor.columns.add_to(weights)
     return weights
 
 
@@ -47,4 +49,7 @@ def decode_packed_reference(tensor: PackedTensor) -> Floats:
     codes, parameters = unpack_reference(
         tensor.tiles, format, tensor.out_features, tensor.in_features
     )
-    return decode_reference(codes, parameters, format)
+    weights = decode_reference(codes, parameters, format)
+    if tensor.columns is not None:
+        tensor.columns.add_to(weights)
+    return weights

@@ -75,5 +75,5 @@ def pack_tensor(codes: Bytes, parameters: GroupParameters, format: Format) -> Pa
 
 
 def unpack_tensor(tensor: PackedTensor) -> tuple[Bytes, GroupParameters]:
-    """A tensor's codes (out_features, in_features) and parameters."""
+    """A tensor's codes (out_features, in_features) and parameters; float columns stay apart."""
     return unpack(tensor.tiles, tensor.format, tensor.out_features, tensor.in_features)

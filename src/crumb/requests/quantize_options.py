@@ -6,6 +6,7 @@ a QuantizeRequest. Refuses keywords that do not exist, and two that contradict e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from enum import StrEnum
@@ -40,6 +41,11 @@ EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
     Effort.BEST: {"training_steps": 400},
 }
 """What an effort says of SolveSettings."""
+
+SHARE = re.compile(r"[0-9]*\.?[0-9]+%?", re.ASCII)
+
+MOST_COLUMNS = 0.1
+"""That may be floats: of more, wider codes are cheaper."""
 
 MOST_GROUP = 1 << 24
 
@@ -91,6 +97,7 @@ class QuantizeOptions(TypedDict, total=False):
     block_columns: int
     strict: bool
     lowest_zero_point: int
+    keep_columns: float | str
     solved_embedding_bits: int
 
 
@@ -119,6 +126,8 @@ def make_quantize_request(
             found=target,
             do="Drop codes",
         )
+    if values.get("keep_columns"):
+        _check_columns(values)
     for stage in ("embedding", "head"):
         if target == "gptq" and not isinstance(values.get(stage, ""), str):
             raise UsageError(
@@ -135,6 +144,19 @@ def make_quantize_request(
         pairs = values["tensor"]
         values["tensor"] = tuple(pairs.items() if isinstance(pairs, Mapping) else map(tuple, pairs))
     return QuantizeRequest(str(model), Path(out), solve=solve, calibration=calibration, **values)
+
+
+def _check_columns(values: Mapping[str, Any]) -> None:
+    """Refuse float columns where they have no place. Raises: UsageError."""
+    planned = values.get("budget") is not None or values.get("from_plan") is not None
+    where = "target" if values.get("target") is not None else "budget" if planned else None
+    if where is not None:
+        raise UsageError(
+            f"a {where} leaves no room for float columns beside codes",
+            where="keep_columns",
+            found=values["keep_columns"],
+            do=f"Drop keep_columns, or the {where} and say bits",
+        )
 
 
 def _planned(values: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +187,8 @@ def choose_solver(
     as_published: bool, said: dict[str, Any], solve: SolveSettings | None = None
 ) -> SolveSettings:
     """The solver from what was said of it. Raises: UsageError where two things contradict."""
+    if "keep_columns" in said:
+        said["keep_columns"] = share_of_columns(said["keep_columns"])
     if as_published:
         if solve is not None or said.keys() & {"method", "scales", "act_order", "damping"}:
             raise UsageError(
@@ -187,6 +211,21 @@ def choose_solver(
     if "scales" in said:
         said["scales"] = kind_named(Scales, said["scales"], "scales")
     return replace(solve or SolveSettings(), **said)
+
+
+def share_of_columns(value: object) -> float:
+    """A share from 0.005 or 0.5%. Raises: UsageError."""
+    share = as_float(value)
+    if isinstance(value, str) and SHARE.fullmatch(value):
+        share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    if share is None or not 0 <= share <= MOST_COLUMNS:
+        raise UsageError(
+            "not a share of a matrix's columns",
+            where="keep_columns",
+            expected=f"such as 0.5% or 0.005, at most {MOST_COLUMNS:.0%}",
+            found=repr(value)[:40],
+        )
+    return share
 
 
 def kind_named(kinds: type[Kind], name: str, where: str) -> Kind:

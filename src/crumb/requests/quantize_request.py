@@ -20,7 +20,13 @@ from crumb.operations.operation import TensorSpec
 from crumb.requests.budget import Budget
 from crumb.requests.number import as_integer
 from crumb.requests.target import Asked, Target, format_named, parse_target
-from crumb.solve.problem import Method, SolveSettings, check_super_blocks, check_training
+from crumb.solve.problem import (
+    Method,
+    SolveSettings,
+    check_columns,
+    check_super_blocks,
+    check_training,
+)
 
 STAGES = ("blocks", "embedding", "head")
 
@@ -171,8 +177,9 @@ class QuantizeRequest:
             del solve["refinements"]
         if not self.settings.trains:
             del solve["training_steps"]
-        if not self.settings.lowest_zero_point:
-            del solve["lowest_zero_point"]
+        for name in ("lowest_zero_point", "keep_columns"):
+            if not solve[name]:
+                del solve[name]
         later = {
             "codes": None if self.codes == "int" else self.codes,
             "target": self.target,
@@ -214,6 +221,7 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
             format.check_width(spec.shape[1], name)
             check_super_blocks(request.solve, format, name)
             check_training(request.solve, format, name)
+            check_columns(request.solve, name)
             formats[name] = format
         if reason is not None:
             fallbacks[name] = reason

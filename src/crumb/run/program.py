@@ -232,7 +232,7 @@ class Program:
 
     def add_packed(self, tensor: PackedTensor) -> int:
         format = tensor.format
-        return self.native.add_tiles(
+        index = self.native.add_tiles(
             tensor.tiles,
             tensor.out_features,
             tensor.in_features,
@@ -242,6 +242,10 @@ class Program:
             sub_code(format),
             table_bytes(format.row),
         )
+        if tensor.columns is not None:
+            tiles = tensor.columns.tiles.view(np.uint8)
+            self.native.add_columns(index, tensor.columns.places, tiles)
+        return index
 
     def placed(self, entry: Quantized, at_once: bool) -> PackedTensor:
         """A matrix where it is to run from: the file's mapping, or the next place of one block."""

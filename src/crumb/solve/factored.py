@@ -7,7 +7,7 @@ Source: facts of GPTQ (arXiv 2210.17323), act-order of its reference code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -41,6 +41,7 @@ class Factored:
     damping: float  # share of the mean diagonal
     added: float  # what was added to the diagonal
     fallback: str | None
+    floats: int = 0  # columns at the end of the order that are not quantized
 
     @cached_property
     def unit(self) -> Floats:
@@ -91,6 +92,28 @@ class Factored:
     def surplus(self) -> NDArray[np.float64]:
         """What the factored diagonal has and H has not, in the sweep's order, (in_features,)."""
         return (self.added + np.where(self.dead, self.diagonal, 0.0))[self.order]
+
+
+def with_floats_last(factored: Factored, columns: NDArray[np.intp]) -> Factored | None:
+    """The same H with some columns at the end of the order, ascending: they answer for all others.
+
+    Shapes: columns (count,). None where this order has no factor in f64.
+    """
+    others = factored.order[~np.isin(factored.order, columns)]
+    order = np.concatenate([others, columns])
+    place = np.argsort(factored.order)[order]  # of each column in the root that is there
+    root = np.empty_like(factored.root)
+    for begin in range(0, len(root), STRIP):
+        rows = place[begin : begin + STRIP, None]
+        root[begin : begin + STRIP] = factored.root[
+            np.maximum(rows, place), np.minimum(rows, place)
+        ]
+    root[np.diag_indices(len(root))] = factored.diagonal[order] + factored.added
+    try:
+        factor_in_place(root)
+    except NotPositiveDefinite:
+        return None
+    return replace(factored, order=order, root=root, floats=len(columns))
 
 
 def factor(hessian: NDArray[np.float64], tokens: int, settings: SolveSettings) -> Factored | None:

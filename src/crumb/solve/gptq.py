@@ -5,6 +5,7 @@ With H + damping = R R^T (R upper) and M = R / diag(R): the target of column j i
 t_j = w_j + sum over k < j of e_k M[k, j], its code the nearest to t_j, e_j = w_j - decoded_j.
 This is the published update (arXiv 2210.17323: w -= err U[j, :], U^T U = H^-1, R = U^-1) seen from
 the column that receives, so H is never inverted; tests hold it to exact optimal-brain quantization.
+Float columns come last: their error answers for all others' (solve/columns.py).
 Refuses a missing H.
 """
 
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from crumb.errors import SolveError
 from crumb.formats.grid import GroupParameters
 from crumb.kernels.threads import parallel_map
-from crumb.solve.factored import Factored, factor
+from crumb.solve.columns import with_float_columns
+from crumb.solve.factored import Factored, factor, with_floats_last
 from crumb.solve.problem import (
     LayerProblem,
     LayerSolution,
@@ -53,6 +55,10 @@ def solve_gptq(problem: LayerProblem) -> LayerSolution:
             solution = solve_round(problem)
             return replace(solution, report=replace(solution.report, fallback=reason))
         hessian = factored
+    if problem.columns is not None and not hessian.floats:
+        with_floats = with_floats_last(hessian, problem.columns)
+        assert with_floats is not None, "H has a factor in another order"
+        hessian = with_floats
     if hessian.fallback:
         _refuse_if_strict(problem, hessian.fallback)
     return _swept(problem, hessian)
@@ -72,7 +78,13 @@ def _swept(problem: LayerProblem, factored: Factored) -> LayerSolution:
         np.concatenate([slab.codes for slab in slabs]),
         join_parameters([slab.parameters for slab in slabs], axis=0),
         join_reports([(slab.report, len(slab.codes)) for slab in slabs]),
+        _joined_columns(slabs),
     )
+
+
+def _joined_columns(slabs: list[LayerSolution]) -> NDArray[np.float16] | None:
+    columns = [slab.columns for slab in slabs if slab.columns is not None]
+    return np.concatenate(columns) if columns else None
 
 
 def _swept_rows(problem: LayerProblem, factored: Factored, rows: slice) -> LayerSolution:
@@ -83,6 +95,9 @@ def _swept_rows(problem: LayerProblem, factored: Factored, rows: slice) -> Layer
     if settings.scales is Scales.SEARCH and settings.static_groups:
         best = _refitted(layer, best)
     best = refined(layer, best)
+    columns = None
+    if factored.floats:
+        best, columns = with_float_columns(layer, best)
     codes = layer.in_matrix_order(best.codes)
     report = SolveReport(
         error=layer.true_error(best),
@@ -92,7 +107,7 @@ def _swept_rows(problem: LayerProblem, factored: Factored, rows: slice) -> Layer
         fallback=factored.fallback,
         column_errors=layer.column_errors(best),
     )
-    return LayerSolution(codes, best.parameters, report)
+    return LayerSolution(codes, best.parameters, report, columns)
 
 
 def _first_parameters(layer: Layer, weights: Floats) -> GroupParameters | None:

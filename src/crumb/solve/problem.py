@@ -51,6 +51,7 @@ class SolveSettings:
     token_power: float = 0.5  # of the loss's squared gradient, as a token's weight; 0: all alike
     strict: bool = False  # a fallback is an error
     lowest_zero_point: int = 0  # of a variable zero
+    keep_columns: float = 0.0  # most columns of a matrix that may be floats, as a share
     solved_embedding_bits: int = 6  # embeddings of at most so many are solved too, or rounded
 
     def solves_embedding(self, format: Format) -> bool:
@@ -98,6 +99,8 @@ class LayerProblem:
     format: Format
     settings: SolveSettings
     first_row: int = 0  # of the whole matrix, when these are only some of its rows
+    # (count,) ascending columns that are floats; of a Factored they are the last of its order
+    columns: NDArray[np.intp] | None = None
 
     def importance(self) -> NDArray[np.float32]:
         """How much the error of each column counts, with mean 1, (in_features,)."""
@@ -115,6 +118,7 @@ class LayerProblem:
         check_groups_fit_order(self.settings, self.format.groups(in_features), self.name)
         check_super_blocks(self.settings, self.format, self.name)
         check_training(self.settings, self.format, self.name)
+        check_columns(self.settings, self.name)
         check_finite(self.weights, self.name, self.first_row)
 
 
@@ -161,6 +165,20 @@ def check_training(settings: SolveSettings, format: Format, name: str) -> None:
             expected="whole numbers, with or without super-blocks",
             found=format.name,
             do="Keep --effort default, or leave codes as they are",
+        )
+
+
+def check_columns(settings: SolveSettings, name: str) -> None:
+    """Refuse groups fitted along the sweep beside float columns, which come last in it.
+
+    Raises: UsageError.
+    """
+    if settings.keep_columns and settings.method is Method.GPTQ and not settings.static_groups:
+        raise UsageError(
+            "float columns need static_groups",
+            where=name,
+            found="keep_columns, no static_groups",
+            do="Keep static_groups (drop --as-published), or drop --keep-columns",
         )
 
 
@@ -233,6 +251,7 @@ class LayerSolution:
     codes: NDArray[np.uint8]  # (out_features, in_features)
     parameters: GroupParameters
     report: SolveReport
+    columns: NDArray[np.float16] | None = None  # (out_features, count) beside what codes decode to
 
 
 def join_parameters(parts: list[GroupParameters], axis: int) -> GroupParameters:

@@ -41,13 +41,14 @@ def _with_codes(layer: Layer, best: Pass) -> Pass:
     """Each code in turn the nearest to what all other columns leave to it."""
     coupling = layer.factored.coupling
     codes, error = best.codes.copy(), best.error.copy()
-    for begin in range(0, layer.in_features, BLOCK):
-        columns = slice(begin, min(begin + BLOCK, layer.in_features))
+    for begin in range(0, layer.coded, BLOCK):
+        columns = slice(begin, min(begin + BLOCK, layer.coded))
         inside = np.triu(coupling[columns, columns])
         weights = np.ascontiguousarray(layer.weights[:, columns])
         others = product(error, coupling[:, columns]) - error[:, columns] @ inside
         grid = grid_of(best.parameters, layer.format, layer.group[columns])
         codes[:, columns], error[:, columns] = sweep(weights + others, weights, inside, grid)
+    layer.answer(error)
     return replace(best, codes=codes, error=error, loss=layer.loss(error))
 
 
@@ -74,6 +75,7 @@ def _with_scales(layer: Layer, best: Pass) -> Pass:
         _move(layer, error, columns, levels[:, columns], scale[:, number], _nearest_half)
     parameters = replace(parameters, scale=scale.astype(np.float16))
     error = layer.weights - _decoded(layer, replace(best, parameters=parameters))
+    layer.answer(error)
     return replace(best, parameters=parameters, error=error, loss=layer.loss(error))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.formats.float_columns import as_halves
 from crumb.formats.grid import decode_reference, encode_reference
 from crumb.solve.factored import Factored
 from crumb.solve.problem import LayerProblem, LayerSolution, SolveReport
@@ -24,17 +25,24 @@ def solve_round(problem: LayerProblem) -> LayerSolution:
     hessian = None if isinstance(problem.hessian, Factored) else problem.hessian
     if hessian is not None:
         importance = hessian.diagonal().astype(np.float32)
-    parameters = fit_scales(weights, importance, format, *problem.settings.grid)
-    codes = encode_reference(weights, parameters, format)
-    decoded = decode_reference(codes, parameters, format)
-    error = energy = columns = None
+    coded = weights
+    if problem.columns is not None:
+        coded = weights.copy()
+        coded[:, problem.columns] = 0
+    parameters = fit_scales(coded, importance, format, *problem.settings.grid)
+    codes = encode_reference(coded, parameters, format)
+    decoded, columns = decode_reference(codes, parameters, format), None
+    if problem.columns is not None:
+        columns = as_halves(weights[:, problem.columns] - decoded[:, problem.columns])
+        decoded[:, problem.columns] += columns
+    error = energy = of_columns = None
     if hessian is not None:
         error = weighted_square(weights - decoded, hessian)
         energy = weighted_square(weights, hessian)
         squares = np.square(weights - decoded, dtype=np.float64).sum(axis=0)
-        columns = squares * hessian.diagonal()
-    report = SolveReport(error, energy, zero_share(decoded), column_errors=columns)
-    return LayerSolution(codes, parameters, report)
+        of_columns = squares * hessian.diagonal()
+    report = SolveReport(error, energy, zero_share(decoded), column_errors=of_columns)
+    return LayerSolution(codes, parameters, report, columns)
 
 
 def weighted_square(matrix: NDArray[np.float32], hessian: NDArray[np.float64]) -> float:

@@ -26,6 +26,9 @@ from crumb.solve.scales import fit_scales
 Floats = NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
 
+NO_GROUP = -1
+"""Of a float column."""
+
 ENERGY_COLUMNS = 512
 """Columns whose share of tr(W H W^T) is computed at once."""
 
@@ -66,6 +69,8 @@ class Layer:
         self.group = group_of_column(format, self.in_features)[factored.order]
         self.weights: Floats = take_columns(weights, factored.order)
         self.squares = np.square(factored.root.diagonal())
+        self.coded = self.in_features - factored.floats  # columns of the sweep that have codes
+        self.group[self.coded :] = NO_GROUP
         self._back = np.argsort(factored.order)
 
     def in_matrix_order(self, swept: NDArray[Number]) -> NDArray[Number]:
@@ -80,8 +85,8 @@ class Layer:
         codes = np.empty(self.weights.shape, np.uint8)
         targets, error = np.empty_like(self.weights), np.zeros_like(self.weights)
         loss, fitted = np.zeros(rows, np.float64), []
-        for begin in range(0, self.in_features, step):
-            columns = slice(begin, min(begin + step, self.in_features))
+        for begin in range(0, self.coded, step):
+            columns = slice(begin, min(begin + step, self.coded))
             inside = self.factored.unit[columns, columns]
             weights = np.ascontiguousarray(self.weights[:, columns])
             start = weights + product(error[:, :begin], self.factored.unit[:begin, columns])
@@ -95,7 +100,23 @@ class Layer:
             residual = (start - weights) + product(error[:, columns], inside)
             targets[:, columns] = (weights - error[:, columns]) + residual
             loss += np.square(residual, dtype=np.float64) @ self.squares[columns]
+        codes[:, self.coded :] = 0
+        self.answer(error)
+        targets[:, self.coded :] = self.weights[:, self.coded :] - error[:, self.coded :]
         return Pass(codes, targets, error, loss, parameters or join_parameters(fitted, axis=1))
+
+    def answer(self, error: Floats) -> None:
+        """Float columns take up the errors of all others; their part of the loss is 0 then."""
+        floats = slice(self.coded, self.in_features)
+        if self.coded == self.in_features:
+            return
+        unit = self.factored.unit
+        error[:, floats] = 0
+        drift = product(error[:, : self.coded], unit[: self.coded, floats])
+        for column in range(self.coded, self.in_features):  # back along the last rows of R
+            before = slice(self.coded, column)
+            own = error[:, before] @ unit[before, column]
+            error[:, column] = -(drift[:, column - self.coded] + own)
 
     def fit(
         self, columns: slice, start: Floats, weights: Floats, inside: Floats
@@ -110,7 +131,11 @@ class Layer:
 
     def fit_groups(self, targets: Floats) -> GroupParameters:
         """Fit every group to what its codes are to be nearest to, in the matrix's order."""
-        return fit_scales(targets, self.factored.importance, self.format, *self.settings.grid)
+        floats, importance = self.factored.order[self.coded :], self.factored.importance
+        if len(floats):
+            targets, importance = targets.copy(), importance.copy()
+            targets[:, floats] = importance[floats] = 0
+        return fit_scales(targets, importance, self.format, *self.settings.grid)
 
     def loss(self, error: Floats) -> NDArray[np.float64]:
         """Each row's error under the damped H, (rows,)."""

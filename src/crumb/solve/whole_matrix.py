@@ -1,8 +1,8 @@
 """A whole matrix into codes, some rows at a time: rows do not depend on each other.
 
 In: slices of the weights, a problem that says all but these, a solver. Out: the PackedTensor and
-the SolveReport of all rows. A learned table is that of the first slice. Refuses what the solver
-refuses.
+the SolveReport of all rows. Float columns and a learned table are those of the first slice.
+Refuses what the solver refuses.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.formats.float_columns import float_columns
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.tile import pack_tensor
+from crumb.solve.columns import with_columns
 from crumb.solve.problem import (
     LayerProblem,
     LayerSolution,
@@ -27,18 +29,38 @@ from crumb.solve.tables import learn_table
 Slices = Iterable[tuple[int, NDArray[np.float32]]]
 """(first row, weights) of some rows, whole tiles of them, in order."""
 
+Solve = Callable[[LayerProblem], LayerSolution]
+
 
 def solve_matrix(
-    slices: Slices, problem: LayerProblem, solve: Callable[[LayerProblem], LayerSolution]
+    slices: Slices, problem: LayerProblem, solve: Solve
 ) -> tuple[PackedTensor, SolveReport]:
     """Codes of all rows; `problem` has all but the weights. Raises: what `solve` raises."""
     parts, reports = [], []
     for begin, weights in slices:
-        if begin == 0 and problem.format.row.learned:
-            check_finite(weights, problem.name)
-            format = learn_table(weights, problem.importance(), problem.format)
-            problem = replace(problem, format=format)
+        if begin == 0:
+            problem = _prepared(problem, weights, solve)
         solution = solve(replace(problem, weights=weights, first_row=begin))
-        parts.append(pack_tensor(solution.codes, solution.parameters, problem.format))
+        parts.append(packed(problem, solution))
         reports.append((solution.report, len(solution.codes)))
     return stack_rows(parts), join_reports(reports)
+
+
+def _prepared(problem: LayerProblem, weights: NDArray[np.float32], solve: Solve) -> LayerProblem:
+    """What is decided for the whole matrix by its first rows: float columns, then a table."""
+    if problem.settings.keep_columns:
+        problem = with_columns(problem, weights, solve)
+    if problem.format.row.learned:
+        check_finite(weights, problem.name)
+        coded = weights.copy()
+        coded[:, [] if problem.columns is None else problem.columns] = 0
+        problem = replace(problem, format=learn_table(coded, problem.importance(), problem.format))
+    return problem
+
+
+def packed(problem: LayerProblem, solution: LayerSolution) -> PackedTensor:
+    """A solution as it is stored."""
+    tensor = pack_tensor(solution.codes, solution.parameters, problem.format)
+    if problem.columns is None or solution.columns is None:
+        return tensor
+    return replace(tensor, columns=float_columns(problem.columns, solution.columns))

@@ -139,9 +139,88 @@ void check_sets(Case& one, const Sets& sets) {
   for (const KernelTable* set : sets.tables) one.check(*set, fused);
 }
 
+// Float columns, added to what is in `out`.
+class Columns {
+ public:
+  Columns(int64_t rows, int64_t columns, int64_t count, Random& random)
+      : rows_(rows), stride_(padded_to(rows, 16) + 16), x_stride_(padded_to(columns, 16)),
+        places_(count), halves_(padded_to(rows, 16) * count), x_(kTokens * x_stride_),
+        before_(kTokens * stride_) {
+    for (int64_t k = 0; k < count; ++k) places_[k] = int32_t(k * columns / count);
+    for (int64_t k = 0; k < halves_.count(); ++k) halves_[k] = to_half(random.spread());
+    for (int64_t k = 0; k < x_.count(); ++k) x_[k] = random.spread();
+    for (int64_t k = 0; k < before_.count(); ++k) before_[k] = random.spread();
+  }
+
+  void check(const KernelTable& set, FusedBits& fused) {
+    const auto where = [&] {
+      return text("add_columns %s: %lld rows, %lld columns", set.name, (long long)rows_,
+                  (long long)places_.count());
+    };
+    std::vector<float> alone;
+    for (int t = 0; t < kTokens; ++t) {
+      const Memory<float> out = run(set, t, 1, 1);
+      alone.insert(alone.end(), out.data(), out.data() + stride_);
+      for (int64_t row = 0; row < rows_; ++row) compare(t, row, out[row], where);
+      expect_same(out.data() + stride_ - 16, before_.data() + (t + 1) * stride_ - 16, 16, where);
+    }
+    fused.expect(set, alone.data(), kTokens * stride_, where);
+    int threads = 1;
+    for (int tokens : kBatches) {
+      const Memory<float> out = run(set, 0, tokens, threads);
+      expect_same(out.data(), alone.data(), tokens * stride_, where);
+      threads = threads % 3 + 1;
+    }
+  }
+
+ private:
+  template <class Where>
+  void compare(int64_t token, int64_t row, float found, Where where) {
+    double value = before_[token * stride_ + row], size = std::fabs(value);
+    for (int64_t k = 0; k < places_.count(); ++k) {
+      const int64_t at = (row / 16 * places_.count() + k) * 16 + row % 16;
+      const double product = double(from_half(halves_[at])) * x_[token * x_stride_ + places_[k]];
+      value += product;
+      size += std::fabs(product);
+    }
+    const double bound = roundings(2 * double(places_.count())) * size;
+    expect_near(&found, &value, &bound, 1, where);
+  }
+
+  Memory<float> run(const KernelTable& set, int64_t token, int64_t tokens, int threads) {
+    Memory<float> out(tokens * stride_);
+    std::memcpy(out.data(), before_.data() + token * stride_, tokens * stride_ * sizeof(float));
+    const FloatColumns columns{places_.data(), reinterpret_cast<const uint8_t*>(halves_.data()),
+                               places_.count()};
+    const int64_t tiles = (rows_ + 15) / 16;
+    for (int thread = 0; thread < threads; ++thread)
+      set.run.add_columns({columns, x_.data() + token * x_stride_, x_stride_, tokens, out.data(),
+                           stride_, share(tiles, thread, threads),
+                           share(tiles, thread + 1, threads)});
+    return out;
+  }
+
+  const int64_t rows_, stride_, x_stride_;
+  Memory<int32_t> places_;
+  Memory<uint16_t> halves_;
+  Memory<float> x_, before_;
+};
+
+void check_columns(const Sets& sets) {
+  int64_t index = 1 << 20;
+  for (int rows : kRows)
+    for (int count : {1, 3, 12}) {
+      Random random(++index);
+      Columns one(rows, 100, count, random);
+      FusedBits fused;
+      for (const KernelTable* set : sets.tables) one.check(*set, fused);
+    }
+}
+
 }  // namespace
 
 void check_floats(const Sets& sets) {
+  check_columns(sets);
   int64_t index = 0;
   for (const Format& format : all_formats())
     for (int columns : columns_of(format, kColumns))

@@ -3,13 +3,15 @@
 In: stored arrays and the files' metadata, or packed tensors to write. Out: entries, or files.
 A matrix "x.weight" is stored as one array, "x.weight.tiles"; each file's metadata describes its
 matrices ("x.weight": format name, out_features and in_features). One whose columns stand in another
-order than its input has a second array, "x.weight.order". Refuses other layouts and versions, and
-matrices whose metadata is missing or does not fit their bytes.
+order than its input has a second array, "x.weight.order"; one with float columns has their places
+and weights in "x.weight.columns" and "x.weight.column_weights". Refuses other layouts and versions,
+and matrices whose metadata is missing or does not fit their bytes.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.tensor_map import Entry, QuantizedDirectory, StoredPacked
+from crumb.checkpoints.tensor_map import (
+    Entry,
+    QuantizedDirectory,
+    StoredColumns,
+    StoredPacked,
+)
 from crumb.errors import CheckpointError, CrumbError
 from crumb.files.model_files import CONFIGURATION
 from crumb.formats.catalog import CodeRow, Format, parse_format
+from crumb.formats.float_columns import HALF, check_places, columns_shape
 from crumb.formats.layouts.tile import LAYOUT, LAYOUT_VERSION
 from crumb.formats.packed_tensor import check_stored
 
@@ -33,6 +41,12 @@ TILES = "tiles"
 
 ORDER = "order"
 """The array beside it where the matrix's columns stand in another order than its input."""
+
+COLUMNS, COLUMN_WEIGHTS = "columns", "column_weights"
+"""The arrays beside it where some of its columns are float16 beside their codes."""
+
+BESIDE = (ORDER, COLUMNS, COLUMN_WEIGHTS)
+"""What may lie beside the array of a matrix."""
 
 LEVEL = re.compile(r"-?[0-9]{1,3}", re.ASCII)
 """A number of a table."""
@@ -67,7 +81,7 @@ def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, array in arrays.items():
         matrix, _, suffix = name.rpartition(".")
-        if suffix == ORDER and f"{matrix}.{TILES}" in arrays:
+        if suffix in BESIDE and f"{matrix}.{TILES}" in arrays:
             continue
         if not matrix or suffix != TILES:
             entries[name] = array
@@ -79,8 +93,38 @@ def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
         order = arrays.get(f"{matrix}.{ORDER}")
         if order is not None:
             entry = replace(entry, order=read_order(order, entry.shape[1], where))
-        entries[matrix] = entry
+        beside = {suffix: arrays.get(f"{matrix}.{suffix}") for suffix in BESIDE}
+        entries[matrix] = with_columns(entry, beside, where)
     return entries
+
+
+def with_columns(
+    entry: StoredPacked, arrays: Mapping[str, StoredArray | None], where: str
+) -> StoredPacked:
+    """A matrix with its float columns, if it has any; `arrays` by what stands behind its name.
+
+    Raises: CheckpointError where places and weights do not follow from each other.
+    """
+    places, weights = arrays.get(COLUMNS), arrays.get(COLUMN_WEIGHTS)
+    if places is None and weights is None:
+        return entry
+    if places is None or weights is None:
+        raise CheckpointError(
+            "float columns are places and weights",
+            where=where,
+            expected=f"{COLUMNS} and {COLUMN_WEIGHTS}",
+            found=COLUMN_WEIGHTS if places is None else COLUMNS,
+        )
+    checked = check_places(places.read(), entry.shape[1], f"{where}.{COLUMNS}")
+    expected = columns_shape(entry.shape, len(checked))
+    if (weights.dtype, weights.shape) != (HALF, expected):
+        raise CheckpointError(
+            "the weights of float columns do not follow from their places",
+            where=f"{where}.{COLUMN_WEIGHTS}",
+            expected=f"float16 {list(expected)}",
+            found=f"{weights.dtype.name} {list(weights.shape)}",
+        )
+    return replace(entry, columns=StoredColumns(checked, weights))
 
 
 def read_order(array: StoredArray, in_features: int, where: str) -> NDArray[np.intp]:

@@ -20,8 +20,16 @@ from typing import Any
 
 import msgspec
 
-from crumb.checkpoints.crumb.reader import MANIFEST, TILES, matrix_metadata, packed_entry
-from crumb.checkpoints.safetensors import ArrayToWrite, read_header, write_file
+from crumb.checkpoints.crumb.reader import (
+    COLUMN_WEIGHTS,
+    COLUMNS,
+    MANIFEST,
+    TILES,
+    matrix_metadata,
+    packed_entry,
+    with_columns,
+)
+from crumb.checkpoints.safetensors import array_in_memory, read_header, write_file
 from crumb.checkpoints.tensor_map import StoredPacked
 from crumb.errors import CrumbError, OutputConflict, UsageError
 from crumb.files.atomic_directory import is_free, take_place
@@ -59,6 +67,7 @@ class Workspace:
             arrays, metadata = read_header(self._tensor_path(name))
             record = msgspec.json.decode(metadata["record"], type=dict[str, Any])
             entry = packed_entry(metadata["format"], arrays[TILES], name)
+            entry = with_columns(entry, arrays, name)
         except (CrumbError, msgspec.MsgspecError, LookupError):
             return None
         return FinishedTensor(entry, record)
@@ -74,8 +83,10 @@ class Workspace:
             "format": matrix_metadata(tensor.format, (tensor.out_features, tensor.in_features)),
             "record": msgspec.json.encode(record).decode(),
         }
-        tiles = tensor.tiles
-        arrays = {TILES: ArrayToWrite(tiles.dtype, tiles.shape, lambda: tiles)}
+        arrays = {TILES: array_in_memory(tensor.tiles)}
+        if tensor.columns is not None:
+            arrays[COLUMN_WEIGHTS] = array_in_memory(tensor.columns.tiles)
+            arrays[COLUMNS] = array_in_memory(tensor.columns.places)
         write_file(self._tensor_path(name), arrays, metadata)
 
     def _tensor_path(self, name: str) -> Path:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.crumb.reader import (
+    COLUMN_WEIGHTS,
+    COLUMNS,
     MANIFEST,
     METHOD,
     ORDER,
@@ -26,8 +28,8 @@ from crumb.checkpoints.crumb.workspace import Workspace
 from crumb.checkpoints.directory_writer import Part, new_directory, write_model
 from crumb.checkpoints.export_report import TensorReport, Told
 from crumb.checkpoints.float_parts import plain_part
-from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray
-from crumb.checkpoints.tensor_map import Quantized, StoredFloats
+from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, array_in_memory
+from crumb.checkpoints.tensor_map import Quantized, StoredFloats, StoredPacked
 from crumb.errors import CheckpointError
 from crumb.files.atomic_file import write_json
 from crumb.files.model_files import optional_json
@@ -37,7 +39,9 @@ from crumb.formats.packed_tensor import stored_shape
 def assemble_directory(source: Checkpoint, workspace: Workspace, manifest: dict[str, Any]) -> None:
     """Write everything into the workspace's model/."""
     target = workspace.partial / "model"
-    parts = [_gather(source, workspace, spec.name) for spec in source.plan.tensors()]
+    parts: list[Part] = []
+    for spec in source.plan.tensors():
+        parts += _gather(source, workspace, spec.name)
     _write(source, target, parts, manifest)
 
 
@@ -69,7 +73,7 @@ def _write(source: Checkpoint, target: Path, parts: list[Part], manifest: dict[s
 
 
 def _packed(name: str, entry: Quantized, told: Told) -> list[Part]:
-    """A matrix in tiles, and the order of its columns where they have one."""
+    """A matrix in tiles, the order of its columns where they have one, its float columns."""
     shape = stored_shape(entry.format, *entry.shape)
 
     def read() -> NDArray[Any]:
@@ -79,22 +83,33 @@ def _packed(name: str, entry: Quantized, told: Told) -> list[Part]:
     metadata = {name: matrix_metadata(entry.format, entry.shape)}
     parts = [Part(f"{name}.{TILES}", ArrayToWrite(np.dtype(np.uint8), shape, read), metadata)]
     if entry.order is not None:
-        order = entry.order.astype(np.int32)
-        columns = ArrayToWrite(order.dtype, order.shape, lambda: order)
-        parts.append(Part(f"{name}.{ORDER}", columns))
-    return parts
+        parts.append(Part(f"{name}.{ORDER}", array_in_memory(entry.order.astype(np.int32))))
+    return parts + _float_columns(name, entry)
 
 
-def _gather(source: Checkpoint, workspace: Workspace, name: str) -> Part:
+def _float_columns(name: str, entry: Quantized) -> list[Part]:
+    """Places and weights of a matrix's float columns, if it has any."""
+    columns = entry.columns if isinstance(entry, StoredPacked) else None
+    if columns is None:
+        return []
+    places = array_in_memory(columns.places)
+    return [
+        Part(f"{name}.{COLUMNS}", places),
+        Part(f"{name}.{COLUMN_WEIGHTS}", copied(columns.tiles)),
+    ]
+
+
+def _gather(source: Checkpoint, workspace: Workspace, name: str) -> list[Part]:
     finished = workspace.finished(name)
     if finished is None:
         entry = source.tensors.entry(name)
         if isinstance(entry, Quantized):
             raise CheckpointError("the source is quantized already", where=source.path, found=name)
-        return Part(name, copied(entry))
+        return [Part(name, copied(entry))]
     packed = finished.entry
     metadata = {name: matrix_metadata(packed.format, packed.shape)}
-    return Part(f"{name}.{TILES}", copied(packed.tiles), metadata)
+    tiles = Part(f"{name}.{TILES}", copied(packed.tiles), metadata)
+    return [tiles, *_float_columns(name, packed)]
 
 
 def copied(entry: StoredArray | StoredFloats) -> ArrayToWrite:

@@ -19,8 +19,15 @@ from typing import BinaryIO
 import numpy as np
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.crumb.reader import ORDER, TILES, packed_entry, read_order
-from crumb.checkpoints.delta.make import in_stored_order, is_order
+from crumb.checkpoints.crumb.reader import (
+    BESIDE,
+    ORDER,
+    TILES,
+    packed_entry,
+    read_order,
+    with_columns,
+)
+from crumb.checkpoints.delta.make import in_stored_order, lies_beside
 from crumb.checkpoints.delta.matrix import decode_part
 from crumb.checkpoints.delta.piece import PIECE_BYTES
 from crumb.checkpoints.delta.record import (
@@ -195,7 +202,7 @@ class _Restorer:
         return len(length) + size
 
     def packed(self) -> dict[str, StoredPacked]:
-        """The quantized matrices by name; the order of their columns is restored first."""
+        """The quantized matrices by name; what lies beside their codes is restored first."""
         entries: dict[str, StoredPacked] = {}
         for name, array in self.arrays.items():
             matrix, _, suffix = name.rpartition(".")
@@ -204,17 +211,22 @@ class _Restorer:
             where = f"{self.delta.path}: {matrix}"
             entry = packed_entry(self.metadata.get(matrix, ""), array, where)
             self.check_shape(matrix, entry.shape)
-            order = self.arrays.get(f"{matrix}.{ORDER}")
-            if order is not None:
-                self.check_size(order, 4 * entry.shape[1], where)
-                self.plain(f"{matrix}.{ORDER}", order)
-                entry = replace(entry, order=read_order(order, entry.shape[1], where))
-            entries[matrix] = entry
+            beside: dict[str, StoredArray] = {}
+            for suffix in BESIDE:
+                array_beside = self.arrays.get(f"{matrix}.{suffix}")
+                if array_beside is not None:
+                    self.check_room(array_beside, entry, f"{where}.{suffix}")
+                    self.plain(f"{matrix}.{suffix}", array_beside)
+                    beside[suffix] = array_beside
+            if ORDER in beside:
+                order = read_order(beside[ORDER], entry.shape[1], where)
+                entry = replace(entry, order=order)
+            entries[matrix] = with_columns(entry, beside, where)
         return entries
 
     def array(self, name: str, array: StoredArray, entry: StoredPacked | None) -> None:
         """One array, where it belongs in its file. Raises: CheckpointError."""
-        if is_order(name, entry):
+        if lies_beside(name, entry):
             return
         is_tiles = entry is not None and name.endswith(f".{TILES}")
         if not is_tiles:
@@ -271,13 +283,14 @@ class _Restorer:
                 do=DAMAGED,
             )
 
-    def check_size(self, array: StoredArray, expected: int, where: str) -> None:
-        """Refuse an order of more columns than there are. Raises: CheckpointError."""
-        if array.size_bytes != expected:
+    def check_room(self, array: StoredArray, entry: StoredPacked, where: str) -> None:
+        """Refuse more beside a matrix than it has columns. Raises: CheckpointError."""
+        most_bytes = room_bytes(entry)
+        if array.size_bytes > most_bytes:
             raise CheckpointError(
-                "the order of a matrix's columns has another size",
+                "what lies beside a matrix's codes is larger than the matrix",
                 where=where,
-                expected=expected,
+                expected=f"at most {most_bytes}",
                 found=array.size_bytes,
                 do=DAMAGED,
             )

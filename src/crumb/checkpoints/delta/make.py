@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.crumb.reader import METHOD, ORDER, TILES
+from crumb.checkpoints.crumb.reader import BESIDE, METHOD, TILES
 from crumb.checkpoints.delta.matrix import decode_part, encode_part
 from crumb.checkpoints.delta.piece import PIECE_BYTES, PieceReader, compressed
 from crumb.checkpoints.delta.record import (
@@ -143,9 +143,9 @@ def _check_container(quantized: Checkpoint) -> None:
         )
 
 
-def is_order(name: str, entry: Entry | None) -> bool:
-    """Whether an array says in which order a packed matrix's columns stand."""
-    return name.endswith(f".{ORDER}") and isinstance(entry, StoredPacked)
+def lies_beside(name: str, entry: Entry | None) -> bool:
+    """Whether an array is a packed matrix's order of columns, or of its float columns."""
+    return name.rpartition(".")[2] in BESIDE and isinstance(entry, StoredPacked)
 
 
 def in_stored_order(weights: Floats, entry: StoredPacked) -> Floats:
@@ -239,7 +239,7 @@ class _Maker:
             entry = self.quantized.tensors.entries.get(matrix)
             if suffix == TILES and isinstance(entry, StoredPacked):
                 self.matrix(matrix, entry)
-            elif is_order(name, entry) or not self.is_of_base(name, array):
+            elif lies_beside(name, entry) or not self.is_of_base(name, array):
                 self.spool.add(plain_name(name), compressed(byte_pieces(array, PIECE_BYTES)))
             self.done_bytes += array.size_bytes
         return Source.WEIGHTS

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.export_report import TensorReport
-from crumb.checkpoints.tensor_map import Entry, Quantized
+from crumb.checkpoints.tensor_map import Entry, Quantized, StoredPacked
 from crumb.errors import SolveError, UsageError
 from crumb.formats.grid import decode_reference
 from crumb.formats.layouts.gguf_blocks import encode_blocks, encode_floats
@@ -91,6 +91,8 @@ def encode_rows(entry: Entry, type_name: str, rows: slice, change: Change) -> ND
     if not isinstance(entry, Quantized):
         weights = entry.read_float(rows)
         return _rounded(weights, type_name, change, "floats rounded")
+    if isinstance(entry, StoredPacked) and entry.columns is not None:
+        return _rounded(entry.read_float(rows), type_name, change, "float columns: decoded")
     if entry.order is not None:
         weights = entry.read_float(rows)
         return _rounded(weights, type_name, change, "columns in another order: rounded anew")

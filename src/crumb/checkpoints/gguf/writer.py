@@ -26,6 +26,7 @@ from crumb.checkpoints.gguf.model import GgufModel, gguf_model_of
 from crumb.checkpoints.gguf.rope_scaling import Factors, frequency_factors
 from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
+from crumb.checkpoints.tensor_map import refuse_float_columns
 from crumb.errors import placed
 from crumb.files.atomic_file import disk_errors
 from crumb.formats.layouts.gguf_blocks import encode_floats
@@ -71,6 +72,9 @@ def export_gguf(
         each: choose_type(entry, choice.type, choice.strict) for each, entry in entries.items()
     }
     types = _of_stacks(gguf_model_of(checkpoint.configuration), types)
+    for each, entry in entries.items():
+        if find_type(types[each]).float_dtype is None:
+            refuse_float_columns(each, entry, "GGUF")
     changes = {each: start_change(types[each], choice.type) for each in entries}
 
     def encode(matrix: str, type_name: str, rows: slice) -> Bytes:
