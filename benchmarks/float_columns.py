@@ -52,6 +52,7 @@ def row(source: str, out: Path, asked: argparse.Namespace, **options: Any) -> st
         bits=asked.bits,
         effort=asked.effort,
         embedding=8,
+        **({} if asked.model else {"head": 8}),
         sequences=asked.sequences,
         length_tokens=asked.length,
         pack=False,
