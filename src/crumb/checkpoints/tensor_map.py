@@ -100,9 +100,9 @@ class StoredPacked:
         tiles = memory[:size].reshape(self.tiles.shape)
         self.tiles.read_into(tiles)
         if self.columns is not None:
-            stored = self.columns.tiles
-            behind = memory[size : size + stored.size_bytes].view(np.float16).reshape(stored.shape)
-            stored.read_into(behind)
+            halves = self.columns.tiles
+            behind = memory[size : size + halves.size_bytes].view(np.float16).reshape(halves.shape)
+            halves.read_into(behind)
             columns = self.columns.of(behind)
         return self._assembled(tiles, columns)
 
