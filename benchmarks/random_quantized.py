@@ -1,4 +1,4 @@
-"""Random quantized LLaMA models of any size, written as crumb directories without a solver.
+"""Random quantized LLaMA and RWKV-4 models of any size, as crumb directories, without a solver.
 
 In: sizes, a format's name, a directory, a seed. Out: a directory that `crumb.load` runs: tiles of
 random codes under scales that keep the numbers finite, every matrix in the one format.
@@ -10,14 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from random_checkpoint import TOKENIZER_FILES, TOKENIZER_MODEL, Sizes
 
+from crumb.architectures.plan import Plan
+from crumb.architectures.registry import plan_of
 from crumb.checkpoints.crumb.reader import matrix_metadata, quantization_config
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.formats.catalog import Format, ZeroKind, parse_format
@@ -35,6 +39,35 @@ BILLION = Sizes(
     positions=2048,
 )
 """1.10 billion parameters: the model of the speed benchmarks."""
+
+
+@dataclass(frozen=True)
+class RecurrentSizes:
+    """What decides every shape of an RWKV-4 model."""
+
+    blocks: int
+    hidden: int
+    vocabulary: int
+
+    def configuration(self) -> dict[str, Any]:
+        """config.json."""
+        return {
+            "model_type": "rwkv",
+            "hidden_size": self.hidden,
+            "num_hidden_layers": self.blocks,
+            "vocab_size": self.vocabulary,
+            "context_length": 1024,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+
+    def plan(self) -> Plan:
+        """The Plan of the model."""
+        return plan_of(self.configuration())
+
+
+BILLION_RECURRENT = RecurrentSizes(blocks=16, hidden=2048, vocabulary=50277)
+"""1.08 billion parameters."""
 
 
 def random_tiles(spec: TensorSpec, format: Format, seed: tuple[int, int]) -> NDArray[np.uint8]:
@@ -65,7 +98,9 @@ def random_tiles(spec: TensorSpec, format: Format, seed: tuple[int, int]) -> NDA
     return tiles
 
 
-def write_quantized(path: Path, sizes: Sizes, format: Format, seed: int = 0) -> None:
+def write_quantized(
+    path: Path, sizes: Sizes | RecurrentSizes, format: Format, seed: int = 0
+) -> None:
     """Write a whole model into a new directory; one tensor is in memory at a time."""
     path.mkdir(parents=True)
     matrices: dict[str, ArrayToWrite] = {}
@@ -91,8 +126,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("format", help="such as int3-g64-fixed")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--recurrent", action="store_true", help="RWKV-4 in place of LLaMA")
     asked = parser.parse_args()
-    write_quantized(asked.out, BILLION, parse_format(asked.format))
+    sizes = BILLION_RECURRENT if asked.recurrent else BILLION
+    write_quantized(asked.out, sizes, parse_format(asked.format))
 
 
 if __name__ == "__main__":

@@ -132,14 +132,17 @@ class Engine:
         return EngineSequence(list(tokens[:cached]), pages, cached, state=state)
 
     def cut(self, sequence: EngineSequence, count: int) -> None:
-        """Take a sequence's last tokens back, which this step added. Its pages stay its own."""
+        """Take a sequence's last tokens back, which this step added. Its pages stay its own.
+
+        Raises: UsageError for tokens that a state has taken in, unless they were guesses.
+        """
+        if self.states is not None and sequence.state is not None:
+            self.states.cut(sequence.state, count)
         if count:
             del sequence.tokens[-count:]
             whole = sequence.length_tokens // PAGE_TOKENS
             self._pages.forget(sequence.pages[whole:])
             del sequence.page_keys[whole:]
-        if self.states is not None and sequence.state is not None:
-            self.states.cut(sequence.state, count)
 
     def stored_pages(self, tokens: Sequence[int]) -> StoredPages | None:
         """Pages of a prompt's beginning that lie on disk alone; from any thread."""

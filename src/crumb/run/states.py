@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan
-from crumb.errors import DoesNotFit
+from crumb.errors import DoesNotFit, UsageError
 from crumb.operations.table import row_of
 from crumb.run.page_store import next_key
 
@@ -208,7 +208,13 @@ class States:
             self._learn(state, tokens, place)
 
     def cut(self, state: SequenceState, count: int) -> None:
-        """Take back the last guesses of a step; 0: all came true."""
+        """Take back the last guesses of a step; 0: all came true. Raises: UsageError."""
+        if count > len(state.guesses):
+            raise UsageError(
+                "a state cannot forget tokens that were no guesses",
+                expected=f"at most {len(state.guesses)}",
+                found=count,
+            )
         if count:
             self._rows[state.place] = self._rows[state.guesses[-count]]
         self.drop(state)

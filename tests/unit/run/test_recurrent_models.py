@@ -217,3 +217,9 @@ def test_scores_and_vectors_are_those_of_the_array_executor(
 def test_a_state_does_not_outlive_the_process(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not outlive the process.*--cache-dir"):
         opened(folder, cache_dir=tmp_path)
+
+
+def test_its_speed_is_predicted(folder: Path) -> None:
+    report = crumb.fit(str(folder), memory="1 GB")
+    (row,) = (each for each in report.models[0].rows if each.lies_here)
+    assert (row.decode_tokens_per_second or 0) > 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from crumb.architectures.registry import plan_of
-from crumb.errors import DoesNotFit
+from crumb.errors import DoesNotFit, UsageError
 from crumb.run import states as module
 from crumb.run.states import NOWHERE, SequenceState, StatePlan, States, plan_states
 
@@ -147,6 +147,18 @@ def test_with_pages_beside_it_a_state_is_of_whole_pages_that_are_there() -> None
         state, count = states.begin([*prompt, 1], covered)
         assert count == expected
         states.end(state, prompt[:count])
+
+
+def test_only_guesses_are_taken_back() -> None:
+    states = States(StatePlan(1, {}, 2, 2), np.zeros((4, 1), np.float32))
+    state, _ = states.begin([1, 2, 3])
+    states.runs(state, 0, 3, 2)
+    states.stepped(state, [1, 2, 3])
+    with pytest.raises(UsageError, match=r"no guesses.*at most 2, found 3"):
+        states.cut(state, 3)
+    states.cut(state, 2)
+    with pytest.raises(UsageError, match="no guesses"):
+        states.cut(state, 1)
 
 
 SMALL = {"model_type": "rwkv", "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
