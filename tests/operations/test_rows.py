@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from operation_checks import check_gradient, check_native, drawn, native_output
+from operation_checks import Alone, check_gradient, check_native, drawn, native_output
 
+from crumb.kernels.dispatch import supported_sets
 from crumb.operations.activation import FUNCTIONS, NUMBERED, Activation
 from crumb.operations.add import Add
 from crumb.operations.attention import QUERY_BLOCK, Attention
@@ -319,3 +320,12 @@ def test_a_text_in_chunks_leaves_the_same_state_and_the_same_bits(name: str) -> 
     native = native_output(operation, reads, weights)
     for cuts in ((1,), (3, 5), tuple(range(1, rows))):
         np.testing.assert_array_equal(native_output(operation, reads, weights, cuts), native)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_sets_with_fused_multiply_adds_give_the_same_bits(name: str) -> None:
+    operation, reads, weights, _ = CASES[name]
+    fused = supported_sets()[1:]
+    outputs = [Alone(operation, reads, weights, isa).arrays["y"] for isa in fused]
+    for other in outputs[1:]:
+        np.testing.assert_array_equal(other, outputs[0])
