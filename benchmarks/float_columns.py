@@ -44,7 +44,7 @@ def plant(folder: Path, into: str) -> None:
     write_file(folder / "model.safetensors", written, {"format": "pt"})
 
 
-def row(source: str, out: Path, asked: argparse.Namespace, **options: Any) -> str:
+def row(source: str, out: Path, asked: argparse.Namespace, group: str, **options: Any) -> str:
     """One line of the table."""
     crumb.quantize(
         source,
@@ -56,6 +56,7 @@ def row(source: str, out: Path, asked: argparse.Namespace, **options: Any) -> st
         sequences=asked.sequences,
         length_tokens=asked.length,
         pack=False,
+        group_size=int(group) if group.isdecimal() else group,
         **options,
     )
     text, limit = "excerpt-evaluation", asked.windows
@@ -66,9 +67,9 @@ def row(source: str, out: Path, asked: argparse.Namespace, **options: Any) -> st
     counts = [each.get("float_columns", 0) for each in tensors]
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     columns, matrices = sum(counts), sum(map(bool, counts))
-    group, share = options["group_size"], options.get("keep_columns", "")
+    share = options.get("keep_columns", "")
     apart = f"{kl.value:.4f} ± {kl.standard_error or 0:.4f}"
-    return f"| g{group} | {share} | {size / 1e6:.2f} | {columns} in {matrices} | {apart} |"
+    return f"| {group} | {share} | {size / 1e6:.2f} | {columns} in {matrices} | {apart} |"
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--planted", choices=("weights", "inputs"), default="weights")
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--effort", default="fast")
-    parser.add_argument("--groups", type=int, nargs="+", default=[64, 32])
+    parser.add_argument("--groups", nargs="+", default=["64", "32"], help="or row")
     parser.add_argument("--shares", nargs="+", default=["0.25%", "0.5%", "1%"])
     parser.add_argument("--sequences", type=int, default=24)
     parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
@@ -94,10 +95,10 @@ def main() -> None:
         print("|---|---|---:|---:|---:|", flush=True)
         first = asked.groups[0]
         for group in asked.groups:
-            print(row(source, place / f"g{group}", asked, group_size=group), flush=True)
+            print(row(source, place / f"g{group}", asked, group), flush=True)
         for share in asked.shares:
             out = place / f"{first}-{share}"
-            print(row(source, out, asked, group_size=first, keep_columns=share), flush=True)
+            print(row(source, out, asked, first, keep_columns=share), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import digest, quantize_line, refusal, succeed
-from tiny_checkpoint import QUERY, make_tensors, write_checkpoint
+from tiny_checkpoint import QUERY, VOCABULARY, make_tensors, tokenizer_json, write_checkpoint
+from tiny_models import VARIANTS, write_model
 
 from crumb import quantize_run
 from crumb.checkpoints.delta.apply import apply_delta
@@ -32,7 +33,8 @@ from crumb.requests.quantize_options import make_quantize_request, share_of_colu
 from crumb.run.load import load
 from crumb.run.memory_plan import WeightsKind
 from crumb.run.model import Model
-from crumb.solve.problem import Method, SolveSettings
+from crumb.solve import whole_matrix
+from crumb.solve.problem import LayerProblem, Method, SolveSettings
 
 ROUND = SolveSettings(method=Method.ROUND)
 PLANTED = [2, 33]
@@ -90,6 +92,28 @@ def test_the_engine_gives_what_the_array_executor_gives(
     found = np.array(model.logits(TOKENS[0].tolist()))
     size = np.abs(expected).max()
     assert np.abs(found - expected).max() <= (1e-5 if activations == "f32" else 0.2) * size
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "mixtral", "deepseek_v2", "rwkv", "lfm2"])
+def test_experts_heads_and_states_run_with_columns(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_and_last(problem: LayerProblem, weights: Any, _: object) -> LayerProblem:
+        return replace(problem, columns=np.array([0, weights.shape[1] - 1]))
+
+    monkeypatch.setattr(whole_matrix, "with_columns", first_and_last)
+    source = write_model(tmp_path, VARIANTS[variant] | {"vocab_size": VOCABULARY})
+    (source / "tokenizer.json").write_text(tokenizer_json())
+    settings = {"bits": 4, "group_size": "row", "method": "round", "keep_columns": 0.1}
+    request = make_quantize_request(source, tmp_path / "out", pack=False, **settings)
+    counts = [each["float_columns"] for each in quantize(request).manifest["tensors"].values()]
+    assert counts.count(2) > len(counts) / 2
+    expected = Model(open_checkpoint(request.out)).logits(TOKENS[:, :24])[0]
+    # Int8 roundings may choose other experts for a token, but not for most.
+    for activations, middle, share in (("f32", np.max, 1e-5), ("int8", np.median, 0.02)):
+        model = load(request.out, context_tokens=32, cache="f32", activations=activations)
+        found = np.array(model.logits(TOKENS[0, :24].tolist()))
+        assert middle(np.abs(found - expected)) <= share * np.abs(expected).max()
 
 
 def test_a_run_that_died_goes_on_to_the_same_bytes(
