@@ -176,11 +176,11 @@ void decode_matrix(Bytes tiles, Levels table, FloatsOut weights, int64_t group_w
   const size_t rows = weights.shape(0), columns = weights.shape(1);
   require_tile_bits(bits);
   require(zero >= kFixed && zero <= kMinimum, "zero must be 0 to 2");
-  require(sub >= kNoSub && sub <= kSubPairs, "sub must be 0 to 3");
+  require(sub >= kNoSub && sub <= kSubQuads, "sub must be 0 to 4");
   require(group_width > 0, "group_width must be positive");
-  require(sub == kNoSub || group_width == 32 || (group_width == 16 && sub != kSubPairs),
+  require(sub == kNoSub || group_width == 32 || (group_width == 16 && sub < kSubPairs),
           "super-blocks need groups of 16 or 32");
-  require(sub == kNoSub || sub == kSubPairs || columns % kSuperInputs == 0,
+  require(sub == kNoSub || sub >= kSubPairs || columns % kSuperInputs == 0,
           "whole super-blocks only");
   const TileShape shape{int64_t(rows), int64_t(columns), within(group_width, columns), bits, zero,
                         sub};

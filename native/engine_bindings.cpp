@@ -39,7 +39,7 @@ bool has_kernel(int bits, int zero, int sub, int64_t group_width, bool table) {
       {4, kMinimum, kSubBytes, 32, false},  {5, kMinimum, kSubBytes, 32, false},
       {6, kFixed, kSubBytes, 16, false},    {4, kFixed, kSubBytes, 32, true},
       {2, kFixed, kSubPairs, 32, true},     {3, kFixed, kSubPairs, 32, true},
-      {4, kFixed, kSubPairs, 32, true},
+      {4, kFixed, kSubQuads, 32, true},
   };
   return std::ranges::count(kRows, Row{bits, zero, sub, group_width, table}) > 0;
 }
@@ -157,7 +157,7 @@ class NativeEngine {
       require(group_width >= columns || group_width == 32 || group_width == 64 ||
                   group_width == 128, "matrix: no kernel for this group width");
     else
-      require((sub == kSubPairs ? columns >= group_width : columns % kSuperInputs == 0) &&
+      require((sub >= kSubPairs ? columns >= group_width : columns % kSuperInputs == 0) &&
                   has_kernel(bits, zero, sub, group_width, bool(table)),
               "matrix: no kernel for these super-blocks");
     require(!table || (bits <= 4 && zero == kFixed && table->shape(0) == 16), "matrix: bad table");

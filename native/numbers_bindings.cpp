@@ -49,7 +49,7 @@ void bind_numbers(nb::module_& m) {
   m.attr("BLOCK_INPUTS") = kBlockInputs;
   m.attr("FEW_TOKENS") = few_tokens();
   m.attr("ZERO_KINDS") = by_name({{"fixed", kFixed}, {"variable", kVariable}, {"minimum", kMinimum}});
-  m.attr("SUB_KINDS") = by_name({{"none", kNoSub}, {"bytes", kSubBytes}, {"digits", kSubDigits}, {"pairs", kSubPairs}});
+  m.attr("SUB_KINDS") = by_name({{"none", kNoSub}, {"bytes", kSubBytes}, {"digits", kSubDigits}, {"pairs", kSubPairs}, {"quads", kSubQuads}});
   m.attr("FLOAT_KINDS") =
       by_name({{"float32", kFloat32}, {"float16", kFloat16}, {"bfloat16", kBfloat16}});
   m.attr("CACHE_KINDS") = by_name({{"f32", kFloat32}, {"f16", kFloat16}, {"int8", kInt8}});

@@ -16,8 +16,10 @@ enum ZeroKind : int { kFixed = 0, kVariable = 1, kMinimum = 2 };
 
 // How the groups of a super-block share its scale and minimum: not at all, each with a byte that
 // multiplies the scale (and one the minimum), with a byte whose low digit multiplies the scale and
-// whose high digit the minimum, or two groups with the signed digits of a byte, the first low.
-enum SubKind : int { kNoSub = 0, kSubBytes = 1, kSubDigits = 2, kSubPairs = 3 };
+// whose high digit the minimum. From kSubPairs on the last super-block of a row may be smaller: two
+// groups with the signed digits of a byte, the first low; or four with such digits of two bytes, and
+// a third that has the two bits above each.
+enum SubKind : int { kNoSub = 0, kSubBytes = 1, kSubDigits = 2, kSubPairs = 3, kSubQuads = 4 };
 
 // A quantized matrix in the tile layout (tile.hpp).
 struct TileMatrix {

@@ -9,18 +9,16 @@ struct SuperKind {
   static constexpr int bits = bits_, zero = zero_, sub = sub_, width = width_;
   static constexpr bool table = table_;
   static constexpr int dot_bits = table ? 8 : bits;
-  static constexpr bool ragged = sub == kSubPairs;  // the last super-block of a row may be smaller
+  static constexpr bool ragged = sub >= kSubPairs;  // the last super-block of a row may be smaller
 };
 
 // Calls visit(the kind of a matrix); engine_bindings.cpp lets in no other.
 template <class Visit>
 CRUMB_INLINE void with_super_kind(const TileMatrix& m, Visit visit) {
+  if (m.sub == kSubQuads) return visit(SuperKind<4, true, kFixed, kSubQuads, 32>{});
   if (m.sub == kSubPairs) {
-    switch (m.bits) {
-      case 2: return visit(SuperKind<2, true, kFixed, kSubPairs, 32>{});
-      case 3: return visit(SuperKind<3, true, kFixed, kSubPairs, 32>{});
-      default: return visit(SuperKind<4, true, kFixed, kSubPairs, 32>{});
-    }
+    if (m.bits == 2) return visit(SuperKind<2, true, kFixed, kSubPairs, 32>{});
+    return visit(SuperKind<3, true, kFixed, kSubPairs, 32>{});
   }
   if (m.table) return visit(SuperKind<4, true, kFixed, kSubBytes, 32>{});
   switch (m.bits) {
@@ -47,6 +45,11 @@ CRUMB_INLINE Ints sub_scale_of(const uint8_t* sub, int64_t group) {
   if constexpr (Kind::sub == kSubDigits) return low_digit(widen_bytes(sub + 16 * group));
   if constexpr (Kind::sub == kSubPairs)
     return signed_digit(widen_bytes(sub + 16 * (group / 2)), int(group % 2));
+  if constexpr (Kind::sub == kSubQuads) {
+    const uint8_t* four = sub + 3 * 16 * (group / 4);
+    const int place = int(group % 4);
+    return signed_six(widen_bytes(four + 16 * (place / 2)), place % 2, widen_bytes(four + 32), place);
+  }
   return widen_signed_bytes(sub + 16 * group);
 }
 template <class Kind>

@@ -44,7 +44,9 @@ static constexpr int64_t super_groups(const M& m) {
 
 // Bytes for each row that multiply the scales, and behind those the minima, of so many groups.
 static constexpr int64_t sub_values(int sub, int zero, int64_t groups) {
-  return sub == kSubPairs ? (groups + 1) / 2 : sub == kSubBytes && zero == kMinimum ? 2 * groups : groups;
+  if (sub == kSubPairs) return (groups + 1) / 2;
+  if (sub == kSubQuads) return (groups + 3) / 4 * 3;
+  return sub == kSubBytes && zero == kMinimum ? 2 * groups : groups;
 }
 
 // What a whole block holds before its codes.
@@ -56,7 +58,7 @@ static constexpr int64_t header_bytes(const M& m) {
 // The same of a block of this many inputs: some super-blocks may be smaller at the end of a row.
 template <class M>
 static constexpr int64_t header_bytes(const M& m, int64_t inputs) {
-  if (m.sub != kSubPairs || inputs >= kSuperInputs) return header_bytes(m);
+  if (m.sub < kSubPairs || inputs >= kSuperInputs) return header_bytes(m);
   const int64_t groups = (inputs + m.group_width - 1) / m.group_width;
   return own_header_bytes(m.zero) + kTileRows * sub_values(m.sub, m.zero, groups);
 }
@@ -127,5 +129,7 @@ static_assert(tile_bytes(TileShape{1, 512, 32, 5, kMinimum, kSubBytes}) ==
               2 * (32 + 32 + 2 * 8 * 16 + 8 * 320));
 static_assert(tile_bytes(TileShape{1, 576, 32, 3, kFixed, kSubPairs}) ==
               2 * (32 + 4 * 16 + 8 * 192) + (32 + 16 + 2 * 192));
+static_assert(tile_bytes(TileShape{1, 576, 32, 4, kFixed, kSubQuads}) ==
+              2 * (32 + 6 * 16 + 8 * 256) + (32 + 3 * 16 + 2 * 256));
 
 }  // namespace crumb

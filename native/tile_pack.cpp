@@ -118,6 +118,15 @@ void gather_row(const Vector* slices, int64_t row, uint8_t* codes) {
                 kSliceInputs);
 }
 
+// A group's sub-scale where several share bytes, `subs` at the first byte of a row.
+int shared_sub_scale(int kind, const uint8_t* subs, int64_t number) {
+  const int64_t first = kind == kSubPairs ? 0 : number / 4 * 3, k = kind == kSubPairs ? number : number % 4;
+  const int digit = subs[(first + k / 2) * kTileRows] >> 4 * (k % 2) & 15;
+  if (kind == kSubPairs) return digit - (digit & 8) * 2;
+  const int whole = digit | (subs[(first + 2) * kTileRows] >> 2 * k & 3) << 4;
+  return whole - (whole & 32) * 2;
+}
+
 // What a block's header says of one of its groups.
 struct Group {
   float scale[kTileRows], offset[kTileRows];
@@ -125,9 +134,8 @@ struct Group {
 
 Group group_of(const TileShape& shape, const uint8_t* block, int64_t number, const int8_t* table) {
   const float fixed = table ? 0.0f : float(1 << (shape.bits - 1));
-  const bool pairs = shape.sub == kSubPairs;
-  const uint8_t* sub =
-      block + own_header_bytes(shape.zero) + (pairs ? number / 2 : number) * kTileRows;
+  const uint8_t* subs = block + own_header_bytes(shape.zero);
+  const uint8_t* sub = subs + number * kTileRows;
   Group group;
   for (int64_t row = 0; row < kTileRows; ++row) {
     const uint8_t* offset = block + scale_bytes();
@@ -138,7 +146,7 @@ Group group_of(const TileShape& shape, const uint8_t* block, int64_t number, con
                                     : fixed;
     if (shape.sub == kSubBytes) scale *= float(int8_t(sub[row]));
     if (shape.sub == kSubDigits) scale *= float(sub[row] & 15);
-    if (pairs) scale *= float(int8_t(number % 2 ? sub[row] : sub[row] << 4) >> 4);
+    if (shape.sub >= kSubPairs) scale *= float(shared_sub_scale(shape.sub, subs + row, number));
     if (shape.sub != kNoSub && shape.zero == kMinimum)
       zero = -(zero * float(shape.sub == kSubDigits ? sub[row] >> 4
                                                     : sub[super_groups(shape) * kTileRows + row]));

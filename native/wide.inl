@@ -132,6 +132,13 @@ CRUMB_INLINE Ints signed_digit(Ints ints, int higher) {
   EACH_PART(ints.part[i] = (IntPart)((CodePart)ints.part[i] << up) >> 28);
   return ints;
 }
+// A digit of a byte and, above it, two bits of another; with the sign that these six bits have.
+CRUMB_INLINE Ints signed_six(Ints digits, int higher, Ints tops, int place) {
+  EACH_PART(const CodePart low = (CodePart)digits.part[i] >> 4 * higher & 15u;
+            const CodePart top = (CodePart)tops.part[i] >> 2 * place << 4;
+            digits.part[i] = (IntPart)((low | top) << 26) >> 26);
+  return digits;
+}
 // Pairs of 16-bit integers, the first low; and sum += both products of pairs with one pair.
 CRUMB_INLINE Ints make_pairs(Ints first, Ints second) {
   EACH_PART(first.part[i] = (first.part[i] & 0xffff) | (second.part[i] << 16));

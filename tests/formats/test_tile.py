@@ -87,7 +87,9 @@ SUPER_HEADERS = {
     "q6_k": "f8 f9 fa fb fc fd fe ff 00 01 02 03 04 05 06 07",
     "iq4_xs": "f8 f9 fa fb fc fd fe ff",
     # group - 8, the next group's in the high digit
-    **dict.fromkeys(("super2", "super3", "super4"), "98 ba dc fe"),
+    **dict.fromkeys(("super2", "super3"), "98 ba dc fe"),
+    # likewise of two groups and two, then the two bits above each of the four
+    "super4": "98 ba ff dc fe ff",
     # group, then 15 - group
     "q4_k": "00 01 02 03 04 05 06 07 0f 0e 0d 0c 0b 0a 09 08",
     "q5_k": "00 01 02 03 04 05 06 07 0f 0e 0d 0c 0b 0a 09 08",

@@ -175,7 +175,7 @@ def test_a_read_only_input_is_accepted(kernel, name):
     [
         *((kernel, "bits", bits) for kernel in VALID if kernel != "sweep" for bits in (-1, 0, 9)),
         *((kernel, "bits", bits) for kernel in TILE_KERNELS for bits in (1, 7)),
-        *(("decode_tiles", name, kind) for name in ("zero", "sub") for kind in (-1, 4)),
+        *(("decode_tiles", name, kind) for name in ("zero", "sub") for kind in (-1, 5)),
         *((kernel, "last_header_bytes", n) for kernel in TILE_KERNELS[:2] for n in (-1, 49)),
         *(
             (kernel, "group_width", n)
@@ -200,11 +200,11 @@ def test_a_setting_that_cannot_be_is_a_value_error(kernel, name, value):
 
 @pytest.mark.parametrize(
     ("sub", "group_width", "columns"),
-    [(1, 64, 256), (2, 8, 256), (1, 32, 40), (1, 16, 264), (3, 16, 256), (4, 32, 256)],
+    [(1, 64, 256), (2, 8, 256), (1, 32, 40), (1, 16, 264), (3, 16, 256), (4, 16, 256)],
 )
 def test_a_super_block_has_256_inputs_in_groups_of_16_or_32(sub, group_width, columns):
     changes = {"weights": floats(20, columns), "sub": sub, "group_width": group_width}
-    with pytest.raises(ValueError, match=r"super-blocks|sub must be"):
+    with pytest.raises(ValueError, match="super-blocks"):
         call("decode_tiles", **changes)
 
 

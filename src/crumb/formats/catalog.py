@@ -42,7 +42,7 @@ class SuperBlock:
     lowest: int  # sub_scale
     highest: int  # sub_scale, and sub_minimum, whose lowest is 0
     sub_bits: int  # bits of each sub_scale and each sub_minimum
-    ragged: bool = False  # whether the last of a row may be smaller
+    ragged: bool = False  # the last of a row may be smaller, and sub-scales are stored packed
 
 
 ZERO_BITS = {ZeroKind.FIXED: 0, ZeroKind.VARIABLE: 8, ZeroKind.MINIMUM: 16}
@@ -104,7 +104,8 @@ _NIBBLES = SuperBlock(256, 0, 15, 4)
 _SIX_BITS = SuperBlock(256, 0, 63, 6)
 _SIGNED_SIX_BITS = SuperBlock(256, -32, 31, 6)
 _SIGNED_BYTES = SuperBlock(256, -128, 127, 8)
-_SIGNED_DIGITS = SuperBlock(256, -8, 7, 4, ragged=True)
+_SHORT_DIGITS = SuperBlock(256, -8, 7, 4, ragged=True)
+_SHORT_SIX_BITS = SuperBlock(256, -32, 31, 6, ragged=True)
 
 _NON_LINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _NORMAL_4 = (-127, -88, -67, -50, -36, -23, -12, 0, 10, 20, 31, 43, 56, 71, 92, 127)
@@ -127,9 +128,8 @@ def _super(
     return CodeRow(name, bits, ScaleKind.SUPER, zeros, (group_size,), super_block=block)
 
 
-def _learned_super(name: str, bits: int, table: tuple[int, ...]) -> CodeRow:
-    row = _super(name, bits, 32, _FIXED, _SIGNED_DIGITS)
-    return replace(row, table=table, learned=True)
+def _learned_super(name: str, bits: int, block: SuperBlock, table: tuple[int, ...]) -> CodeRow:
+    return replace(_super(name, bits, 32, _FIXED, block), table=table, learned=True)
 
 
 CATALOG: dict[str, CodeRow] = {
@@ -153,9 +153,9 @@ CATALOG: dict[str, CodeRow] = {
         CodeRow("lut2", 2, zeros=_FIXED, table=_LEANING_2, learned=True),
         CodeRow("lut3", 3, zeros=_FIXED, table=_LEANING_3, learned=True),
         CodeRow("lut4", 4, zeros=_FIXED, table=_LEANING_4, learned=True),
-        _learned_super("super2", 2, _SMALL_2),
-        _learned_super("super3", 3, _SMALL_3),
-        _learned_super("super4", 4, _LEANING_4),
+        _learned_super("super2", 2, _SHORT_DIGITS, _SMALL_2),
+        _learned_super("super3", 3, _SHORT_DIGITS, _SMALL_3),
+        _learned_super("super4", 4, _SHORT_SIX_BITS, _LEANING_4),
         CodeRow("mxfp4", 4, zeros=_FIXED, group_sizes=(32,), table=_E2M1),
     )
 }

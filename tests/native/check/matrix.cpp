@@ -33,6 +33,7 @@ int64_t header_size(const Format& format, int64_t inputs) {
   if (format.sub) sub = (inputs + format.group_width - 1) / format.group_width;
   if (format.sub == kSubBytes && format.zero == kMinimum) sub *= 2;
   if (format.sub == kSubPairs) sub = (sub + 1) / 2;
+  if (format.sub == kSubQuads) sub = (sub + 3) / 4 * 3;
   return 16 * (2 * halves + points + sub);
 }
 
@@ -49,6 +50,12 @@ void write_sub(const Matrix& m, int64_t row, int64_t block, uint8_t* at) {
     const int64_t of = row * m.groups + block * whole + k;
     if (m.format.sub == kSubPairs) {
       at[16 * (k / 2)] |= uint8_t((m.sub_scale[of] & 15) << (k % 2 ? 4 : 0));
+      continue;
+    }
+    if (m.format.sub == kSubQuads) {
+      uint8_t* four = at + 48 * (k / 4);
+      four[16 * (k % 4 / 2)] |= uint8_t((m.sub_scale[of] & 15) << (k % 2 ? 4 : 0));
+      four[32] |= uint8_t((m.sub_scale[of] >> 4 & 3) << 2 * (k % 4));
       continue;
     }
     if (m.format.sub == kSubDigits) {
@@ -93,14 +100,13 @@ int64_t bytes_of_tile(const Format& format, int64_t columns, int64_t width) {
   return bytes;
 }
 
-// Any byte that a super-block may hold, of int3 -32 to 31 and of pairs -8 to 7, the lowest of which
-// comes in every row;
+// Any byte that a super-block may hold, of int3 and quads -32 to 31, of pairs -8 to 7, the lowest of
+// which comes in every row;
 // exact: whole numbers so small that sums of 768 inputs stay.
 void draw_sub(Matrix& m, bool exact, Random& random) {
   for (int64_t k = 0; k < m.rows * m.groups; ++k) {
     const bool digits = m.format.sub == kSubDigits, small = m.format.bits == 3;
-    const bool pairs = m.format.sub == kSubPairs;
-    const int most = pairs ? 8 : small ? 32 : 128;
+    const int most = m.format.sub == kSubPairs ? 8 : small || m.format.sub == kSubQuads ? 32 : 128;
     const int any = random.below(2 * most) - most;
     const int scale = digits ? random.below(16) : most < 128 && k % m.groups == 1 ? -most : any;
     m.sub_scale.push_back(exact ? random.below(2) : scale);
@@ -144,7 +150,8 @@ std::vector<Format> all_formats() {
   all.push_back({5, kMinimum, false, kSubBytes, 32});
   all.push_back({6, kFixed, false, kSubBytes, 16});
   all.push_back({4, kFixed, true, kSubBytes, 32});
-  for (int bits : {2, 3, 4}) all.push_back({bits, kFixed, true, kSubPairs, 32});
+  for (int bits : {2, 3}) all.push_back({bits, kFixed, true, kSubPairs, 32});
+  all.push_back({4, kFixed, true, kSubQuads, 32});
   return all;
 }
 
@@ -155,7 +162,7 @@ std::vector<int64_t> widths_of(const Format& format) {
 
 std::vector<int> columns_of(const Format& format, const std::vector<int>& columns) {
   if (!format.sub) return columns;
-  if (format.sub == kSubPairs) return {32, 60, 100, 128, 160, 256, 300, 330, 393, 425, 500, 577};
+  if (format.sub >= kSubPairs) return {32, 60, 100, 128, 160, 256, 300, 330, 393, 425, 500, 577};
   return {256, 512, 768};
 }
 

@@ -43,9 +43,10 @@ SUB_HEADERS: dict[ZeroKind, dict[str, np.dtype[Any]]] = {
 }
 """What a super-block's header goes on with: one value for each of its groups and each row.
 
-Where both fit into 4 bits they share a byte, the minimum in its high digit. Sub-scales of 4 bits
-alone share one with those of the next group, which are in its high digit. The header of a smaller
-super-block at the end of a row ends behind its groups.
+Where both fit into 4 bits they share a byte, the minimum in its high digit. Where the last
+super-block of a row may be smaller, its header ends behind its groups; sub-scales of 4 bits there
+share a byte with those of the next group, in its high digit, and of 6 bits four share three bytes:
+two of such digits, then one with the two bits above each.
 """
 
 Bytes = NDArray[np.uint8]
@@ -133,15 +134,17 @@ class Sharing(Enum):
 
     NOTHING = "bytes"
     MINIMUM = "digits"  # a group's sub_scale and sub_minimum
-    GROUPS = "pairs"  # the sub_scale of a group and of the next
+    PAIRS = "pairs"  # the sub_scale of a group and of the next
+    QUADS = "quads"  # those of four groups share three bytes
 
 
 def sharing(format: Format) -> Sharing:
     """What shares a byte in a format of super-blocks."""
     block = format.row.super_block
-    if block is None or block.sub_bits > 4:
-        return Sharing.NOTHING
-    return Sharing.MINIMUM if format.zero is ZeroKind.MINIMUM else Sharing.GROUPS
+    if block is not None and block.ragged:
+        return Sharing.PAIRS if block.sub_bits == 4 else Sharing.QUADS
+    shares = block is not None and block.sub_bits == 4
+    return Sharing.MINIMUM if shares else Sharing.NOTHING
 
 
 def fields(format: Format) -> list[Field]:
@@ -155,8 +158,9 @@ def _fields(format: Format, inputs: int) -> list[Field]:
         groups, shared = -(-inputs // format.group_size), sharing(format)
         sub_headers = list(SUB_HEADERS[format.zero].items())
         sub_headers = sub_headers[:1] if shared is Sharing.MINIMUM else sub_headers
-        values = (groups + 1) // 2 if shared is Sharing.GROUPS else groups
-        fields += [Field(name, dtype, values) for name, dtype in sub_headers]
+        values = {Sharing.PAIRS: -(-groups // 2), Sharing.QUADS: 3 * -(-groups // 4)}
+        groups = values.get(shared, groups)
+        fields += [Field(name, dtype, groups) for name, dtype in sub_headers]
     return fields
 
 
@@ -177,8 +181,7 @@ def headers(parameters: GroupParameters, format: Format) -> Bytes:
             assert parameters.sub_minimum is not None, "one with a minimum has both"
             arrays = arrays | {"sub_scale": low | parameters.sub_minimum << 4}
         else:
-            pairs = low[:, ::2] & 15 | low[:, 1::2] << 4
-            arrays = arrays | {"sub_scale": pairs.view(np.int8)}
+            arrays = arrays | {"sub_scale": _shared_bytes(low, shared).view(np.int8)}
     rows, count = parameters.scale.shape
     tiles = tile_count(rows)
     headers = np.zeros((tiles, count, header_bytes(format)), np.uint8)
@@ -209,11 +212,32 @@ def parameters_of(headers: Bytes, format: Format, out_features: int) -> GroupPar
     if shared is Sharing.MINIMUM:
         both = parts["sub_scale"].view(np.uint8)
         parts |= {"sub_scale": (both & 15).view(np.int8), "sub_minimum": both >> 4}
-    if shared is Sharing.GROUPS:
-        both = parts["sub_scale"]
-        digits = np.stack([both << 4, both], axis=2).reshape(len(both), -1)
-        parts["sub_scale"] = (digits >> 4).astype(np.int8)
+    if shared in (Sharing.PAIRS, Sharing.QUADS):
+        parts["sub_scale"] = _sub_scales(parts["sub_scale"].view(np.uint8), shared)
     return GroupParameters(**parts)
+
+
+def _shared_bytes(sub_scales: Bytes, shared: Sharing) -> Bytes:
+    """Bytes of sub-scales (rows, groups of whole super-blocks)."""
+    pairs: Bytes = (sub_scales[:, ::2] & 15 | sub_scales[:, 1::2] << 4).astype(np.uint8)
+    if shared is Sharing.PAIRS:
+        return pairs
+    each = [(sub_scales[:, k::4] >> 4 & 3) << 2 * k for k in range(4)]
+    tops = each[0] | each[1] | each[2] | each[3]
+    return np.stack([pairs[:, ::2], pairs[:, 1::2], tops], axis=2).reshape(len(pairs), -1)
+
+
+def _sub_scales(packed: Bytes, shared: Sharing) -> NDArray[np.int8]:
+    """Undo _shared_bytes."""
+    rows, bits = len(packed), 4 if shared is Sharing.PAIRS else 6
+    if shared is Sharing.PAIRS:
+        whole = np.stack([packed & 15, packed >> 4], axis=2)
+    else:
+        four = packed.reshape(rows, -1, 3)
+        digits = [four[..., k // 2] >> 4 * (k % 2) & 15 for k in range(4)]
+        whole = np.stack([digits[k] | (four[..., 2] >> 2 * k & 3) << 4 for k in range(4)], axis=2)
+    up = 8 - bits
+    return ((whole << up).view(np.int8) >> up).reshape(rows, -1)
 
 
 def block_bytes(format: Format, inputs: int) -> int:
