@@ -70,6 +70,13 @@ QWEN3_NEXT: dict[str, Any] = USUAL | {
     "mlp_only_layers": [1],
 }
 
+DENSE_ONLY = ("num_experts", "num_experts_per_tok", "moe_intermediate_size")
+DENSE_ONLY += ("shared_expert_intermediate_size", "decoder_sparse_step", "mlp_only_layers")
+QWEN3_5 = {key: value for key, value in QWEN3_NEXT.items() if key not in DENSE_ONLY}
+QWEN3_5 |= {"model_type": "qwen3_5_text", "tie_word_embeddings": False}
+QWEN3_5_MOE = QWEN3_5 | {key: QWEN3_NEXT[key] for key in DENSE_ONLY[:4]}
+QWEN3_5_MOE |= {"model_type": "qwen3_5_moe_text"}
+
 MAMBA2: dict[str, Any] = {
     "model_type": "mamba2",
     "vocab_size": 97,
@@ -129,6 +136,8 @@ RECURRENT: dict[str, dict[str, Any]] = {
     | {"mamba_proj_bias": True, "tie_word_embeddings": True},
     "lfm2": LFM2,
     "qwen3_next": QWEN3_NEXT,
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5_moe_text": QWEN3_5_MOE,
     "qwen3_next-kinds": QWEN3_NEXT
     | {"layer_types": ["full_attention", "linear_attention", "linear_attention"]}
     | {"linear_num_value_heads": 2, "norm_topk_prob": False, "attention_bias": True}

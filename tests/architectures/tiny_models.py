@@ -290,7 +290,8 @@ def tolerance(plan: Plan, logits: NDArray[np.float32]) -> float:
     The rounding errors of a sum of n terms are about sqrt(n) units of 2^-24 (Higham and Mary
     2019), and the operations of a text follow each other, so theirs add up; both runs have them.
     A rotary angle in f32 is off by up to its position in units, half the length on average, in
-    transformers only: we compute it in f64.
+    transformers only: we compute it in f64. So is the exponent of a decay over many tokens, which
+    its chunked recurrences make of a sum; we multiply decays.
     """
     units = 0.0
     for stage in plan.stages:
@@ -303,6 +304,7 @@ def tolerance(plan: Plan, logits: NDArray[np.float32]) -> float:
                 units += math.sqrt(operation.head_dim) + math.sqrt(LENGTH_TOKENS)
             elif isinstance(operation, Recurrence):
                 units += math.sqrt(LENGTH_TOKENS)
+                units += LENGTH_TOKENS / 2 if operation.rule != "wkv4" else 0.0
             elif isinstance(operation, Rotary):
                 units += LENGTH_TOKENS / 2
     return 2 * units * 2.0**-24 * float(np.abs(logits).max())

@@ -83,10 +83,10 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
             for name, tensor in model.named_buffers():
                 if name.endswith("e_score_correction_bias"):
                     tensor.normal_(0.0, 0.3)
+            folder = tmp_path_factory.mktemp(variant)
+            model.save_pretrained(folder)  # before it runs: RWKV halves its weights then
             tokens = torch.from_numpy(make_tokens(VARIANTS[variant]))
             logits = model.eval()(tokens, use_cache=False).logits.numpy()
-        folder = tmp_path_factory.mktemp(variant)
-        model.save_pretrained(folder)
         return folder, logits
 
     return write

@@ -24,6 +24,7 @@ from crumb.operations.split import Split
 
 if TYPE_CHECKING:
     from crumb.architectures.builder import Builder
+    from crumb.architectures.reader import Reader
 
 LENGTH_EPSILON = 1e-6
 """Added to the squared length of queries and keys."""
@@ -49,81 +50,107 @@ class GatedAttention(SelfAttention):
 
 
 @dataclass(frozen=True)
+class DeltaSizes:
+    """The checked sizes of a delta rule."""
+
+    heads: int
+    key_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        """Features of all queries, keys and values."""
+        narrow = self.key_heads * self.key_dim
+        return narrow, narrow, self.heads * self.value_dim
+
+
+def delta_sizes(reader: Reader) -> DeltaSizes:
+    """Of a configuration. Raises: CheckpointError."""
+    heads, few = reader.size("value_heads"), reader.size("key_heads")
+    if heads % few:
+        key = reader.find("value_heads")[0]
+        raise refuse(key, f"a multiple of the {few} key heads", heads)
+    return DeltaSizes(heads, few, reader.size("delta_key_dim"), reader.size("delta_value_dim"))
+
+
+PARTS = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
 class DeltaNet:
-    """output(norm(what queries read of the state) * silu(gate))."""
+    """output(norm(what queries read of the state) * silu(gate)).
+
+    Where there is a "delta_in", it holds everything for a key head together; else queries, keys
+    and values behind each other are a matrix, the gate and both paces one each.
+    """
 
     input: str = "normed"
     output: str = "attended"
 
     def operations(self, builder: Builder, block: int) -> list[Operation]:
-        reader, hidden = builder.reader, builder.sizes.hidden
-        heads, few = reader.size("value_heads"), reader.size("key_heads")
-        if heads % few:
-            key = reader.find("value_heads")[0]
-            raise refuse(key, f"a multiple of the {few} key heads", heads)
-        key_dim, value_dim = reader.size("delta_key_dim"), reader.size("delta_value_dim")
-        each, narrow, wide = heads // few, few * key_dim, heads * value_dim
-        slot = f"block.{block}.delta"
-        rate, bias = builder.bare("delta_rate", block), builder.bare("delta_bias", block)
-        weight = builder.name("delta_norm", block)
+        sizes, hidden = delta_sizes(builder.reader), builder.sizes.hidden
+        widths, taps = sizes.widths, builder.reader.size("taps")
+        weights = builder.bare("delta_rate", block), builder.bare("delta_bias", block)
+        norm, convolution = (builder.name(f"delta_{role}", block) for role in ("norm", "taps"))
+        slot, wide = f"block.{block}", widths[2]
         return [
-            builder.linear(
-                "delta_in", self.input, "together", (hidden, 2 * narrow + 2 * wide), block
+            *self._projections(builder, block, sizes),
+            Conv(
+                "joined", "convolved", convolution, None, sum(widths), taps, "taps", f"{slot}.taps"
             ),
-            Split(
-                "together",
-                ("query", "key", "value", "pass"),
-                few,
-                (key_dim, key_dim, each * value_dim, each * value_dim),
-            ),
-            Linear(
-                self.input,
-                "paces",
-                builder.name("delta_paces", block),
-                None,
-                hidden,
-                2 * heads,
-                exact=True,
-            ),
-            Split("paces", ("share", "step"), few, (each, each)),
-            *self._convolved(builder, block, (narrow, narrow, wide)),
-            *self._of_length_one("query", few, key_dim, 1.0 / key_dim),
-            *self._of_length_one("key", few, key_dim, key_dim**-0.5),
+            Activation("convolved", "convolved", builder.sizes.activation),
+            Split("convolved", PARTS, 1, widths),
+            *self._of_length_one("query", sizes, 1.0 / sizes.key_dim),
+            *self._of_length_one("key", sizes, sizes.key_dim**-0.5),
             Recurrence(
                 RULES["delta"].inputs,
                 "mixed",
                 "delta",
-                heads,
-                few,
-                key_dim,
-                value_dim,
-                (rate, bias),
-                slot,
+                sizes.heads,
+                sizes.key_heads,
+                sizes.key_dim,
+                sizes.value_dim,
+                weights,
+                f"{slot}.delta",
             ),
-            Norm("mixed", "mixed", "rms", weight, None, builder.sizes.epsilon, wide, heads),
+            Norm("mixed", "mixed", "rms", norm, None, builder.sizes.epsilon, wide, sizes.heads),
             Activation("pass", "pass", "silu"),
             Multiply("pass", "mixed", "mixed"),
             builder.linear("delta_output", "mixed", self.output, (wide, hidden), block),
         ]
 
-    def _convolved(
-        self, builder: Builder, block: int, widths: tuple[int, int, int]
-    ) -> list[Operation]:
-        """Queries, keys and values, each feature with its last few."""
-        parts, features = ("query", "key", "value"), sum(widths)
-        name, taps = builder.name("delta_taps", block), builder.reader.size("taps")
-        slot = f"block.{block}.taps"
+    def _projections(self, builder: Builder, block: int, sizes: DeltaSizes) -> list[Operation]:
+        """What is convolved, the gate, and the paces: shares and steps."""
+        widths, hidden, few = sizes.widths, builder.sizes.hidden, sizes.key_heads
+        if not builder.has("delta_in"):
+            return [
+                builder.linear("delta_qkv", self.input, "joined", (hidden, sum(widths)), block),
+                builder.linear("delta_gate", self.input, "pass", (hidden, widths[2]), block),
+                self._pace(builder, "share", block, sizes.heads),
+                self._pace(builder, "step", block, sizes.heads),
+            ]
+        each = sizes.heads // few
+        values, wide = each * sizes.value_dim, sum(widths) + widths[2]
+        apart = (sizes.key_dim, sizes.key_dim, values, values)
         return [
-            Join(parts, "joined", widths, 1),
-            Conv("joined", "convolved", name, None, features, taps, "taps", slot),
-            Activation("convolved", "convolved", builder.sizes.activation),
-            Split("convolved", parts, 1, widths),
+            builder.linear("delta_in", self.input, "together", (hidden, wide), block),
+            Split("together", (*PARTS, "pass"), few, apart),
+            self._pace(builder, "paces", block, 2 * sizes.heads),
+            Split("paces", ("share", "step"), few, (each, each)),
+            Join(PARTS, "joined", widths, 1),
         ]
 
-    def _of_length_one(self, name: str, heads: int, dim: int, scale: float) -> list[Operation]:
+    def _pace(self, builder: Builder, name: str, block: int, count: int) -> Linear:
+        """It stays float: some rows, and they set how the state fades."""
+        weight, hidden = builder.name(f"delta_{name}", block), builder.sizes.hidden
+        return Linear(self.input, name, weight, None, hidden, count, exact=True)
+
+    def _of_length_one(self, name: str, sizes: DeltaSizes, scale: float) -> list[Operation]:
         """Heads over their length, times what is left of the scale behind a root mean square."""
-        epsilon = LENGTH_EPSILON / dim
+        epsilon, heads = LENGTH_EPSILON / sizes.key_dim, sizes.key_heads
+        width = heads * sizes.key_dim
         return [
-            Norm(name, name, "rms", None, None, epsilon, heads * dim, heads),
+            Norm(name, name, "rms", None, None, epsilon, width, heads),
             Activation(name, name, "scale", scale),
         ]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from crumb.architectures.block import Block
+from crumb.architectures.block import Block, BlockRow
 from crumb.architectures.delta_net import DeltaNet, GatedAttention
 from crumb.architectures.family import RMS_OF_ONE_MORE, HeadNorm, alike
 from crumb.architectures.kinds import attending_blocks
@@ -14,11 +14,16 @@ from crumb.architectures.reader import Reader
 DELTA = "model.layers.{block}.linear_attn."
 
 
-def _block(reader: Reader, block: int) -> Block:
+def mixer_of(reader: Reader, block: int) -> BlockRow:
+    """What mixes the tokens of a block. Raises: CheckpointError."""
     every, blocks = reader.size("attends_every"), reader.sizes.blocks
     usual = [index % every == every - 1 for index in range(blocks)]
     attends = attending_blocks(reader, "linear_attention", usual)[block]
-    return with_gated_expert(reader, block, GatedAttention() if attends else DeltaNet())
+    return GatedAttention() if attends else DeltaNet()
+
+
+def _block(reader: Reader, block: int) -> Block:
+    return with_gated_expert(reader, block, mixer_of(reader, block))
 
 
 FAMILY = replace(

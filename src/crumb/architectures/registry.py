@@ -42,7 +42,13 @@ def _nearest(model_type: object) -> str:
     return f"; the nearest: {', '.join(near)}" if near else ""
 
 
-WRAPPED = {"gemma3": "gemma3_text", "llama4": "llama4_text", "mistral3": "mistral"}
+WRAPPED = {
+    "gemma3": "gemma3_text",
+    "llama4": "llama4_text",
+    "mistral3": "mistral",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+}
 """model_type of a model that also sees -> that of its text part, where it does not say."""
 
 SHARED = ("quantization_config", "dtype", "torch_dtype", "eos_token_id")
