@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from crumb.architectures.block import Block, BlockRow
+from crumb.architectures.block import BlockRow
 from crumb.architectures.delta_net import DeltaNet, GatedAttention
 from crumb.architectures.family import RMS_OF_ONE_MORE, HeadNorm, alike
 from crumb.architectures.kinds import attending_blocks
@@ -20,10 +20,6 @@ def mixer_of(reader: Reader, block: int) -> BlockRow:
     usual = [index % every == every - 1 for index in range(blocks)]
     attends = attending_blocks(reader, "linear_attention", usual)[block]
     return GatedAttention() if attends else DeltaNet()
-
-
-def _block(reader: Reader, block: int) -> Block:
-    return with_gated_expert(reader, block, mixer_of(reader, block))
 
 
 FAMILY = replace(
@@ -58,5 +54,5 @@ FAMILY = replace(
     norm=RMS_OF_ONE_MORE,
     head_norm=HeadNorm("rms", offset=1.0),
     kinds=alike,
-    block=_block,
+    block=lambda reader, block: with_gated_expert(reader, block, mixer_of(reader, block)),
 )
