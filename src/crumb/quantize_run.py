@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Stage
 from crumb.calibrate.block_trainer import BlockTrainer, TrainingSettings, trained_linears
 from crumb.calibrate.embedding import embedding_statistics
+from crumb.calibrate.model_trainer import ModelTrainer, TogetherSettings
 from crumb.calibrate.routed import Routed, RoutedTokens
 from crumb.calibrate.statistics import LayerStatistics
 from crumb.calibrate.token_weights import GradientPass, TokenWeights
@@ -33,20 +34,21 @@ from crumb.fitting.quantize_cost import (
     input_work,
     matrix_work,
     total_work,
-    training_work,
 )
 from crumb.fitting.stage_cost import stage_work
+from crumb.fitting.training_cost import together_work, training_work, trains_together
 from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.products import multiply
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.embed import Embed
-from crumb.operations.operation import Context, TensorSpec
+from crumb.operations.operation import Array, Context, TensorSpec
 from crumb.progress import ProgressClock, ProgressListener
 from crumb.requests.quantize_request import (
     Choice,
     QuantizeRequest,
     needs_calibration,
 )
+from crumb.run.devices import arrays_on
 from crumb.run.model import Model
 from crumb.run.whole_texts import Batch, WholeTexts, behind_stage, of_stage, plan_texts
 from crumb.solve.factored import Factored, factor
@@ -146,6 +148,8 @@ class QuantizeRun:
                     self.matrix(spec, None)
             else:
                 flowing = self.calibrated_stage(index, flowing)
+        if trains_together(self.model.plan, self.formats, self.request.settings):
+            self.train_together()
         return self.records
 
     def take_codes(self) -> None:
@@ -233,7 +237,7 @@ class QuantizeRun:
         if not self.request.settings.trains:
             return None
         steps = self.request.settings.training_steps
-        settings = TrainingSettings(steps, self.request.calibration.seed)
+        settings = TrainingSettings(steps, self.request.calibration.seed, self.as_array)
         return BlockTrainer(self.model.checkpoint, self.plain_tokens, self.workspace, settings)
 
     def trained(self, trainer: BlockTrainer, walk: StageWalk) -> list[Batch]:
@@ -249,6 +253,27 @@ class QuantizeRun:
         for name, tensor in rounded.items():
             self.records[name], self.entries[name] = tensor.record, tensor.entry
         return trainer.leave(self.texts) if rounded else walk.flowing
+
+    def train_together(self) -> None:
+        """Train the codes of all blocks against the float model's distributions."""
+        steps, plan = self.request.settings.model_steps, self.model.plan
+        settings = TogetherSettings(steps, self.request.calibration.seed, self.as_array)
+        trainer = ModelTrainer(
+            self.model.checkpoint, self.entries, self.plain_tokens, self.workspace, settings
+        )
+        length = self.tokens.shape[1]
+        work = together_work(plan, self.formats, self.request.settings, length) / steps
+
+        def told(count: int) -> None:
+            self.advance(work * count, "all blocks, training")
+
+        for name, tensor in trainer.train(self.formats, told).items():
+            self.records[name], self.entries[name] = tensor.record, tensor.entry
+
+    @cached_property
+    def as_array(self) -> Callable[[Any], Array]:
+        """Where codes are trained."""
+        return arrays_on(self.request.device)
 
     def group(self, walk: StageWalk, group: Group) -> None:
         """Quantize the layers of one group."""

@@ -38,6 +38,7 @@ def request_of_tiny(tiny: Path, tmp_path: Path) -> QuantizeRequest:
         group_size=32,
         effort="best",
         training_steps=6,
+        model_steps=0,
         calibration="excerpt-calibration",
         sequences=2,
         length_tokens=96,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from crumb.calibrate.block_training import (
     BlockTexts,
     BlockTraining,
     Trained,
-    stored_weights,
     train_block,
 )
 from crumb.calibrate.token_weights import TokenWeights, check_decoder
@@ -29,6 +29,7 @@ from crumb.checkpoints.crumb.workspace import FinishedTensor, Workspace
 from crumb.checkpoints.tensor_map import TensorMap
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.linear import Linear
+from crumb.operations.operation import Array, as_numpy
 from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
 
 Floats = NDArray[np.float32]
@@ -43,6 +44,7 @@ class TrainingSettings:
 
     steps: int
     seed: int
+    as_array: Callable[[Any], Array] = np.asarray
 
 
 def trained_linears(stage: Stage, formats: Mapping[str, object]) -> list[Linear]:
@@ -101,7 +103,7 @@ class BlockTrainer:
             weights = np.ones(self.tokens.size, np.float32)
             if token_weights is not None:
                 weights = token_weights.of(linears[-1:])
-            matrices = {name: _matrix(solved[name]) for name in names}
+            matrices = {name: self._matrix(solved[name]) for name in names}
             outcome = self._train(stage, matrices, tensors, weights, told)
             for name, matrix in matrices.items():
                 self._store_beside(name, matrix if outcome.accepted else None, outcome)
@@ -136,13 +138,13 @@ class BlockTrainer:
         told: Callable[[float], None],
     ) -> Trained:
         untouched = {
-            spec.name: tensors.read_float(spec.name)
+            spec.name: self.settings.as_array(tensors.read_float(spec.name))
             for spec in stage.tensors()
             if spec.name not in matrices
         }
-        texts = BlockTexts(
-            self.tokens, self._inputs, self._targets(), weights.reshape(self.tokens.shape)
-        )
+        weights = weights.reshape(self.tokens.shape)
+        arrays = (self.tokens, self._inputs, self._targets(), weights)
+        texts = BlockTexts(*map(self.settings.as_array, arrays))
         seed = (self.settings.seed, self._index)
         training = BlockTraining(stage, self.stages[self._index - 1].outputs[0], untouched, texts)
         share = 1 / self.settings.steps
@@ -166,6 +168,9 @@ class BlockTrainer:
         assert finished is not None, "solved before it is trained"
         return finished
 
+    def _matrix(self, tensor: FinishedTensor) -> TrainedMatrix:
+        return read_matrix(tensor, self.settings.as_array)
+
     def _store_beside(self, name: str, matrix: TrainedMatrix | None, outcome: Trained) -> None:
         solved = self._finished(name)
         says: dict[str, object] = {
@@ -174,7 +179,7 @@ class BlockTrainer:
         if matrix is None:
             self.workspace.store(name + BESIDE, solved.entry.read(), solved.record | says)
             return
-        says["zero_share"] = float((stored_weights(matrix) == 0).mean())
+        says["zero_share"] = float((as_numpy(matrix.weights(stored=True)) == 0).mean())
         tensor = replace(pack_tensor(*matrix.solution(), matrix.format), columns=matrix.columns)
         self.workspace.store(name + BESIDE, tensor, solved.record | says)
 
@@ -184,11 +189,11 @@ class BlockTrainer:
         return self._finished(name)
 
 
+def read_matrix(tensor: FinishedTensor, as_array: Callable[[Any], Array]) -> TrainedMatrix:
+    """A solved matrix, to be trained."""
+    columns, codes = tensor.entry.read().columns, tensor.entry.read_codes(slice(None))
+    return TrainedMatrix.of(tensor.entry.format, *codes, columns, as_array)
+
+
 def _is_trained(tensor: FinishedTensor) -> bool:
     return "trained" in tensor.record
-
-
-def _matrix(tensor: FinishedTensor) -> TrainedMatrix:
-    columns = tensor.entry.read().columns
-    matrix = tensor.entry.read_codes(slice(None))
-    return TrainedMatrix.of(tensor.entry.format, *matrix, columns)

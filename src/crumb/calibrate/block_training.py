@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
@@ -42,10 +43,10 @@ TRAINING_WORK = 4.0
 class BlockTexts:
     """All calibration texts at one block."""
 
-    tokens: Tokens  # (texts, length)
-    inputs: Floats  # (texts, length, features) of the quantized model
-    targets: Floats  # (texts, length, features) the float block's outputs
-    weights: Floats  # (texts, length) of each token
+    tokens: Array  # (texts, length)
+    inputs: Array  # (texts, length, features) of the quantized model
+    targets: Array  # (texts, length, features) the float block's outputs
+    weights: Array  # (texts, length) of each token
 
     def some(self, texts: NDArray[np.intp]) -> BlockTexts:
         return BlockTexts(
@@ -73,7 +74,7 @@ class BlockTraining:
     ) -> None:
         """`input`: what flows in. `floats`: its tensors that are not trained."""
         self.stage, self.input, self.floats, self.texts = stage, input, floats, texts
-        every = np.arange(len(texts.tokens))  # of each domain some: they lie side by side
+        every = np.arange(texts.tokens.shape[0])  # of each domain some: they lie side by side
         self.judges = every[HELD_OUT - 1 :: HELD_OUT] if len(every) >= HELD_OUT else every
         self.train_on = np.setdiff1d(every, self.judges) if len(every) >= HELD_OUT else every
         self.rotations: dict[object, tuple[Array, Array]] = {}
@@ -95,7 +96,7 @@ class BlockTraining:
             some, queue = np.array(queue[:per_step]), queue[per_step:]
             gradients = self._gradients(matrices, self.texts.some(some))
             for name, matrix in matrices.items():
-                matrix.step(np.asarray(gradients[name]), 1 - (step - 1) / steps, step)
+                matrix.step(gradients[name], 1 - (step - 1) / steps, step)
             told(step)
 
     def error(self, weights: Mapping[str, Floats]) -> float:
@@ -105,10 +106,8 @@ class BlockTraining:
         for text in self.judges:
             judge = self.texts.some(np.array([text]))
             outputs = run_stage(self.stage, self._buffers(judge), context)
-            missed = np.square(outputs[self.stage.outputs[0]] - judge.targets).mean(-1)
-            total += float((missed * judge.weights).sum())
-            added = np.square(judge.targets - judge.inputs).mean(-1)
-            size += float((added * judge.weights).sum())
+            total += _weighted_square(outputs[self.stage.outputs[0]] - judge.targets, judge)
+            size += _weighted_square(judge.targets - judge.inputs, judge)
         return total / max(size, float(np.finfo(np.float32).tiny))
 
     def _gradients(
@@ -138,10 +137,11 @@ def train_block(
     """Train all matrices of a block together, and judge what is stored of them."""
     before = training.error({name: each.weights() for name, each in matrices.items()})
     training.train(matrices, steps, seed, told)
-    after = training.error({name: stored_weights(each) for name, each in matrices.items()})
+    after = training.error({name: each.weights(stored=True) for name, each in matrices.items()})
     return Trained(before, after)
 
 
-def stored_weights(matrix: TrainedMatrix) -> Floats:
-    """What a matrix decodes to once its scales are fp16."""
-    return TrainedMatrix.of(matrix.format, *matrix.solution(), matrix.columns).weights()
+def _weighted_square(error: Array, texts: BlockTexts) -> float:
+    """The sum over tokens of their weight times their mean squared error."""
+    xp = array_namespace(error)
+    return float(xp.sum(xp.mean(error * error, axis=-1) * texts.weights))

@@ -38,6 +38,7 @@ def quantize(
     zero: Annotated[ZeroKind | None, FORMAT] = None,
     codes: Annotated[Literal["int", "nf4", "fp4", "lut", "super"] | None, FORMAT] = None,
     effort: Annotated[Effort, SOLVER] = Effort.DEFAULT,
+    device: Annotated[str, SOLVER] = "cpu",
     method: Annotated[Method | None, SOLVER] = None,
     scales: Annotated[Scales | None, SOLVER] = None,
     act_order: Annotated[bool | None, SOLVER] = None,
@@ -75,7 +76,8 @@ def quantize(
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
         codes: int (default), nf4, fp4; lut: levels that each matrix learns; super: in super-blocks.
-        effort: fast, default (a backward pass weighs tokens too) or best (blocks are trained too).
+        effort: fast, default (a backward pass weighs tokens too) or best (codes are trained too).
+        device: where codes are trained: cpu, or a device of PyTorch such as cuda.
         method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).
         act_order: choose columns by descending diagonal of H (default).
@@ -111,6 +113,7 @@ def quantize(
         "zero": zero,
         "codes": codes,
         "effort": effort,
+        "device": device,
         "method": method,
         "scales": scales,
         "act_order": act_order,

@@ -13,9 +13,7 @@ from math import ceil, prod
 
 import numpy as np
 
-from crumb.architectures.plan import Plan, Stage
-from crumb.calibrate.block_trainer import trained_linears
-from crumb.calibrate.block_training import ARRAYS, STEP_TOKENS, TRAINING_WORK
+from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.fitting.gradient_cost import (
     gradient_disk_bytes,
@@ -23,6 +21,13 @@ from crumb.fitting.gradient_cost import (
     gradient_work,
 )
 from crumb.fitting.stage_cost import stage_work
+from crumb.fitting.training_cost import (
+    together_bytes,
+    together_disk_bytes,
+    together_work,
+    training_bytes,
+    training_work,
+)
 from crumb.formats.catalog import Format, ZeroKind
 from crumb.formats.float_columns import columns_shape
 from crumb.formats.packed_tensor import stored_shape
@@ -76,22 +81,6 @@ def matrix_work(spec: TensorSpec, format: Format, settings: SolveSettings) -> fl
     return passes * (once + rows * columns**2) + rows * columns**2 + refining
 
 
-def training_work(
-    stage: Stage, formats: Mapping[str, Format], settings: SolveSettings, length: int
-) -> float:
-    """Operations of training a stage's codes; length is that of a calibration text."""
-    if not settings.trains or not trained_linears(stage, formats):
-        return 0.0
-    tokens = settings.training_steps * max(STEP_TOKENS // length, 1) * length
-    return TRAINING_WORK * stage_work(stage, tokens, length)
-
-
-def training_bytes(stage: Stage, formats: Mapping[str, Format], features: int, tokens: int) -> int:
-    """Memory of training a stage: its matrices several times over, and all texts at its borders."""
-    weights = sum(each.in_features * each.out_features for each in trained_linears(stage, formats))
-    return 4 * (ARRAYS * weights + 4 * tokens * features)
-
-
 def input_work(in_features: int, tokens: int) -> float:
     """Operations of one input's statistics and their factor (f64 counts double)."""
     return float(in_features) ** 2 * tokens + 2.0 * float(in_features) ** 3 / 3
@@ -117,6 +106,7 @@ def total_work(
     if settings.weighs_tokens:
         work += gradient_work(plan, tokens)
     count = tokens[0] * tokens[1]
+    work += together_work(plan, formats, settings, tokens[1])
     for stage in plan.stages:
         if stage.name != "head":
             work += stage_work(stage, count, tokens[1])
@@ -185,6 +175,7 @@ def peak_bytes(
     """
     tokens = shape[0] * shape[1]
     peak = gradient_memory_bytes(plan, shape) if settings.weighs_tokens else 0
+    peak = max(peak, together_bytes(plan, formats, settings, shape[1]))
     for index, stage in enumerate(plan.stages):
         widths = [1]
         for operation in stage.operations:
@@ -285,5 +276,6 @@ def working_bytes(
     columns = most_column_bytes(plan, formats, settings.keep_columns)
     tensors = copies * (packed_bytes(plan, formats) + columns)
     at_end = output_bytes(checkpoint, formats, settings.keep_columns) + tensors
+    at_end += together_disk_bytes(plan, formats, settings)
     weighs = settings.weighs_tokens
     return max(at_end, gradient_disk_bytes(plan, tokens) if weighs else 0)

@@ -32,13 +32,13 @@ class Effort(StrEnum):
 
     FAST = "fast"  # every calibration token counts alike, codes are not refined
     DEFAULT = "default"  # a backward pass says how much each token counts
-    BEST = "best"  # and each block is trained against the float block's output
+    BEST = "best"  # and codes are trained: each block against the float one, then all together
 
 
 EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
     Effort.FAST: {"token_power": 0.0, "refinements": 0},
     Effort.DEFAULT: {},
-    Effort.BEST: {"training_steps": 400},
+    Effort.BEST: {"training_steps": 400, "model_steps": 400},
 }
 """What an effort says of SolveSettings."""
 
@@ -93,6 +93,8 @@ class QuantizeOptions(TypedDict, total=False):
     refits: int
     refinements: int
     training_steps: int
+    model_steps: int
+    device: str
     token_power: float
     block_columns: int
     strict: bool

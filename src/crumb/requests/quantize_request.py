@@ -20,13 +20,7 @@ from crumb.operations.operation import TensorSpec
 from crumb.requests.budget import Budget
 from crumb.requests.number import as_integer
 from crumb.requests.target import Asked, Target, format_named, parse_target
-from crumb.solve.problem import (
-    Method,
-    SolveSettings,
-    check_columns,
-    check_super_blocks,
-    check_training,
-)
+from crumb.solve.problem import Method, SolveSettings, check_columns, check_super_blocks
 
 STAGES = ("blocks", "embedding", "head")
 
@@ -55,6 +49,10 @@ class Calibration:
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
 
 
+CPU = "cpu"
+"""Where codes are trained unless another device is named."""
+
+
 @dataclass(frozen=True)
 class QuantizeRequest:
     """Everything that decides the bytes of a quantized model."""
@@ -70,6 +68,7 @@ class QuantizeRequest:
     solve: SolveSettings = field(default_factory=SolveSettings)
     calibration: Calibration = field(default_factory=Calibration)
     restart: bool = False
+    device: str = CPU  # where codes are trained: cpu, or a device of PyTorch
     pack: bool = True  # a reference pack lies beside the weights, and what it cost is measured
     target: str | None = None  # gguf:TYPE or gptq
     tensor: tuple[tuple[str, str], ...] = ()  # (pattern, format): the last that matches counts
@@ -92,6 +91,12 @@ class QuantizeRequest:
     def is_planned(self) -> bool:
         """Whether a plan says the formats, and bits, groups and zero do not."""
         return self.budget is not None or self.from_plan is not None
+
+    @property
+    def trained_on(self) -> str | None:
+        """The device, where its arithmetic decides bytes."""
+        trains = self.solve.trains or self.solve.trains_together
+        return self.device if trains and self.device != CPU else None
 
     @property
     def container(self) -> Target | None:
@@ -177,12 +182,15 @@ class QuantizeRequest:
             del solve["refinements"]
         if not self.settings.trains:
             del solve["training_steps"]
+        if not self.settings.trains_together:
+            del solve["model_steps"]
         for name in ("lowest_zero_point", "keep_columns"):
             if not solve[name]:
                 del solve[name]
         later = {
             "codes": None if self.codes == "int" else self.codes,
             "target": self.target,
+            "device": self.trained_on,
             "embedding_type": self.embedding if isinstance(self.embedding, str) else None,
             "head_type": self.head if isinstance(self.head, str) else None,
             "tensors": [list(pair) for pair in self.tensor],
@@ -220,7 +228,6 @@ def choose(plan: Plan, request: QuantizeRequest) -> Choice:
         if format is not None:
             format.check_width(spec.shape[1], name)
             check_super_blocks(request.solve, format, name)
-            check_training(request.solve, format, name)
             check_columns(request.solve, name)
             formats[name] = format
         if reason is not None:
@@ -269,7 +276,7 @@ def of_plan(plan: Plan, request: QuantizeRequest) -> QuantizeRequest:
     """
     if not plan.inputs:
         return request
-    if request.solve.trains or request.is_planned:
+    if request.solve.trains or request.solve.trains_together or request.is_planned:
         raise UsageError(
             "gradients do not go through a model with an encoder yet",
             where=plan.family,

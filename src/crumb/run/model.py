@@ -7,7 +7,7 @@ at a time. Refuses what the checkpoint readers refuse, and texts that the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.huggingface.hub import locate
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.errors import UsageError
-from crumb.operations.operation import Array, Context
+from crumb.operations.operation import Array, Context, TensorSpec
 from crumb.run.array_executor import run_stage
 from crumb.tokenizer.tokenizer import Tokenizer, load_tokenizer
 
@@ -51,8 +51,12 @@ class Model:
 
     def stage_weights(self, stage: Stage) -> Mapping[str, Array]:
         """The stage's tensors in f32."""
+        return self.floats(stage.tensors())
+
+    def floats(self, specs: Iterable[TensorSpec]) -> dict[str, Array]:
+        """Some tensors in f32."""
         weights: dict[str, Array] = {}
-        for spec in stage.tensors():
+        for spec in specs:
             if spec.name not in self._kept:
                 array = self.as_array(self.checkpoint.tensors.read_float(spec.name))
                 if not self._keeps:

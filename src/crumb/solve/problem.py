@@ -47,6 +47,7 @@ class SolveSettings:
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
     refinements: int = 2  # rounds of codes and scales under all of H, after the sweeps
     training_steps: int = 0  # of each block's codes and scales, after the solver
+    model_steps: int = 0  # of all blocks' codes and scales together, after that
     block_columns: int = 128
     token_power: float = 0.5  # of the loss's squared gradient, as a token's weight; 0: all alike
     strict: bool = False  # a fallback is an error
@@ -67,6 +68,11 @@ class SolveSettings:
     def trains(self) -> bool:
         """Whether each block is trained against the float one's output."""
         return self.method is Method.GPTQ and self.training_steps > 0
+
+    @property
+    def trains_together(self) -> bool:
+        """Whether all blocks are trained together against the float model's distributions."""
+        return self.method is Method.GPTQ and self.model_steps > 0
 
     @property
     def grid(self) -> tuple[Scales, int]:
@@ -117,7 +123,6 @@ class LayerProblem:
         self.format.check_width(in_features, self.name)
         check_groups_fit_order(self.settings, self.format.groups(in_features), self.name)
         check_super_blocks(self.settings, self.format, self.name)
-        check_training(self.settings, self.format, self.name)
         check_columns(self.settings, self.name)
         check_finite(self.weights, self.name, self.first_row)
 
@@ -150,21 +155,6 @@ def check_super_blocks(settings: SolveSettings, format: Format, name: str) -> No
             expected="static_groups, for one fp16 scale is all groups' of a super-block",
             found=format.name,
             do="Keep static_groups (drop --as-published), or choose a format without super-blocks",
-        )
-
-
-def check_training(settings: SolveSettings, format: Format, name: str) -> None:
-    """Refuse to train codes that stand for a table: training moves along whole numbers.
-
-    Raises: UsageError.
-    """
-    if settings.trains and format.row.table is not None:
-        raise UsageError(
-            "codes of a table are not trained",
-            where=name,
-            expected="whole numbers, with or without super-blocks",
-            found=format.name,
-            do="Keep --effort default, or leave codes as they are",
         )
 
 

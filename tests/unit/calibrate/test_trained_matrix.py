@@ -12,6 +12,7 @@ from crumb.solve.problem import LayerProblem, LayerSolution, Method, SolveSettin
 from crumb.solve.round import solve_round
 
 FORMATS = [make_format(3, 32, zero) for zero in ZeroKind] + [CATALOG["q3_k"].only_format()]
+FORMATS += [make_format(4, 64, "fixed", "fp4"), make_format(3, 64, "fixed", "lut")]
 
 
 def solved(format: Format, seed: int = 0) -> LayerSolution:
@@ -44,7 +45,7 @@ def test_weights_go_against_their_gradient_whatever_the_sign_of_the_scale(format
     assert moved.mean() > 0.5
     assert (np.sign(before - after)[moved] == gradient[moved]).mean() > 0.99
     assert matrix.latent.min() >= -OUTSIDE
-    assert matrix.latent.max() <= format.row.largest_code + OUTSIDE
+    assert matrix.latent.max() <= matrix.last + OUTSIDE
 
 
 def test_the_first_step_has_the_length_of_the_rates() -> None:

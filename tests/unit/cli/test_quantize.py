@@ -78,8 +78,6 @@ def test_tensors_may_differ_with_and_without_a_target(
         (["--bits", "4", "--embedding", "9"], "embedding: no format has this many bits"),
         (["--bits", "4", "--embedding", "q9"], "embedding: neither a GGUF type"),
         (["--bits", "4", "--embedding", "mxfp4-g32-fixed"], "no solver chooses codes"),
-        (["--bits", "3", "--codes", "lut", "--effort", "best"], "of a table are not trained"),
-        (["--target", "gguf:iq4_nl", "--effort", "best"], "of a table are not trained"),
         (["--bits", "3", "--codes", "nf4"], "no format has this many bits of nf4"),
         (["--bits", "4", "--codes", "nf4", "--zero", "minimum"], "no format has this zero kind"),
         (["--target", "gguf:q3_k", "--codes", "lut"], "the target already says what codes"),

@@ -1,0 +1,160 @@
+"""Training all blocks together at the end of a quantization; deaths are survived.
+
+In: the float checkpoint, every matrix as it was solved, the calibration tokens, a workspace. Out:
+the matrices trained, in their place in the workspace. The state of the training lies in the
+workspace too, from time to time, and its end before the first matrix takes its place: a killed run
+goes on to the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crumb.calibrate.block_trainer import read_matrix, trained_linears
+from crumb.calibrate.model_training import ModelTraining, Progress, StudentModel
+from crumb.calibrate.token_weights import check_decoder
+from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.crumb.workspace import FinishedTensor, Workspace
+from crumb.checkpoints.tensor_map import Entry
+from crumb.files.atomic_file import atomic_file
+from crumb.kernels.tile import pack_tensor
+from crumb.operations.operation import Array, as_numpy
+from crumb.run.model import Model
+
+STATE = "training.npz"
+SAVE_SECONDS = 300.0
+"""Between two states on disk: they are large."""
+
+TOGETHER = "trained_together"
+"""What the manifest says of it, for each matrix."""
+
+
+@dataclass(frozen=True)
+class TogetherSettings:
+    """How all blocks are trained together."""
+
+    steps: int
+    seed: int
+    as_array: Callable[[Any], Array]
+
+
+class ModelTrainer:
+    """The last part of one quantization."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        entries: Mapping[str, Entry],
+        tokens: NDArray[np.int64],
+        workspace: Workspace,
+        settings: TogetherSettings,
+    ) -> None:
+        """`entries`: of the quantized model, solved matrices in place of the float ones."""
+        check_decoder(checkpoint.plan)
+        self.checkpoint, self.entries, self.tokens = checkpoint, entries, tokens
+        self.workspace, self.settings = workspace, settings
+        self._path = workspace.gradients / STATE
+
+    def train(
+        self, formats: Mapping[str, object], told: Callable[[int], None]
+    ) -> dict[str, FinishedTensor]:
+        """Train what is solved; what has new codes now. `told` of steps behind us."""
+        solved: dict[str, FinishedTensor] = {}
+        for stage in self.checkpoint.plan.stages[1:-1]:
+            for linear in trained_linears(stage, formats):
+                finished = self.workspace.finished(linear.weight)
+                assert finished is not None, "solved before it is trained"
+                if "on_grid" not in finished.record:
+                    solved[linear.weight] = finished
+        if all(TOGETHER in each.record for each in solved.values()):
+            told(self.settings.steps)
+            return solved
+        training = self._training(solved)
+        self._restore(training)
+        told(training.progress.step)
+        saved = time.monotonic()
+
+        def judged() -> None:
+            nonlocal saved
+            if training.progress.ended or time.monotonic() - saved > SAVE_SECONDS:
+                self._save(training)
+                saved = time.monotonic()
+
+        outcome = training.run(told, judged)
+        for name, tensor in solved.items():
+            self._store(name, tensor, training, outcome)
+        return {name: self._finished(name) for name in solved}
+
+    def _training(self, solved: Mapping[str, FinishedTensor]) -> ModelTraining:
+        as_array = self.settings.as_array
+        matrices = {name: read_matrix(each, as_array) for name, each in solved.items()}
+        tensors = replace(self.checkpoint.tensors, entries=dict(self.entries))
+        student = StudentModel(
+            replace(self.checkpoint, tensors=tensors), as_array, matrices=matrices
+        )
+        teacher = Model(self.checkpoint, as_array)
+        return ModelTraining(teacher, student, self.tokens, self.settings.steps, self.settings.seed)
+
+    def _finished(self, name: str) -> FinishedTensor:
+        finished = self.workspace.finished(name)
+        assert finished is not None, "just stored"
+        return finished
+
+    def _store(
+        self, name: str, solved: FinishedTensor, training: ModelTraining, outcome: Progress
+    ) -> None:
+        """The best codes in place of those that were solved."""
+        if TOGETHER in solved.record:
+            return
+        best, matrix = training.best[name], training.student.matrices[name]
+        parameters = matrix.parameters
+        if matrix.format.row.super_block is None:
+            parameters = replace(parameters, scale=best["scale"])
+        says = {"divergence_before": outcome.before, "divergence_after": outcome.best}
+        record = solved.record | {TOGETHER: says | {"steps": outcome.step}}
+        tensor = pack_tensor(best["codes"], parameters, matrix.format)
+        tensor = replace(tensor, columns=matrix.columns)
+        self.workspace.store(name, tensor, record)
+
+    def _save(self, training: ModelTraining) -> None:
+        arrays: dict[str, Any] = {
+            f"progress/{name}": np.asarray(value)
+            for name, value in asdict(training.progress).items()
+        }
+        for name, matrix in training.student.matrices.items():
+            best = {f"best_{word}": array for word, array in training.best[name].items()}
+            states = best if training.progress.ended else best | matrix.state()
+            arrays |= {f"{word}/{name}": as_numpy(array) for word, array in states.items()}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._path) as file:
+            np.savez(file, **arrays)
+
+    def _restore(self, training: ModelTraining) -> None:
+        """Go on from what lies on disk; a damaged file is none."""
+        try:
+            with self._path.open("rb") as file, np.load(file) as arrays:
+                progress = Progress(
+                    **{name: arrays[f"progress/{name}"].item() for name in asdict(Progress())}
+                )
+                for name, matrix in training.student.matrices.items():
+                    training.best[name] = {
+                        word: arrays[f"best_{word}/{name}"] for word in ("codes", "scale")
+                    }
+                    if not progress.ended:
+                        matrix.restore(
+                            {
+                                word: self.settings.as_array(arrays[f"{word}/{name}"])
+                                for word in matrix.state()
+                            }
+                        )
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            training.best.clear()
+            return
+        training.progress = progress
