@@ -41,14 +41,13 @@ from crumb.formats.packed_tensor import PackedTensor, stack_rows
 from crumb.kernels.products import multiply
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.embed import Embed
-from crumb.operations.operation import Array, Context, TensorSpec
+from crumb.operations.operation import Context, TensorSpec
 from crumb.progress import ProgressClock, ProgressListener
 from crumb.requests.quantize_request import (
     Choice,
     QuantizeRequest,
     needs_calibration,
 )
-from crumb.run.devices import arrays_on
 from crumb.run.model import Model
 from crumb.run.whole_texts import Batch, WholeTexts, behind_stage, of_stage, plan_texts
 from crumb.solve.factored import Factored, factor
@@ -237,17 +236,14 @@ class QuantizeRun:
         if not self.request.settings.trains:
             return None
         steps = self.request.settings.training_steps
-        settings = TrainingSettings(steps, self.request.calibration.seed, self.as_array)
+        settings = TrainingSettings(steps, self.request.calibration.seed, self.request.device)
         return BlockTrainer(self.model.checkpoint, self.plain_tokens, self.workspace, settings)
 
     def trained(self, trainer: BlockTrainer, walk: StageWalk) -> list[Batch]:
         """Train the block that the walk went through, and run the tokens through the result."""
         length = self.tokens.shape[1]
         work = training_work(walk.stage, self.formats, self.request.settings, length)
-
-        def told(share: float) -> None:
-            self.advance(work * share, f"{walk.stage.name}, training")
-
+        told = partial(self.share, work, f"{walk.stage.name}, training")
         tensors = self.texts.checkpoint.tensors
         rounded = trainer.train(self.formats, tensors, self.token_weights, told)
         for name, tensor in rounded.items():
@@ -256,24 +252,13 @@ class QuantizeRun:
 
     def train_together(self) -> None:
         """Train the codes of all blocks against the float model's distributions."""
-        steps, plan = self.request.settings.model_steps, self.model.plan
-        settings = TogetherSettings(steps, self.request.calibration.seed, self.as_array)
-        trainer = ModelTrainer(
-            self.model.checkpoint, self.entries, self.plain_tokens, self.workspace, settings
-        )
-        length = self.tokens.shape[1]
-        work = together_work(plan, self.formats, self.request.settings, length) / steps
-
-        def told(count: int) -> None:
-            self.advance(work * count, "all blocks, training")
-
-        for name, tensor in trainer.train(self.formats, told).items():
+        request, steps = self.request, self.request.settings.model_steps
+        work = together_work(self.model.plan, self.formats, request.settings, self.tokens.shape[1])
+        settings = TogetherSettings(steps, request.calibration.seed, request.device)
+        trainer = ModelTrainer(self.model.checkpoint, self.entries, self.workspace, settings)
+        told = partial(self.share, work / steps, "all blocks, training")
+        for name, tensor in trainer.train(self.formats, self.plain_tokens, told).items():
             self.records[name], self.entries[name] = tensor.record, tensor.entry
-
-    @cached_property
-    def as_array(self) -> Callable[[Any], Array]:
-        """Where codes are trained."""
-        return arrays_on(self.request.device)
 
     def group(self, walk: StageWalk, group: Group) -> None:
         """Quantize the layers of one group."""
@@ -405,6 +390,9 @@ class QuantizeRun:
             "bytes": entry.size_bytes,
             "fallback": self.fallbacks[spec.name],
         }
+
+    def share(self, work: float, doing: str, share: float) -> None:
+        self.advance(work * share, doing)
 
     def advance(self, work: float, doing: str) -> None:
         self.done = min(self.done + work, self.total)

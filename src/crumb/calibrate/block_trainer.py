@@ -30,6 +30,7 @@ from crumb.checkpoints.tensor_map import TensorMap
 from crumb.kernels.tile import pack_tensor
 from crumb.operations.linear import Linear
 from crumb.operations.operation import Array, as_numpy
+from crumb.run.devices import arrays_on
 from crumb.run.whole_texts import Batch, WholeTexts, cut_batches, plan_texts
 
 Floats = NDArray[np.float32]
@@ -44,7 +45,7 @@ class TrainingSettings:
 
     steps: int
     seed: int
-    as_array: Callable[[Any], Array] = np.asarray
+    device: str = "cpu"
 
 
 def trained_linears(stage: Stage, formats: Mapping[str, object]) -> list[Linear]:
@@ -68,7 +69,7 @@ class BlockTrainer:
     ) -> None:
         check_decoder(checkpoint.plan)
         self.tokens, self.workspace, self.settings = tokens, workspace, settings
-        self.stages = checkpoint.plan.stages
+        self.stages, self.as_array = checkpoint.plan.stages, arrays_on(settings.device)
         self._floats = plan_texts(checkpoint, cut_batches(tokens))
         self._float_flowing, self._float_stage = cut_batches(tokens), 0
         self._index, self._inputs = 0, np.zeros((0, 0, 0), np.float32)
@@ -138,13 +139,13 @@ class BlockTrainer:
         told: Callable[[float], None],
     ) -> Trained:
         untouched = {
-            spec.name: self.settings.as_array(tensors.read_float(spec.name))
+            spec.name: self.as_array(tensors.read_float(spec.name))
             for spec in stage.tensors()
             if spec.name not in matrices
         }
         weights = weights.reshape(self.tokens.shape)
         arrays = (self.tokens, self._inputs, self._targets(), weights)
-        texts = BlockTexts(*map(self.settings.as_array, arrays))
+        texts = BlockTexts(*map(self.as_array, arrays))
         seed = (self.settings.seed, self._index)
         training = BlockTraining(stage, self.stages[self._index - 1].outputs[0], untouched, texts)
         share = 1 / self.settings.steps
@@ -169,7 +170,7 @@ class BlockTrainer:
         return finished
 
     def _matrix(self, tensor: FinishedTensor) -> TrainedMatrix:
-        return read_matrix(tensor, self.settings.as_array)
+        return read_matrix(tensor, self.as_array)
 
     def _store_beside(self, name: str, matrix: TrainedMatrix | None, outcome: Trained) -> None:
         solved = self._finished(name)

@@ -18,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.calibrate.block_trainer import read_matrix, trained_linears
-from crumb.calibrate.model_training import ModelTraining, Progress, StudentModel
+from crumb.calibrate.model_training import ModelTraining, StudentModel, TrainingState
 from crumb.calibrate.token_weights import check_decoder
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.crumb.workspace import FinishedTensor, Workspace
 from crumb.checkpoints.tensor_map import Entry
 from crumb.files.atomic_file import atomic_file
 from crumb.kernels.tile import pack_tensor
-from crumb.operations.operation import Array, as_numpy
+from crumb.operations.operation import as_numpy
+from crumb.run.devices import arrays_on
 from crumb.run.model import Model
 
 STATE = "training.npz"
@@ -42,7 +43,7 @@ class TogetherSettings:
 
     steps: int
     seed: int
-    as_array: Callable[[Any], Array]
+    device: str
 
 
 class ModelTrainer:
@@ -52,18 +53,21 @@ class ModelTrainer:
         self,
         checkpoint: Checkpoint,
         entries: Mapping[str, Entry],
-        tokens: NDArray[np.int64],
         workspace: Workspace,
         settings: TogetherSettings,
     ) -> None:
         """`entries`: of the quantized model, solved matrices in place of the float ones."""
         check_decoder(checkpoint.plan)
-        self.checkpoint, self.entries, self.tokens = checkpoint, entries, tokens
+        self.checkpoint, self.entries = checkpoint, entries
         self.workspace, self.settings = workspace, settings
+        self.as_array = arrays_on(settings.device)
         self._path = workspace.gradients / STATE
 
     def train(
-        self, formats: Mapping[str, object], told: Callable[[int], None]
+        self,
+        formats: Mapping[str, object],
+        tokens: NDArray[np.int64],
+        told: Callable[[int], None],
     ) -> dict[str, FinishedTensor]:
         """Train what is solved; what has new codes now. `told` of steps behind us."""
         solved: dict[str, FinishedTensor] = {}
@@ -76,7 +80,7 @@ class ModelTrainer:
         if all(TOGETHER in each.record for each in solved.values()):
             told(self.settings.steps)
             return solved
-        training = self._training(solved)
+        training = self._training(solved, tokens)
         self._restore(training)
         told(training.progress.step)
         saved = time.monotonic()
@@ -92,15 +96,17 @@ class ModelTrainer:
             self._store(name, tensor, training, outcome)
         return {name: self._finished(name) for name in solved}
 
-    def _training(self, solved: Mapping[str, FinishedTensor]) -> ModelTraining:
-        as_array = self.settings.as_array
+    def _training(
+        self, solved: Mapping[str, FinishedTensor], tokens: NDArray[np.int64]
+    ) -> ModelTraining:
+        as_array = self.as_array
         matrices = {name: read_matrix(each, as_array) for name, each in solved.items()}
         tensors = replace(self.checkpoint.tensors, entries=dict(self.entries))
         student = StudentModel(
             replace(self.checkpoint, tensors=tensors), as_array, matrices=matrices
         )
         teacher = Model(self.checkpoint, as_array)
-        return ModelTraining(teacher, student, self.tokens, self.settings.steps, self.settings.seed)
+        return ModelTraining(teacher, student, tokens, self.settings.steps, self.settings.seed)
 
     def _finished(self, name: str) -> FinishedTensor:
         finished = self.workspace.finished(name)
@@ -108,7 +114,7 @@ class ModelTrainer:
         return finished
 
     def _store(
-        self, name: str, solved: FinishedTensor, training: ModelTraining, outcome: Progress
+        self, name: str, solved: FinishedTensor, training: ModelTraining, outcome: TrainingState
     ) -> None:
         """The best codes in place of those that were solved."""
         if TOGETHER in solved.record:
@@ -140,8 +146,8 @@ class ModelTrainer:
         """Go on from what lies on disk; a damaged file is none."""
         try:
             with self._path.open("rb") as file, np.load(file) as arrays:
-                progress = Progress(
-                    **{name: arrays[f"progress/{name}"].item() for name in asdict(Progress())}
+                progress = TrainingState(
+                    **{name: arrays[f"progress/{name}"].item() for name in asdict(TrainingState())}
                 )
                 for name, matrix in training.student.matrices.items():
                     training.best[name] = {
@@ -150,7 +156,7 @@ class ModelTrainer:
                     if not progress.ended:
                         matrix.restore(
                             {
-                                word: self.settings.as_array(arrays[f"{word}/{name}"])
+                                word: self.as_array(arrays[f"{word}/{name}"])
                                 for word in matrix.state()
                             }
                         )

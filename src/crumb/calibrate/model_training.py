@@ -68,7 +68,7 @@ class StudentModel(Model):
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training is; with the matrices' states it is all that decides what follows."""
 
     step: int = 0
@@ -96,14 +96,14 @@ class ModelTraining:
         judges = every[HELD_OUT - 1 :: HELD_OUT] if len(every) >= HELD_OUT else every
         self.train_on = np.setdiff1d(every, judges) if len(every) >= HELD_OUT else every
         self.judges = judges[:: -(-len(judges) // MOST_JUDGES)]
-        self.progress = Progress()
+        self.progress = TrainingState()
         self.best: dict[str, dict[str, NDArray[Any]]] = {}
 
     def run(
         self,
         told: Callable[[int], None] = lambda steps: None,
         judged: Callable[[], None] = lambda: None,
-    ) -> Progress:
+    ) -> TrainingState:
         """Train on from where it is. `told` of steps behind us, `judged` after each judgement."""
         progress, matrices = self.progress, self.student.matrices
         order = self._order()
