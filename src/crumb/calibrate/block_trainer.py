@@ -180,7 +180,7 @@ class BlockTrainer:
         if matrix is None:
             self.workspace.store(name + BESIDE, solved.entry.read(), solved.record | says)
             return
-        says["zero_share"] = float((as_numpy(matrix.weights(stored=True)) == 0).mean())
+        says["zero_share"] = float((as_numpy(matrix.weights(as_halves=True)) == 0).mean())
         tensor = replace(pack_tensor(*matrix.solution(), matrix.format), columns=matrix.columns)
         self.workspace.store(name + BESIDE, tensor, solved.record | says)
 

@@ -137,7 +137,7 @@ def train_block(
     """Train all matrices of a block together, and judge what is stored of them."""
     before = training.error({name: each.weights() for name, each in matrices.items()})
     training.train(matrices, steps, seed, told)
-    after = training.error({name: each.weights(stored=True) for name, each in matrices.items()})
+    after = training.error({name: each.weights(as_halves=True) for name, each in matrices.items()})
     return Trained(before, after)
 
 

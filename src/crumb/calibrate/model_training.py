@@ -55,10 +55,10 @@ class StudentModel(Model):
     matrices: Mapping[str, TrainedMatrix] = field(default_factory=dict)
     _decoded: dict[str, Array] = field(default_factory=dict)
 
-    def decode(self, stored: bool = False) -> None:
+    def decode(self, as_halves: bool = False) -> None:
         """Take the weights that the codes stand for now."""
         for name, matrix in self.matrices.items():
-            self._decoded[name] = matrix.weights(stored)
+            self._decoded[name] = matrix.weights(as_halves)
 
     def stage_weights(self, stage: Stage) -> Mapping[str, Array]:
         specs = stage.tensors()
@@ -109,7 +109,7 @@ class ModelTraining:
         order = self._order()
         for _ in range(progress.step):
             next(order)
-        self.student.decode(stored=True)
+        self.student.decode(as_halves=True)
         if not self.best:
             progress.before = progress.best = self.divergence()
             self._remember()
@@ -141,7 +141,7 @@ class ModelTraining:
 
     def _judge(self) -> None:
         progress = self.progress
-        self.student.decode(stored=True)
+        self.student.decode(as_halves=True)
         divergence = self.divergence()
         better = divergence < progress.best
         progress.failures = 0 if better else progress.failures + 1

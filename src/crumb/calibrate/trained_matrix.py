@@ -149,12 +149,12 @@ class TrainedMatrix:
         level, slope = xp.take(self.levels, at, axis=0), xp.take(self.slopes, at, axis=0)
         return xp.reshape(level, places.shape), xp.reshape(slope, places.shape)
 
-    def weights(self, stored: bool = False) -> Array:
+    def weights(self, as_halves: bool = False) -> Array:
         """What the codes decode to now, or with scales as they are stored; (rows, columns)."""
         xp = array_namespace(self.latent)
         weights = xp.empty_like(self.latent)
         scales = self.scale
-        if stored and self.format.row.super_block is None:
+        if as_halves and self.format.row.super_block is None:
             scales = xp.astype(xp.astype(scales, xp.float16), xp.float32)
 
         def work(rows: slice) -> None:
