@@ -118,6 +118,12 @@ GRANITE4: dict[str, Any] = BAMBA | {
 }
 del GRANITE4["attn_layer_indices"]
 
+ADJUSTED = ("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_multiple_of")
+LFM2_MOE = {key: value for key, value in LFM2.items() if key not in (*ADJUSTED, "full_attn_idxs")}
+LFM2_MOE |= {"model_type": "lfm2_moe", "layer_types": ["conv", "full_attention", "conv"]}
+LFM2_MOE |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 13}
+LFM2_MOE |= {"num_dense_layers": 1, "use_expert_bias": True, "routed_scaling_factor": 1.7}
+
 RECURRENT: dict[str, dict[str, Any]] = {
     "rwkv": RWKV,
     "rwkv-wide": RWKV
@@ -135,6 +141,9 @@ RECURRENT: dict[str, dict[str, Any]] = {
     | {"num_local_experts": 0, "position_embedding_type": "nope", "layer_types": None}
     | {"mamba_proj_bias": True, "tie_word_embeddings": True},
     "lfm2": LFM2,
+    "lfm2_moe": LFM2_MOE,
+    "lfm2_moe-raw": LFM2_MOE
+    | {"use_expert_bias": False, "norm_topk_prob": False, "tie_embedding": True},
     "qwen3_next": QWEN3_NEXT,
     "qwen3_5_text": QWEN3_5,
     "qwen3_5_moe_text": QWEN3_5_MOE,
