@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exhaustive import exhaustive
 from recurrent_models import write_recurrent_model
 
 import crumb
@@ -223,3 +224,25 @@ def test_its_speed_is_predicted(folder: Path) -> None:
     report = crumb.fit(str(folder), memory="1 GB")
     (row,) = (each for each in report.models[0].rows if each.lies_here)
     assert (row.decode_tokens_per_second or 0) > 0
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["lfm2", "mamba2", *exhaustive("bamba", "granitemoehybrid", "qwen3_next", "qwen3_5_moe_text")],
+)
+def test_with_attention_beside_it_texts_and_turns_are_the_same_too(
+    variant: str, tmp_path: Path
+) -> None:
+    path = write_recurrent_model(tmp_path / variant, variant, max_position_embeddings=1024)
+    asked = [make_request(text, max_tokens=40, ignore_end=True) for text in TEXTS]
+    with opened(path, context_tokens=1024) as model:
+        expected = [model.run([each])[0].tokens for each in asked]
+    with opened(path, context_tokens=1024, threads=2) as model:
+        model.scheduler.speculation = model.scheduler._composer.speculation = Eager()
+        assert [each.tokens for each in model.run(asked)] == expected
+        turn = [*model.tokens_of(TEXTS[1]), *expected[1], 5, 6, 7]
+        again = model.generate(turn, max_tokens=8, ignore_end=True)
+        assert again.cached_tokens >= len(turn) - 3 - 40 - 32
+        alone = model.generate(turn, max_tokens=8, ignore_end=True, prompt_logprobs=True)
+        assert (alone.cached_tokens, alone.tokens) == (0, again.tokens)
+        assert model.engine.cache_use == 0.0
