@@ -92,7 +92,7 @@ class Sampler:
         if not math.isfinite(scores[place]):
             raise self._not_numbers(logits)
         if self._random is not None:
-            place = self._draw(scores.astype(np.float32, copy=False), self._random)
+            place = self._draw(_as_floats(scores, place), self._random)
         token = place if tokens_of is None else int(tokens_of[place])
         if self._seen is not None:
             self._seen.add(token)
@@ -211,6 +211,14 @@ def most_likely(values: Logits, count: int) -> Tokens:
         largest = np.concatenate([above, equal])
     order: Tokens = largest[np.lexsort((largest, -values[largest]))]
     return order
+
+
+def _as_floats(scores: Logits, best: int) -> NDArray[np.float32]:
+    """In f32; biased ones from the best down, for they may be farther apart than f32 goes."""
+    if scores.dtype == np.float32:
+        return scores.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return (scores - scores[best]).astype(np.float32)
 
 
 def _check_tokens(where: str, tokens: Any, vocabulary: int) -> None:

@@ -296,3 +296,11 @@ def test_tokens_outside_the_vocabulary_are_refused() -> None:
         Sampler(Sampling(logit_bias={4: 1.0}), 4)
     with pytest.raises(UsageError, match=r"the prompt: .*found 4"):
         Sampler(Sampling(presence_penalty=1.0), 4, [1, 4])
+
+
+@pytest.mark.parametrize("bias", [1e308, 3.5e38, -3.5e38])
+def test_biases_beyond_single_precision_decide(bias: float) -> None:
+    sampling = Sampling(temperature=1.0, seed=1, logit_bias={1: bias, 2: -bias})
+    sampler = Sampler(sampling, 8)
+    drawn = {sampler.choose(np.zeros(8, np.float32)) for _ in range(4)}
+    assert drawn == {1 if bias > 0 else 2}
