@@ -218,7 +218,8 @@ def _as_floats(scores: Logits, best: int) -> NDArray[np.float32]:
     if scores.dtype == np.float32:
         return scores.astype(np.float32, copy=False)
     with np.errstate(over="ignore"):
-        return (scores - scores[best]).astype(np.float32)
+        floats: NDArray[np.float32] = (scores - scores[best]).astype(np.float32)
+    return floats
 
 
 def _check_tokens(where: str, tokens: Any, vocabulary: int) -> None:
