@@ -40,6 +40,7 @@ from crumb.requests.quantize_request import (
     needs_calibration,
     of_plan,
 )
+from crumb.run.devices import arrays_on
 from crumb.run.model import Model, open_model
 from crumb.solve.problem import (
     check_finite,
@@ -80,6 +81,7 @@ def quantize(
     """
     model = open_model(request.model)
     request = of_plan(model.plan, request)
+    arrays_on(request.device)  # refused before the work begins
     allocation, gradients, drawing = None, None, cache(lambda: draw(model, request.calibration))
     if request.is_planned:
         check_source(model, {})

@@ -170,15 +170,23 @@ def test_training_leaves_columns_as_they_are(source: Path, tmp_path: Path) -> No
         group_size=32,
         effort="best",
         training_steps=2,
+        model_steps=2,
         keep_columns=0.05,
         calibration="excerpt-calibration",
         sequences=2,
         length_tokens=64,
         pack=False,
     )
-    quantize(best)
-    entry = open_checkpoint(best.out).tensors.entry(QUERY)
-    assert entry.columns.places.tolist() == PLANTED  # type: ignore[union-attr]
+    together = replace(best.solve, training_steps=0)
+    solved = replace(together, model_steps=0)
+    columns = []
+    for solve in (best.solve, together, solved):
+        request = replace(best, solve=solve, out=tmp_path / str(len(columns)))
+        quantize(request)
+        entry = open_checkpoint(request.out).tensors.entry(QUERY)
+        columns.append(entry.read().columns)  # type: ignore[union-attr]
+    assert [each.places.tolist() for each in columns] == 3 * [PLANTED]
+    assert (columns[1].tiles == columns[2].tiles).all()  # trained blocks before it change its H
 
 
 def test_the_cost_counts_as_many_columns_as_may_be(source: Path) -> None:

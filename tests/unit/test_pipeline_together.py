@@ -5,19 +5,18 @@ In: a tiny checkpoint, few steps, judgements every other step. Out: manifests an
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_checkpoint import make_tensors, write_checkpoint
+from training_runs import dying_at, weights_of
 
 from crumb.calibrate import model_trainer, model_training
 from crumb.errors import UsageError
 from crumb.fitting.training_cost import trained_weights, trains_together
 from crumb.pipeline import QuantizeRequest, quantize
-from crumb.progress import Progress
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.requests.quantize_request import choose
 from crumb.run.devices import arrays_on
@@ -51,10 +50,6 @@ def asked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quanti
         length_tokens=64,
         pack=False,
     )
-
-
-def weights_of(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.glob("*.safetensors"))}
 
 
 def divergence(model: Path, other: Path, tokens: np.ndarray) -> float:
@@ -99,29 +94,14 @@ def test_what_helps_no_text_that_was_held_out_is_not_taken(
     np.testing.assert_array_equal(taken, solved)
 
 
-def dies_at(step: int) -> Callable[[Progress], None]:
-    """A listener that raises when the training has told so many steps."""
-    seen = []
-
-    def told(progress: Progress) -> None:
-        seen.extend([progress] if progress.doing == "all blocks, training" else [])
-        if len(seen) == step:
-            raise RuntimeError("killed")
-
-    return told
-
-
-def test_a_run_that_died_in_training_goes_on_to_the_same_bytes(
-    asked: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("crumb.progress.SECONDS", 0.0, raising=False)
+def test_a_run_that_died_in_training_goes_on_to_the_same_bytes(asked: QuantizeRequest) -> None:
     whole = replace(asked, out=asked.out.with_name("whole"))
     quantize(whole)
     expected = weights_of(whole.out)
     state = asked.out.with_name("out.partial") / "gradients" / model_trainer.STATE
     for deaths in (4, 3):
         with pytest.raises(RuntimeError, match="killed"):
-            quantize(asked, dies_at(deaths))
+            quantize(asked, dying_at(deaths))
         assert state.exists()
     quantize(asked)
     assert weights_of(asked.out) == expected
@@ -149,7 +129,7 @@ def test_a_run_that_died_while_codes_took_their_place_goes_on_to_the_same_bytes(
 
 def test_a_damaged_state_is_none(asked: QuantizeRequest) -> None:
     with pytest.raises(RuntimeError, match="killed"):
-        quantize(asked, dies_at(5))
+        quantize(asked, dying_at(5))
     state = asked.out.with_name("out.partial") / "gradients" / model_trainer.STATE
     content = bytearray(state.read_bytes())
     state.write_bytes(content[: len(content) // 2])
@@ -169,9 +149,14 @@ def test_models_that_are_too_large_are_not_trained_together(
     assert not trains_together(plan, formats, asked.solve)
 
 
-def test_a_device_that_is_not_here_is_refused(asked: QuantizeRequest) -> None:
-    with pytest.raises(UsageError, match="device"):
-        arrays_on("abacus:1")
+def test_a_device_that_is_not_here_is_refused_before_the_work(asked: QuantizeRequest) -> None:
     with pytest.raises(UsageError, match="device"):
         quantize(replace(asked, device="abacus:1"))
+    assert not asked.out.with_name("out.partial").exists()
     assert arrays_on("cpu") is np.asarray
+
+
+def test_a_device_without_training_is_refused(asked: QuantizeRequest) -> None:
+    plain = replace(asked.solve, model_steps=0)
+    with pytest.raises(UsageError, match="nothing is trained"):
+        replace(asked, solve=plain, device="cuda")

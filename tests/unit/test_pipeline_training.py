@@ -5,7 +5,6 @@ In: a tiny checkpoint, few steps. Out: manifests and weight files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from tiny_checkpoint import DOWN, make_tensors, write_checkpoint
+from training_runs import dying_at, weights_of
 
 from crumb.calibrate import block_trainer, trained_matrix
 from crumb.calibrate.block_training import BlockTraining, Trained
 from crumb.calibrate.trained_matrix import TrainedMatrix
 from crumb.pipeline import QuantizeRequest, quantize
-from crumb.progress import Progress
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.run.model import open_model
 
@@ -44,10 +43,6 @@ def request_of_tiny(tiny: Path, tmp_path: Path) -> QuantizeRequest:
         length_tokens=96,
         pack=False,
     )
-
-
-def weights_of(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.glob("*.safetensors"))}
 
 
 def trained(result: Any) -> dict[str, dict[str, float]]:
@@ -100,20 +95,9 @@ def test_a_run_that_died_in_training_goes_on_to_the_same_bytes(
     assert expected
     for deaths in (3, 9):
         with pytest.raises(RuntimeError, match="killed"):
-            quantize(request_of_tiny, dies_at(deaths))
+            quantize(request_of_tiny, dying_at(deaths))
     quantize(request_of_tiny)
     assert weights_of(request_of_tiny.out) == expected
-
-
-def dies_at(step: int) -> Callable[[Progress], None]:
-    seen = []
-
-    def told(progress: Progress) -> None:
-        seen.append(progress.doing.endswith("training"))
-        if sum(seen) == step:
-            raise RuntimeError("killed")
-
-    return told
 
 
 def test_a_run_that_died_while_trained_codes_took_their_place_goes_on_to_the_same_bytes(

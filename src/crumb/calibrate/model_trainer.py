@@ -30,7 +30,7 @@ from crumb.run.devices import arrays_on
 from crumb.run.model import Model
 
 STATE = "training.npz"
-SAVE_SECONDS = 300.0
+SAVE_SECONDS = 60.0
 """Between two states on disk: they are large."""
 
 TOGETHER = "trained_together"

@@ -80,6 +80,13 @@ class QuantizeRequest:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, _whole(name, value))
+        if self.device != CPU and self.trained_on is None:
+            raise UsageError(
+                "a device is where codes are trained, and nothing is trained",
+                where="device",
+                found=self.device,
+                do="Give --effort best, or leave the device out",
+            )
         for stage in () if self.is_planned else STAGES:  # also a head that turns out to be tied
             with placed(stage):
                 self.format_of(stage)

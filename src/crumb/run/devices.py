@@ -15,6 +15,9 @@ import numpy as np
 from crumb.errors import UsageError
 from crumb.operations.operation import Array
 
+MOST_CHARACTERS = 60
+"""Of what PyTorch says: it may list every device of its source."""
+
 
 def arrays_on(device: str) -> Callable[[Any], Array]:
     """For `Model.as_array`. Raises: UsageError."""
@@ -37,6 +40,6 @@ def arrays_on(device: str) -> Callable[[Any], Array]:
             "PyTorch has no such device here",
             where="device",
             expected="cpu, cuda, cuda:1, mps",
-            found=f"{device} ({str(error).splitlines()[0]})",
+            found=f"{device} ({str(error).splitlines()[0][:MOST_CHARACTERS]})",
         ) from error
     return lambda array: torch.as_tensor(np.ascontiguousarray(array)).to(place)
