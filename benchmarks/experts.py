@@ -32,7 +32,7 @@ from crumb.formats.packed_tensor import PackedTensor, stored_shape
 from crumb.kernels.limits import read_pass, reading_array
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import EngineSettings
-from crumb.run.speed import work_of
+from crumb.run.step_work import work_of
 
 SHAPE: dict[str, Any] = {
     "model_type": "qwen3_moe",

@@ -1,4 +1,4 @@
-"""Random quantized LLaMA and RWKV-4 models of any size, as crumb directories, without a solver.
+"""Random quantized LLaMA, RWKV-4 and T5 models of any size, as crumb directories, no solver needed.
 
 In: sizes, a format's name, a directory, a seed. Out: a directory that `crumb.load` runs: tiles of
 random codes under scales that keep the numbers finite, every matrix in the one format.
@@ -66,6 +66,42 @@ class RecurrentSizes:
         return plan_of(self.configuration())
 
 
+@dataclass(frozen=True)
+class EncoderSizes:
+    """What decides every shape of a T5 1.1 model; both halves are alike."""
+
+    blocks: int  # of each half
+    hidden: int
+    feed_forward: int
+    heads: int  # of 64 features
+    vocabulary: int
+
+    def configuration(self) -> dict[str, Any]:
+        """config.json."""
+        return {
+            "model_type": "t5",
+            "d_model": self.hidden,
+            "d_kv": 64,
+            "d_ff": self.feed_forward,
+            "num_layers": self.blocks,
+            "num_decoder_layers": self.blocks,
+            "num_heads": self.heads,
+            "vocab_size": self.vocabulary,
+            "feed_forward_proj": "gated-gelu",
+            "tie_word_embeddings": False,
+            "decoder_start_token_id": 0,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        }
+
+    def plan(self) -> Plan:
+        """The Plan of the model."""
+        return plan_of(self.configuration())
+
+
+FLAN_BASE = EncoderSizes(blocks=12, hidden=768, feed_forward=2048, heads=12, vocabulary=32128)
+"""The shape of Flan-T5-base: 248 million parameters."""
+
 BILLION_RECURRENT = RecurrentSizes(blocks=16, hidden=2048, vocabulary=50277)
 """1.08 billion parameters."""
 
@@ -99,7 +135,7 @@ def random_tiles(spec: TensorSpec, format: Format, seed: tuple[int, int]) -> NDA
 
 
 def write_quantized(
-    path: Path, sizes: Sizes | RecurrentSizes, format: Format, seed: int = 0
+    path: Path, sizes: Sizes | RecurrentSizes | EncoderSizes, format: Format, seed: int = 0
 ) -> None:
     """Write a whole model into a new directory; one tensor is in memory at a time."""
     path.mkdir(parents=True)
@@ -126,9 +162,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("format", help="such as int3-g64-fixed")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--recurrent", action="store_true", help="RWKV-4 in place of LLaMA")
+    kinds = {"llama": BILLION, "rwkv": BILLION_RECURRENT, "t5": FLAN_BASE}
+    parser.add_argument("--kind", choices=sorted(kinds), default="llama")
     asked = parser.parse_args()
-    sizes = BILLION_RECURRENT if asked.recurrent else BILLION
+    sizes = kinds[asked.kind]
     write_quantized(asked.out, sizes, parse_format(asked.format))
 
 

@@ -183,7 +183,7 @@ class QuantizeRun:
         for spec in self.model.plan.tensors():  # NaN is refused before this, the longest part
             for begin, weights in self.slices(spec):
                 check_finite(weights, spec.name, begin)
-        gradients = GradientPass(self.model.checkpoint, self.plain_tokens, self.gradients)
+        gradients = GradientPass(self.model.checkpoint, self.tokens, self.gradients)
 
         def told(stage: Stage, passes: float) -> None:
             work = stage_work(stage, self.tokens.size, self.tokens.shape[1])
@@ -193,7 +193,7 @@ class QuantizeRun:
 
     @property
     def plain_tokens(self) -> NDArray[np.int64]:
-        """Those of texts; what goes through gradients is never a pair."""
+        """Those of texts; what is trained, and embeddings that are solved, never read pairs."""
         assert not isinstance(self.tokens, PairTokens), "quantize_request.of_plan refuses it"
         return self.tokens
 

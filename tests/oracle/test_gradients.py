@@ -7,10 +7,11 @@ through the rows' own references. Out: equal gradients of every tensor.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import VARIANTS, make_tokens, write_model
+from tiny_models import ENCODER_DECODERS, EVERY, make_sources, make_tokens, write_model
 
 from crumb.run.backward import Backward, next_token_loss
 from crumb.run.model import open_model
@@ -20,10 +21,12 @@ torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.oracle
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY)
 def test_gradients_are_those_of_automatic_differentiation(variant: str, tmp_path: Path) -> None:
-    folder = write_model(tmp_path, VARIANTS[variant])
-    tokens = make_tokens(VARIANTS[variant])[:, :40]
+    folder = write_model(tmp_path, EVERY[variant])
+    tokens, inputs = make_tokens(EVERY[variant])[:, :40], dict[str, Any]()
+    if variant in ENCODER_DECODERS:
+        inputs = {"source": make_sources(EVERY[variant])[:, :57]}
     ours = open_model(str(folder))
     theirs = open_model(str(folder), torch.as_tensor)
     for model, convert in ((ours, np.float64), (theirs, None)):
@@ -34,11 +37,12 @@ def test_gradients_are_those_of_automatic_differentiation(variant: str, tmp_path
                 else:
                     model._kept[name] = np.asarray(array, convert)
     names = tuple(spec.name for spec in ours.plan.tensors())
-    backward = Backward(ours, tokens, trained=names)
+    backward = Backward(ours, tokens, trained=names, inputs=inputs)
     loss, toward = next_token_loss(backward.logits(), tokens)
     gradients = backward.gradients(toward)
     texts = torch.from_numpy(tokens)
-    logits = Backward(theirs, texts).logits()
+    read = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    logits = Backward(theirs, texts, inputs=read).logits()
     expected = torch.nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]), texts[:, 1:].reshape(-1)
     )

@@ -26,7 +26,7 @@ from crumb.operations.operation import OperationCost
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
 from crumb.run.model import open_model
-from crumb.run.speed import work_of
+from crumb.run.step_work import work_of
 
 
 @pytest.fixture

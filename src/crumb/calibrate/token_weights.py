@@ -1,15 +1,16 @@
 """Weights of the calibration tokens: how strongly the loss answers to a layer's output at each.
 
-In: a float checkpoint, calibration tokens, a folder. Out: one weight a token for every group of
-layers, one a feature for embeddings, from one backward pass of the next-token loss (GuidedQuant,
-arXiv 2505.07004).
+In: a float checkpoint, calibration texts or pairs, a folder. Out: one weight a token for every
+group of layers, one a feature for embeddings, from one backward pass of the next-token loss
+(GuidedQuant, arXiv 2505.07004); of a pair the loss is that of its target.
 Stages are walked one at a time, forward and back; what flows between them lies in the folder, so a
-killed run goes on at the stage where it was. Refuses models that are not decoders.
+killed run goes on at the stage where it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Plan, Stage
+from crumb.calibrate.borders import Borders, Portion, cut_parts
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.files.atomic_file import atomic_file
@@ -29,15 +31,18 @@ from crumb.operations.linear import Linear
 from crumb.operations.operation import Array, Context, Gradients, Operation
 from crumb.run.array_executor import run_stage
 from crumb.run.backward import Visit, stage_gradients
-from crumb.run.model import start_buffers
-from crumb.run.whole_texts import cut_batches, plan_texts, texts_together
+from crumb.run.whole_texts import Batch, WholeTexts, of_stage, plan_texts
+from crumb.texts.pairs import PairTokens
 
 Floats = NDArray[np.float32]
 Told = Callable[[Stage, float], None]
 """(a stage behind us, work in forward passes of it)."""
 
-Recorder = Callable[[slice, slice], Visit]
+Recorder = Callable[[Portion, slice], Visit]
 """What looks at the gradients of some texts, and of some of their tokens."""
+
+Walk = Callable[[Portion], dict[str, Array]]
+"""Some texts back through a stage -> gradients at what flows into it."""
 
 CLIP_QUANTILE = 0.999
 """Larger weights are cut to this quantile: a few tokens would decide everything otherwise."""
@@ -86,26 +91,25 @@ class TokenWeights:
 
 
 def check_decoder(plan: Plan) -> None:
-    """Refuse what gradients do not go through. Raises: UsageError."""
+    """Refuse what blocks are not trained of, nor formats chosen for. Raises: UsageError."""
     chain = zip(plan.stages, plan.stages[1:], strict=False)
     carried = {"tokens", "positions"}
     if plan.inputs or any(
         len(before.outputs) != 1 or {*stage.inputs} - carried - {*before.outputs}
         for before, stage in chain
     ):
-        raise UsageError("gradients go through plain decoders only", found=plan.family)
+        raise UsageError("this is done for plain decoders only", found=plan.family)
 
 
 class GradientPass:
     """One forward and one backward pass over all calibration tokens, a stage at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, tokens: NDArray[np.int64], folder: Path) -> None:
-        check_decoder(checkpoint.plan)
-        self.checkpoint, self.tokens, self.folder = checkpoint, tokens, folder
-        self.stages = checkpoint.plan.stages
-        per_batch = texts_together(tokens.shape[1])
-        begins = range(0, len(tokens), per_batch)
-        self.batches = [slice(begin, begin + per_batch) for begin in begins]
+    def __init__(
+        self, checkpoint: Checkpoint, tokens: NDArray[np.int64] | PairTokens, folder: Path
+    ) -> None:
+        self.checkpoint, self.folder = checkpoint, folder
+        self.stages, self.parts = checkpoint.plan.stages, cut_parts(tokens)
+        self.borders = Borders(checkpoint.plan, self.parts, folder)
 
     def run(self, power: float, told: Told = lambda stage, work: None) -> TokenWeights:
         """Both passes, or what an earlier run left of them; `told` of each stage behind us.
@@ -119,136 +123,110 @@ class GradientPass:
         squares: dict[str, Floats] = {}
         for index in range(last, -1, -1):
             if not self._squares_path(index).exists():
-                self._back(index) if index else self._back_to_tables()
+                self._back(index)
             rows = np.load(self._squares_path(index))
             squares |= dict(zip(layer_names(self.stages[index]), rows, strict=True))
             told(self.stages[index], BACKWARD_WORK)
-        rows = np.load(self._features_path)
-        features = dict(zip(_tables(self.stages[0]), rows, strict=True))
-        return TokenWeights(squares, power, features)
+        return TokenWeights(squares, power, self._features())
 
     def _forward(self, told: Told) -> None:
-        """Run all stages but the last; what flows into each lies in its file then."""
-        texts = plan_texts(self.checkpoint, cut_batches(self.tokens))
+        """Run all stages but the last; what flows out of each lies in its files then."""
+        texts = plan_texts(self.checkpoint, [part.batch for part in self.parts])
         for index, stage in enumerate(self.stages[:-1]):
-            if not self._border_path(index + 1).exists():
-                flowing = cut_batches(self.tokens)
-                for batch, place in zip(flowing, self.batches, strict=True):
-                    for name in self.stages[index - 1].outputs if index else ():
-                        texts.put(batch, name, self._inputs(index, place)[name])
-                texts.run(index, 0, len(stage.operations), flowing)
-                outputs = (texts.get(index, batch, stage.outputs[0]) for batch in flowing)
-                self._write(self._border_path(index + 1), outputs)
+            if not self.borders.has_values(index):
+                ran = of_stage(stage, [self._batch(texts, index, part) for part in self.parts])
+                texts.run(index, 0, len(stage.operations), ran)
+                outputs = (
+                    {name: texts.get(index, batch, name) for name in stage.outputs} for batch in ran
+                )
+                self.borders.write_values(index, outputs)
             told(stage, FORWARD_WORK)
 
-    def _border_path(self, index: int) -> Path:
-        """Of what flows into a stage."""
-        return self.folder / f"{index}.input.npy"
-
-    def _gradient_path(self, index: int) -> Path:
-        """Of the loss's gradient at what flows into a stage."""
-        return self.folder / f"{index}.gradient.npy"
+    def _batch(self, texts: WholeTexts, index: int, part: Portion) -> Batch:
+        """Some texts with what flows into a stage."""
+        read = part.batch.read and Batch(part.batch.read.tokens)
+        batch, values = Batch(part.batch.tokens, read=read), self.borders.values(index, part)
+        for name in self.borders.inputs(index):
+            half = read if self.borders.is_read(index, name) else batch
+            assert half is not None, "what runs once reads a source"
+            texts.put(half, name, values[name])
+        return batch
 
     def _squares_path(self, index: int) -> Path:
         return self.folder / f"{index}.squares.npy"
 
-    @property
-    def _features_path(self) -> Path:
-        """Of the mean squares at the embeddings' outputs."""
-        return self.folder / "features.npy"
+    def _features_path(self, index: int) -> Path:
+        """Of the mean squares at the outputs of a stage's embeddings."""
+        return self.folder / f"{index}.features.npy"
 
     def _context(self, stage: Stage) -> Context:
         read = self.checkpoint.tensors.read_float
         weights = {spec.name: read(spec.name) for spec in stage.tensors()}
         return Context(weights, multiply=multiply)
 
-    def _inputs(self, index: int, batch: slice) -> dict[str, Array]:
-        """What flows into a stage, and the tokens."""
-        buffers = start_buffers(self.tokens[batch])
-        if index:
-            border = np.load(self._border_path(index), mmap_mode="r")
-            buffers[self.stages[index - 1].outputs[0]] = np.array(border[batch])
-        return buffers
-
     def _back(self, index: int) -> None:
-        """Walk a stage in reverse: its squares, and the gradient at its input."""
-        squares = self._no_squares(index)
-        walk = self._head if index == len(self.stages) - 1 else self._block
-        record = _recorder(squares)
-        gradients = parallel_map(_untold(walk(index, record)), self.batches)
-        self._write(self._gradient_path(index), gradients)
-        self._finish(index, squares)
-
-    def _back_to_tables(self) -> None:
-        """Walk the first stage in reverse: its squares, and those of its embeddings' features."""
-        squares, tables = self._no_squares(0), _tables(self.stages[0])
-        widths = {name: table.features for name, table in tables.items()}
-        texts = len(self.tokens)
-        features = {name: np.zeros((texts, width), np.float32) for name, width in widths.items()}
-        walk = self._block(0, _recorder(squares, features))
-        parallel_map(_untold(walk), self.batches)
-        with atomic_file(self._features_path) as file:
-            np.save(file, np.array([each.mean(0) for each in features.values()], np.float32))
-        self._finish(0, squares)
-
-    def _no_squares(self, index: int) -> dict[str, Floats]:
-        return {
-            name: np.zeros(self.tokens.shape, np.float32)
-            for name in layer_names(self.stages[index])
+        """Walk a stage in reverse: its squares, and the gradients at its inputs."""
+        stage, parts = self.stages[index], len(self.parts)
+        tokens, tables = self.borders.token_count(stage.once), _tables(stage)
+        squares = {name: np.zeros(tokens, np.float32) for name in layer_names(stage)}
+        features = {
+            name: np.zeros((parts, table.features), np.float32) for name, table in tables.items()
         }
-
-    def _finish(self, index: int, squares: Mapping[str, Floats]) -> None:
-        """Store a stage's squares; what led to them is not needed any more."""
+        walk = self._head if index == len(self.stages) - 1 else self._block
+        record = _recorder(squares, features, stage.once)
+        gradients = parallel_map(_untold(walk(index, record)), self.parts)
+        self.borders.write_gradients(index, gradients)
+        if tables:
+            with atomic_file(self._features_path(index)) as file:
+                np.save(file, np.array([each.sum(0) for each in features.values()], np.float32))
         with atomic_file(self._squares_path(index)) as file:
-            np.save(file, np.array([each.ravel() for each in squares.values()], np.float32))
-        self._border_path(index).unlink(missing_ok=True)
-        self._gradient_path(index + 1).unlink(missing_ok=True)
+            np.save(file, np.array(list(squares.values()), np.float32))
+        self.borders.drop(index)
 
-    def _block(self, index: int, record: Recorder) -> Callable[[slice], Array | None]:
-        stage, before = self.stages[index], self.stages[index - 1].outputs[0]
+    def _features(self) -> dict[str, Floats]:
+        """Mean squares at every table's outputs, over all tokens that it is looked up for."""
+        sums: dict[str, Floats] = {}
+        counts: Counter[str] = Counter()
+        for index, stage in enumerate(self.stages):
+            names = list(_tables(stage))
+            if names:
+                for name, row in zip(names, np.load(self._features_path(index)), strict=True):
+                    sums[name] = sums.get(name, np.zeros_like(row)) + row
+                    counts[name] += self.borders.token_count(stage.once)
+        return {name: total / np.float32(counts[name]) for name, total in sums.items()}
+
+    def _block(self, index: int, record: Recorder) -> Walk:
+        stage = self.stages[index]
         context = self._context(stage)
-        behind = np.load(self._gradient_path(index + 1), mmap_mode="r")
 
-        def one(batch: slice) -> Array | None:
-            flowing = {stage.outputs[0]: np.array(behind[batch])}
-            visit = record(batch, slice(None))
-            stage_gradients(stage, self._inputs(index, batch), flowing, context, visit)
-            return flowing.get(before) if index else None
+        def one(part: Portion) -> dict[str, Array]:
+            flowing = self.borders.gradients(index, part)
+            visit = record(part, slice(None))
+            stage_gradients(stage, self.borders.values(index, part), flowing, context, visit)
+            return flowing
 
         return one
 
-    def _head(self, index: int, record: Recorder) -> Callable[[slice], Array | None]:
+    def _head(self, index: int, record: Recorder) -> Walk:
         """The last stage, some tokens at a time: its logits are many."""
-        stage, before = self.stages[index], self.stages[index - 1].outputs[0]
+        stage, before = self.stages[index], self.borders.inputs(index)
         context = self._context(stage)
 
-        def one(batch: slice) -> Array:
-            inputs, gradients = self._inputs(index, batch), []
-            targets = np.full_like(self.tokens[batch], -1)
-            targets[:, :-1] = self.tokens[batch, 1:]
+        def one(part: Portion) -> dict[str, Array]:
+            inputs, targets = self.borders.values(index, part), part.targets
+            gradients: dict[str, list[Array]] = {name: [] for name in before}
             for begin in range(0, targets.shape[1], HEAD_TOKENS):
                 columns = slice(begin, begin + HEAD_TOKENS)
                 buffers = {name: array[:, columns] for name, array in inputs.items()}
                 logits = run_stage(stage, dict(buffers), context)[stage.outputs[0]]
                 flowing = {stage.outputs[0]: loss_gradient(logits, targets[:, columns])}
-                visit = record(batch, columns)
+                visit = record(part, columns)
                 stage_gradients(stage, buffers, flowing, context, visit)
-                gradients.append(flowing[before])
-            return np.concatenate(gradients, axis=1)
+                for name in before:
+                    gradients[name].append(flowing[name])
+            return {name: np.concatenate(each, axis=1) for name, each in gradients.items()}
 
         return one
-
-    def _write(self, path: Path, batches: Iterable[Array | None]) -> None:
-        """A file with one array for all tokens; it is there whole or not at all."""
-        temporary = path.with_name(path.name + ".tmp")
-        array: Array | None = None
-        for batch, values in zip(self.batches, batches, strict=True):
-            assert values is not None, "only the first stage passes nothing on"
-            if array is None:
-                shape = (len(self.tokens), *values.shape[1:])
-                array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
-            array[batch] = values
-        temporary.replace(path)
 
 
 def layer_names(stage: Stage) -> list[str]:
@@ -260,35 +238,37 @@ def _tables(stage: Stage) -> dict[str, Embed]:
     return {each.weight: each for each in stage.operations if isinstance(each, Embed)}
 
 
-def _untold(walk: Callable[[slice], Array | None]) -> Callable[[slice], Array | None]:
+def _untold(walk: Walk) -> Walk:
     """Without NumPy's warnings: what overflows is refused, by name, by the statistics."""
 
-    def quiet(batch: slice) -> Array | None:
+    def quiet(part: Portion) -> dict[str, Array]:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            return walk(batch)
+            return walk(part)
 
     return quiet
 
 
 def _recorder(
-    squares: Mapping[str, Floats], features: Mapping[str, Floats] | None = None
+    squares: Mapping[str, Floats], features: Mapping[str, Floats], once: bool
 ) -> Recorder:
     """Notes the mean square of the gradient at each layer's output, token by token.
 
-    And at each embedding's output, text by text and feature by feature, where these are asked for.
+    And at each embedding's output the sum of squares, part by part and feature by feature.
     """
 
-    def of(rows: slice, columns: slice) -> Visit:
+    def of(part: Portion, columns: slice) -> Visit:
+        rows, shape = part.rows(once), part.tokens(once).shape
+
         def visit(operation: Operation, _: tuple[Array, ...], gradients: Gradients) -> None:
             if isinstance(operation, Layer):
                 name, outputs = name_and_outputs(operation)
                 gradient = np.asarray(gradients[0])
                 mean = np.einsum("bto,bto->bt", gradient, gradient) / outputs
-                squares[name][rows, columns] = mean
-            elif features is not None and isinstance(operation, Embed):
+                squares[name][rows].reshape(shape)[:, columns] = mean
+            elif isinstance(operation, Embed):
                 gradient = np.asarray(gradients[0])
-                mean = np.einsum("btf,btf->bf", gradient, gradient) / gradient.shape[1]
-                features[operation.weight][rows] = mean
+                total = np.einsum("btf,btf->f", gradient, gradient)
+                features[operation.weight][part.number] += total
 
         return visit
 

@@ -68,7 +68,7 @@ def bench(
 
     Args:
         model: directory, .gguf file, org/name, or org/name@revision.
-        prefill: lengths of prompts in tokens, with commas between.
+        prefill: lengths of prompts in tokens, with commas between; an encoder reads them.
         decode: how many tokens each sequence decodes; a comma list.
         sequences: how many sequences decode together; a comma list.
         threads: thread counts; a comma list, by default all processors.
@@ -143,6 +143,12 @@ def print_markdown(report: SpeedReport) -> None:
     for each in report.measurements:
         print(f"| {' | '.join(row(each))} |")
     print()
+    if report.work.source_products:
+        print(
+            "prefill: the encoder reads so many tokens, the decoder gives the first of the answer."
+        )
+        print("decode: the decoder alone, which attends to what the encoder has read.")
+    print(f"decode: each sequence has read {report.read_before_tokens} tokens before.")
     print("prefill: ms is the time to the first token, the share that of the int8 multiply-adds")
     print("that registers alone can do. decode: weights read, as a share of the memory's read")
     print("bandwidth; more than 100 % means that caches hold the weights. mixed: a prompt is read")
@@ -175,6 +181,8 @@ def print_report(report: SpeedReport) -> None:
             },
             "weight_bytes_per_step": report.work.bytes_read(1),
             "multiply_adds_per_token": report.work.products(1, 1),
+            "multiply_adds_per_source_token": report.work.source_products,
+            "read_before_decoding_tokens": report.read_before_tokens,
             "array_bytes": report.array_bytes,
             "measurements": [measurement_record(each) for each in report.measurements],
         }

@@ -277,20 +277,19 @@ def matrices_of(plan: Plan) -> dict[str, tuple[str, TensorSpec]]:
 
 
 def of_plan(plan: Plan, request: QuantizeRequest) -> QuantizeRequest:
-    """What can be asked of a model that reads a source: gradients do not go through it.
+    """What can be asked of a model that reads a source: its embedding is rounded.
 
-    Its tokens count alike, and its embedding is rounded. Raises: UsageError.
+    Raises: UsageError for what is done for decoders alone.
     """
     if not plan.inputs:
         return request
     if request.solve.trains or request.solve.trains_together or request.is_planned:
         raise UsageError(
-            "gradients do not go through a model with an encoder yet",
+            "no codes are trained of a model with an encoder yet, and no formats chosen for it",
             where=plan.family,
             do="Leave --effort best and budgets out, and give bits",
         )
-    solve = replace(request.solve, token_power=0.0, solved_embedding_bits=0)
-    return replace(request, solve=solve)
+    return replace(request, solve=replace(request.solve, solved_embedding_bits=0))
 
 
 def matches(pattern: str, name: str) -> bool:

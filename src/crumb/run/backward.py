@@ -1,21 +1,20 @@
 """The backward pass: gradients of a scalar loss, a stage at a time.
 
-In: a Model, tokens, the gradient of a loss at the logits. Out: gradients of tensors and of any
-buffer a caller looks at. Holds what flows between stages and one stage's buffers: but for the last,
-a stage is run again before its rows are walked in reverse. Products of NumPy's f32 arrays run in
-the native kernels. Refuses stages that run once (encoders) for now.
+In: a Model, tokens, what an encoder reads beside them, the gradient of a loss at the logits.
+Out: gradients of tensors and of any buffer a caller looks at. Holds what flows between stages and
+one stage's buffers: but for the last, a stage is run again before its rows are walked in reverse.
+Products of NumPy's f32 arrays run in the native kernels. Refuses tokens that no model takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from array_api_compat import array_namespace
 
 from crumb.architectures.plan import Stage
-from crumb.errors import UsageError
 from crumb.kernels.products import multiply
 from crumb.operations.operation import Array, Context, Gradients, Operation
 from crumb.operations.table import row_of
@@ -37,6 +36,7 @@ class Backward:
     tokens: Array  # (batch, tokens)
     trained: Collection[str] = ()  # tensors whose gradients are returned
     visit: Visit = lambda operation, reads, gradients: None
+    inputs: Mapping[str, Array] = field(default_factory=dict)  # the plan's, beside the tokens
     _borders: list[dict[str, Array]] = field(default_factory=list)  # what flows into each stage
     _last: Reads = field(default_factory=list)  # of the last stage, until the way back begins
     _rotations: dict[Any, tuple[Array, Array]] = field(default_factory=dict)
@@ -44,10 +44,8 @@ class Backward:
     def logits(self) -> Array:
         """The forward pass. Shapes: -> (batch, tokens, vocabulary). Raises: UsageError."""
         plan = self.model.plan
-        if plan.inputs or any(stage.once for stage in plan.stages):
-            raise UsageError("gradients go through decoders only", found=plan.family)
-        check_tokens(plan, self.tokens, Memory(lasting={}, states=None))
-        flowing = start_buffers(self.tokens)
+        check_tokens(plan, self.tokens, Memory(lasting=dict(self.inputs), states=None))
+        flowing = start_buffers(self.tokens) | dict(self.inputs)
         self._borders = []
         for stage in plan.stages:
             self._borders.append({name: flowing[name] for name in stage.inputs})

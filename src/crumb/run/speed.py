@@ -3,7 +3,8 @@
 In: a checkpoint, the sizes to sweep. Out: Measurements: seconds of every repeat, tokens per second,
 and the share of the limit measured right after each repeat: of the multiply-adds in registers for
 reading a prompt, of the memory's read bandwidth for decoding. Ratios of one run drift less than
-rates. Decoding is greedy; each repeat begins with an empty cache. Refuses what does not fit.
+rates. Decoding is greedy; each repeat begins with an empty cache. A prompt is what an encoder
+reads, where there is one, and its first answer that of the decoder. Refuses what does not fit.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.errors import UsageError
 from crumb.kernels.limits import LEAST_ARRAY_BYTES, dot_peak, read_pass, reading_array
 from crumb.machine.memory import available_bytes, peak_memory_bytes
-from crumb.operations.operation import OperationCost
-from crumb.operations.table import row_of
 from crumb.progress import ProgressClock, ProgressListener, untold
 from crumb.run.engine import Engine, EngineSequence, Rows, StepPart
 from crumb.run.memory_plan import (
@@ -31,11 +31,15 @@ from crumb.run.memory_plan import (
     MemoryPlan,
     WeightsKind,
 )
+from crumb.run.step_work import Work, work_of
 
 PREFILL, DECODE, MIXED = "prefill", "decode", "mixed"
 
 PROMPT_TOKENS = 16
-"""What a sequence has read before it decodes."""
+"""What a sequence has read before it decodes, unless an encoder reads: the longest prompt then."""
+
+START = (0,)
+"""What an answer to a source begins with here: which token does not matter to the time."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Sweep:
         if self.repeat < 1:
             raise UsageError("at least one repeat", where="repeat", found=self.repeat)
 
+    def read_before(self, plan: Plan) -> int:
+        """Tokens that a sequence has read before it decodes."""
+        return max(self.prefill, default=PROMPT_TOKENS) if plan.inputs else PROMPT_TOKENS
+
     def settings(self, threads: int) -> EngineSettings:
         """Of an engine that has room for all of it."""
         together = max(self.sequences, default=1)
@@ -78,25 +86,6 @@ class Sweep:
             weights=self.weights,
             threads=threads,
         )
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step of this model costs at least."""
-
-    weight_bytes: int  # of all matrices that are multiplied with
-    experts: tuple[tuple[OperationCost, int], ...]  # those of which a token uses some, their bytes
-    block_products: int  # multiply-adds of one token, without the head
-    head_products: int  # of one row of logits
-
-    def bytes_read(self, tokens: int) -> float:
-        """Of matrices by a step of so many tokens, experts being used equally."""
-        unread = sum(size * (1.0 - cost.share_read(tokens)) for cost, size in self.experts)
-        return self.weight_bytes - unread
-
-    def products(self, tokens: int, rows: int) -> int:
-        """Multiply-adds of some tokens, `rows` of which go through the head."""
-        return tokens * self.block_products + rows * self.head_products
 
 
 @dataclass(frozen=True)
@@ -137,25 +126,7 @@ class SpeedReport:
     peak_memory_bytes: int  # of the process, before the array of the limits was made
     array_bytes: int  # that the read bandwidth was measured with
     work: Work
-
-
-def work_of(checkpoint: Checkpoint) -> Work:
-    """What one token costs, from the rows of the plan's operations."""
-    products: list[float] = []
-    total, some = 0, []
-    for stage in checkpoint.plan.stages:
-        costs = [(each, row_of(each).cost(each, 0.0)) for each in stage.operations]
-        products.append(sum(cost.multiply_adds for _, cost in costs))
-        for operation, cost in (pair for pair in costs if pair[1].weights):
-            size = sum(
-                checkpoint.tensors.entry(spec.name).size_bytes
-                for spec in operation.tensors()
-                if len(spec.shape) == 2
-            )
-            total += size
-            if cost.parts > cost.parts_used:
-                some.append((cost, size))
-    return Work(total, tuple(some), int(sum(products[:-1])), int(products[-1]))
+    read_before_tokens: int  # by each sequence that decodes
 
 
 @dataclass
@@ -198,12 +169,6 @@ def measure_speed(
     progress: ProgressListener = untold,
 ) -> SpeedReport:
     """Measure a sweep, thread count by thread count. Raises: UsageError, DoesNotFit."""
-    if checkpoint.plan.inputs:
-        raise UsageError(
-            "speeds are measured of models that continue a text",
-            where=checkpoint.plan.family,
-            do="Time an answer: `crumb generate MODEL TEXT` says how fast it was",
-        )
     work, clock = work_of(checkpoint), ProgressClock(progress)
     array = _LateArray(checkpoint)
     measured: list[Measurement] = []
@@ -214,7 +179,9 @@ def measure_speed(
 
         some, memory = _measure_threads(checkpoint, sweep, threads, work, array, within)
         measured += some
-    return SpeedReport(tuple(measured), memory, array.peak_before, array.get().nbytes, work)
+    peak, array_bytes = array.peak_before, array.get().nbytes
+    before = sweep.read_before(checkpoint.plan)
+    return SpeedReport(tuple(measured), memory, peak, array_bytes, work, before)
 
 
 class _LateArray:
@@ -262,23 +229,24 @@ def _name(case: _Case, threads: int) -> str:
 
 
 def _cases(engine: Engine, sweep: Sweep, work: Work) -> Iterator[_Case]:
+    before = sweep.read_before(engine.plan)
     for tokens in sweep.prefill:
 
         def prefill(tokens: int = tokens) -> float:
             return _time_prefill(engine, tokens)
 
         yield _Case(
-            PREFILL, 0, tokens, 0, prefill, work.bytes_read(tokens), work.products(tokens, 1)
+            PREFILL, 0, tokens, 0, prefill, work.bytes_read(tokens), work.prompt_products(tokens)
         )
     for count in sweep.sequences:
         for tokens in sweep.decode:
 
             def decode(count: int = count, tokens: int = tokens) -> float:
-                return _time_decode(engine, count, tokens)
+                return _time_decode(engine, count, tokens, before)
 
             total, products = count * tokens, tokens * work.products(count, count)
             yield _Case(DECODE, count, 0, total, decode, tokens * work.bytes_read(count), products)
-    longest = max(sweep.prefill, default=0)
+    longest = 0 if engine.plan.inputs else max(sweep.prefill, default=0)  # an encoder runs apart
     for count in sweep.sequences if longest > 1 else ():
         steps = -(-longest // (engine.settings.step_tokens - count))
 
@@ -303,13 +271,19 @@ def _prompt(engine: Engine, tokens: int, seed: int) -> list[int]:
     return [int(token) for token in drawn]
 
 
+def _open(engine: Engine, prompt: Sequence[int]) -> tuple[EngineSequence, Sequence[int]]:
+    """A sequence, and what it is to be stepped with first: the prompt, or an answer's begin."""
+    if engine.plan.inputs:
+        return engine.begin(START, source=prompt), START
+    return engine.begin(prompt, reuse=False), prompt
+
+
 def _time_prefill(engine: Engine, tokens: int) -> float:
     """Seconds until the logits after a prompt."""
-    prompt = _prompt(engine, tokens, 0)
-    sequence = engine.begin(prompt, reuse=False)
+    sequence, first = _open(engine, _prompt(engine, tokens, 0))
     try:
         begin = time.perf_counter()
-        _read(engine, sequence, prompt, engine.settings.step_tokens)
+        _read(engine, sequence, first, engine.settings.step_tokens)
         return time.perf_counter() - begin
     finally:
         engine.end(sequence)
@@ -325,19 +299,19 @@ def _read(engine: Engine, sequence: EngineSequence, prompt: Sequence[int], step:
     return token
 
 
-def _begin(engine: Engine, count: int) -> tuple[list[EngineSequence], list[int]]:
-    """Sequences that have read a short prompt, and their next tokens."""
+def _begin(engine: Engine, count: int, before: int) -> tuple[list[EngineSequence], list[int]]:
+    """Sequences that have read a prompt, and their next tokens."""
     sequences, following = [], []
     for k in range(count):
-        prompt = _prompt(engine, PROMPT_TOKENS, k + 1)
-        sequences.append(engine.begin(prompt, reuse=False))
-        following.append(_read(engine, sequences[-1], prompt, PROMPT_TOKENS))
+        sequence, first = _open(engine, _prompt(engine, before, k + 1))
+        sequences.append(sequence)
+        following.append(_read(engine, sequence, first, PROMPT_TOKENS))
     return sequences, following
 
 
-def _time_decode(engine: Engine, count: int, tokens: int) -> float:
+def _time_decode(engine: Engine, count: int, tokens: int, before: int) -> float:
     """Seconds of some greedy steps of sequences together."""
-    sequences, following = _begin(engine, count)
+    sequences, following = _begin(engine, count, before)
     try:
         begin = time.perf_counter()
         for _ in range(tokens):
@@ -351,7 +325,7 @@ def _time_decode(engine: Engine, count: int, tokens: int) -> float:
 
 def _time_mixed(engine: Engine, count: int, tokens: int) -> float:
     """Seconds in which a prompt is read while sequences go on decoding."""
-    sequences, following = _begin(engine, count)
+    sequences, following = _begin(engine, count, PROMPT_TOKENS)
     prompt = _prompt(engine, tokens, 0)
     reading = engine.begin(prompt, reuse=False)
     step = engine.settings.step_tokens - count

@@ -55,6 +55,11 @@ class PairRows:
         """What a decoder reads to predict the targets, (pairs, target)."""
         return self.tokens[:, self.source_tokens : -1]
 
+    @property
+    def targets(self) -> Tokens:
+        """What it is to predict, (pairs, target)."""
+        return self.tokens[:, self.source_tokens + 1 :]
+
 
 @dataclass(frozen=True, eq=False)
 class PairTokens:

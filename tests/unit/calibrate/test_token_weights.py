@@ -1,7 +1,8 @@
 """Weights of calibration tokens: the gradients behind them, resuming after a kill, the arithmetic.
 
-In: the tiny models of every family, random tokens. Out: the squares of one backward pass over whole
-texts, computed at once by run/backward.py, against the pass that walks a stage at a time.
+In: the tiny models of every family, random tokens; pairs for those that read a source. Out: the
+squares of one backward pass over whole texts, computed at once by run/backward.py, against the pass
+that walks a stage at a time.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 from exhaustive import EACH_FAMILY
-from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
+from tiny_models import (
+    ENCODER_DECODERS,
+    LLAMA,
+    VARIANTS,
+    make_sources,
+    make_tokens,
+    write_model,
+)
 
 from crumb.calibrate import token_weights
+from crumb.calibrate.borders import Borders
 from crumb.calibrate.statistics import accumulate, effective_tokens
-from crumb.calibrate.token_weights import GradientPass, TokenWeights
+from crumb.calibrate.token_weights import GradientPass, TokenWeights, loss_gradient
 from crumb.operations.embed import Embed
 from crumb.operations.experts import Experts
 from crumb.operations.headlinear import HeadLinear
@@ -25,27 +34,44 @@ from crumb.requests.quantize_options import make_quantize_request
 from crumb.run import whole_texts
 from crumb.run.backward import Backward, next_token_loss
 from crumb.run.model import open_model
+from crumb.texts.pairs import PairRows, PairTokens
 
 
 def linear(weight: str, outputs: int) -> Linear:
     return Linear("x", "y", weight, None, 4, outputs)
 
 
-def squares_at_once(folder: Path, tokens: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    squares: dict[str, Any] = {}
-    features: dict[str, Any] = {}
+Squares = dict[str, Any]
+
+
+def squares_at_once(
+    folder: Path, tokens: Any, inputs: dict[str, Any], toward: Any
+) -> tuple[Squares, Squares]:
+    """Of each layer by token; of each table's outputs by feature, (tokens, features)."""
+    squares: Squares = {}
+    features: Squares = {}
 
     def visit(operation: Any, _: Any, gradients: Any) -> None:
         if isinstance(operation, Linear | HeadLinear | Experts):
             name = operation.down if isinstance(operation, Experts) else operation.weight
             squares[name] = (gradients[0] ** 2).mean(-1).ravel()
         elif isinstance(operation, Embed):
-            features[operation.weight] = (gradients[0] ** 2).mean((0, 1))
+            rows = (gradients[0] ** 2).reshape(-1, operation.features)
+            others = features.get(operation.weight, rows[:0])
+            features[operation.weight] = np.concatenate([others, rows])
 
-    backward = Backward(open_model(str(folder)), tokens, visit=visit)
-    logits = backward.logits()
-    backward.gradients(next_token_loss(logits, tokens)[1] * tokens[:, 1:].size)
+    backward = Backward(open_model(str(folder)), tokens, visit=visit, inputs=inputs)
+    backward.gradients(toward(backward.logits()))
     return squares, features
+
+
+def check_equal(found: TokenWeights, squares: Squares, features: Squares) -> None:
+    assert set(found.squares) == set(squares)
+    assert set(found.features) == set(features) != set()
+    for name, values in squares.items():
+        np.testing.assert_allclose(found.squares[name], values, rtol=2e-3, atol=1e-6 * values.max())
+    for name, values in features.items():
+        np.testing.assert_allclose(found.features[name], values.mean(0), rtol=2e-3)
 
 
 @pytest.mark.parametrize("variant", EACH_FAMILY)
@@ -60,24 +86,65 @@ def test_the_pass_gives_the_squares_of_a_pass_at_once(
     monkeypatch.setattr(token_weights, "HEAD_TOKENS", 7)
     checkpoint = open_model(str(folder)).checkpoint
     found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0)
-    squares, features = squares_at_once(folder, tokens)
-    assert set(found.squares) == set(squares)
-    assert set(found.features) == set(features) != set()
-    for name, values in squares.items():
-        np.testing.assert_allclose(found.squares[name], values, rtol=2e-3, atol=1e-6 * values.max())
-    for name, values in features.items():
-        np.testing.assert_allclose(found.features[name], values, rtol=2e-3)
+    whole = tokens[:, 1:].size
+
+    def toward(logits: Any) -> Any:
+        return next_token_loss(logits, tokens)[1] * whole
+
+    check_equal(found, *squares_at_once(folder, tokens, {}, toward))
 
 
-def test_a_killed_pass_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def pairs(configuration: dict[str, Any]) -> PairTokens:
+    """Five pairs of one shape, two of another."""
+    sources, tokens = make_sources(configuration), make_tokens(configuration)
+    first = np.concatenate([sources.ravel()[:85].reshape(5, 17), tokens[:, :35].reshape(5, 14)], 1)
+    second = np.concatenate([sources[:, :9], tokens[:, 40:71]], axis=1)
+    return PairTokens((PairRows(first, 17), PairRows(second, 9)))
+
+
+@pytest.mark.parametrize("variant", ENCODER_DECODERS)
+def test_the_pass_over_pairs_goes_through_both_halves(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint = open_model(str(write_model(tmp_path, LLAMA))).checkpoint
-    tokens = make_tokens(LLAMA)
+    configuration = ENCODER_DECODERS[variant]
+    folder, tokens = write_model(tmp_path, configuration), pairs(configuration)
+    monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 40)
+    monkeypatch.setattr(token_weights, "HEAD_TOKENS", 7)
+    checkpoint = open_model(str(folder)).checkpoint
+    found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0)
+    squares: Squares = {}
+    features: Squares = {}
+    for rows in tokens.groups:
+
+        def toward(logits: Any, targets: Any = rows.targets) -> Any:
+            return loss_gradient(logits, targets)
+
+        some = squares_at_once(folder, rows.inputs, {"source": rows.sources}, toward)
+        for total, one in zip((squares, features), some, strict=True):
+            for name, values in one.items():
+                total[name] = np.concatenate([*([total[name]] if name in total else []), values])
+    check_equal(found, squares, features)
+    read, written = 5 * 17 + 2 * 9, 5 * 13 + 2 * 30
+    lengths = {name: len(values) for name, values in found.squares.items()}
+    assert set(lengths.values()) == {read, written}
+    assert lengths["encoder.block.0.layer.0.SelfAttention.q.weight"] == read
+    assert lengths["decoder.block.0.layer.1.EncDecAttention.k.weight"] == read
+    assert lengths["decoder.block.0.layer.1.EncDecAttention.q.weight"] == written
+    left = {path.name.split(".", 1)[1] for path in (tmp_path / "pass").iterdir()}
+    assert left == {"squares.npy", "features.npy"}
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_killed_pass_goes_on_where_it_was(
+    reads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = ENCODER_DECODERS["t5"] if reads else LLAMA
+    checkpoint = open_model(str(write_model(tmp_path, configuration))).checkpoint
+    tokens = pairs(configuration) if reads else make_tokens(configuration)
     whole = GradientPass(checkpoint, tokens, tmp_path / "whole").run(1.0).squares
     steps: list[str] = []
-    for word in ("_write", "_back"):
-        original = getattr(GradientPass, word)
+    for room, word in ((Borders, "_write"), (GradientPass, "_back")):
+        original = getattr(room, word)
 
         def limited(self: Any, *words: Any, original: Any = original, word: str = word) -> Any:
             steps.append(word)
@@ -85,7 +152,7 @@ def test_a_killed_pass_goes_on_where_it_was(
                 raise KeyboardInterrupt
             return original(self, *words)
 
-        monkeypatch.setattr(GradientPass, word, limited)
+        monkeypatch.setattr(room, word, limited)
     kills, result = 0, None
     while result is None:
         steps.clear()

@@ -9,14 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from statistics import median
 
 import pytest
 from command_line import crumb
+from source_models import write_source_model
 
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.embedded import MODELS
 from crumb.run import speed
+from crumb.run.step_work import work_of
 
 Capsys = pytest.CaptureFixture[str]
 QUICK = ["bench", "novella-7m", "--prefill", "1,20", "--decode", "2", "--sequences", "1,3"]
@@ -64,7 +67,7 @@ def test_every_combination_is_measured_with_its_limit_beside_it(capsys: Capsys) 
 def test_the_work_of_a_step_is_that_of_its_linears() -> None:
     """Counted by hand from the configuration: the tied head is the embedding's matrix."""
     checkpoint = open_checkpoint(MODELS["novella-7m"])
-    work = speed.work_of(checkpoint)
+    work = work_of(checkpoint)
     config = checkpoint.configuration
     hidden, inner, blocks = (
         config["hidden_size"],
@@ -77,6 +80,33 @@ def test_the_work_of_a_step_is_that_of_its_linears() -> None:
     assert work.head_products == hidden * config["vocab_size"]
     assert work.products(5, 2) == 5 * work.block_products + 2 * work.head_products
     assert work.weight_bytes == 2 * (work.block_products + work.head_products)  # float16
+
+
+def test_an_encoder_reads_the_prompts_and_its_decoder_writes(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    """Multiply-adds are counted by hand from the configuration."""
+    folder = write_source_model(tmp_path / "t5", num_layers=3, num_decoder_layers=2)
+    line = ["bench", str(folder), "--prefill", "5,40", "--decode", "2", "--sequences", "1,3"]
+    finished = crumb(capsys, *line, "--threads", "1", "--repeat", "1", "--format", "json")
+    assert finished.code == 0, finished.err
+    record = json.loads(finished.out)
+    kinds = [(row["kind"], row["prompt_tokens"]) for row in record["measurements"]]
+    assert kinds == [("prefill", 5), ("prefill", 40), ("decode", 0), ("decode", 0)]
+    assert record["read_before_decoding_tokens"] == 40
+    checkpoint = open_checkpoint(folder)
+    config = checkpoint.configuration
+    hidden, wide = config["d_model"], config["num_heads"] * config["d_kv"]
+    attention, mlp = 4 * hidden * wide, 3 * hidden * config["d_ff"]
+    work = work_of(checkpoint)
+    assert work.source_products == 3 * (attention + mlp) + 2 * 2 * hidden * wide
+    assert work.block_products == 2 * (attention + 2 * hidden * wide + mlp)
+    assert work.prompt_products(40) == 40 * work.source_products + work.products(1, 1)
+    assert work.weight_bytes == 4 * work.products(1, 1)  # float32, the decoder's alone
+    assert record["multiply_adds_per_source_token"] == work.source_products
+    said = crumb(capsys, *line, "--threads", "1", "--repeat", "1")
+    assert "decode: each sequence has read 40 tokens before." in said.out
+    assert "the encoder reads so many tokens" in said.out
 
 
 @pytest.mark.parametrize("form", ["md", "csv"])

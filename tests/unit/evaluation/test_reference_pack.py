@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import crumb, quantize_line, refusal, succeed
+from source_models import write_source_model
 from tiny_checkpoint import write_checkpoint
 
+from crumb.checkpoints.crumb.reader import MANIFEST
 from crumb.checkpoints.safetensors import ArrayToWrite, write_file
 from crumb.cli.main import main
 from crumb.embedded import MODELS
@@ -34,6 +36,7 @@ from crumb.evaluation.reference_pack import (
     write_pack,
 )
 from crumb.evaluation.scores import score
+from crumb.files.model_files import read_json
 from crumb.run.model import Model, open_model
 from crumb.texts.windows import Windows
 
@@ -196,6 +199,30 @@ def test_the_measured_cost_is_on_the_card_in_the_list_and_in_the_fit(
     ]
     assert row["quality"] == {"kl": kl, "measured": True, "of": "excerpt-evaluation"}
     assert "| float16 |" in succeed(capsys, "show", NOVELLA, "--card")
+
+
+def test_the_pack_of_a_model_that_reads_a_source_has_spans_that_are_left_out(
+    tmp_path: Path, capsys: Capsys
+) -> None:
+    source, out = write_source_model(tmp_path / "t5"), tmp_path / "out"
+    assert main(quantize_line(source, out, bits=3, method="round", no_pack=None)) == 0
+    pack, model = read_pack(out / PACK), open_model(str(out))
+    windows = pack.windows
+    assert (windows.protocol, windows.tokens.shape) == ("t5-spans", (32, 160))
+    scores, reference, bound = score_on_pack(model, pack, Execution())
+    models, first = [open_model(str(source)), model], windows.first_scored
+    against, full = score(models, windows.tokens, first, with_reference=True)
+    assert scores.divergence is not None
+    assert full.divergence is not None
+    exact, estimate = float(full.divergence.mean()), float(scores.divergence.mean())
+    assert abs(estimate - exact) < 4 * bound.standard_error + 0.001 * exact
+    assert np.allclose(scores.loss, full.loss, atol=1e-4)
+    assert np.allclose(reference.loss, against.loss, atol=1e-4)
+    said = json.loads(succeed(capsys, "eval", out, "--reference", "pack", "--json"))
+    assert said["protocol"] == "t5-spans"
+    kl = said["divergence"]["kl"]["value"]
+    assert kl == pytest.approx(estimate, rel=1e-3)
+    assert read_json(out / MANIFEST)["measured"]["kl"] == pytest.approx(kl, rel=1e-3)
 
 
 def test_a_model_that_reads_no_text_gets_no_pack(tmp_path: Path) -> None:

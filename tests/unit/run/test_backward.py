@@ -1,7 +1,8 @@
 """The backward pass of whole models against differences, for every family.
 
 In: the tiny models, their weights in f64. Out: slopes of the loss along random directions of every
-tensor, and of what a caller of `visit` sees. The oracle tests compare with PyTorch's.
+tensor, an encoder's among them, and of what a caller of `visit` sees.
+The oracle tests compare with PyTorch's.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exhaustive import EACH_FAMILY
-from tiny_models import LLAMA, VARIANTS, make_tokens, write_model
+from exhaustive import EACH_FAMILY, exhaustive
+from tiny_models import ENCODER_DECODERS, EVERY, LLAMA, make_sources, make_tokens, write_model
 
 from crumb.errors import UsageError
 from crumb.operations.linear import Linear
@@ -32,8 +33,13 @@ def model_in_f64(folder: Path, configuration: dict[str, Any]) -> Model:
     return model
 
 
-def loss_of(model: Model, tokens: Any) -> float:
-    return next_token_loss(Backward(model, tokens).logits(), tokens)[0]
+def sources_of(variant: str) -> dict[str, Any]:
+    """What the model reads beside its tokens, and not as many."""
+    return {"source": make_sources(EVERY[variant])[:, :9]} if variant in ENCODER_DECODERS else {}
+
+
+def loss_of(model: Model, tokens: Any, inputs: dict[str, Any]) -> float:
+    return next_token_loss(Backward(model, tokens, inputs=inputs).logits(), tokens)[0]
 
 
 def without_expert_numbers(names: Iterable[str]) -> list[list[str]]:
@@ -44,12 +50,15 @@ def without_expert_numbers(names: Iterable[str]) -> list[list[str]]:
     return list(alike.values())
 
 
-@pytest.mark.parametrize("variant", EACH_FAMILY)
+ENCODERS = [*list(ENCODER_DECODERS)[:2], *exhaustive(*list(ENCODER_DECODERS)[2:])]
+
+
+@pytest.mark.parametrize("variant", [*EACH_FAMILY, *ENCODERS])
 def test_gradients_of_all_tensors_are_slopes_of_the_loss(variant: str, tmp_path: Path) -> None:
-    model = model_in_f64(tmp_path, dict(VARIANTS[variant]))
-    tokens = make_tokens(VARIANTS[variant])[:, :12]
+    model, inputs = model_in_f64(tmp_path, dict(EVERY[variant])), sources_of(variant)
+    tokens = make_tokens(EVERY[variant])[:, :12]
     names = tuple(spec.name for spec in model.plan.tensors())
-    backward = Backward(model, tokens, trained=names)
+    backward = Backward(model, tokens, trained=names, inputs=inputs)
     logits = backward.logits()
     loss, toward = next_token_loss(logits, tokens)
     shares = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
@@ -65,7 +74,7 @@ def test_gradients_of_all_tensors_are_slopes_of_the_loss(variant: str, tmp_path:
         for sign in (1, -1):
             moved = {name: weights[name] + sign * STEP * along[name] for name in alike}
             model._kept.update(moved)
-            losses.append(loss_of(model, tokens))
+            losses.append(loss_of(model, tokens, inputs))
         model._kept.update(weights)
         slope = (losses[0] - losses[1]) / (2 * STEP)
         parts = [gradients[name] * along[name] for name in alike]
@@ -95,3 +104,9 @@ def test_tokens_that_no_model_takes_are_refused(tmp_path: Path) -> None:
     model = open_model(str(write_model(tmp_path, LLAMA)))
     with pytest.raises(UsageError, match="vocabulary"):
         Backward(model, np.asarray([[1, 4000]])).logits()
+
+
+def test_a_model_that_reads_a_source_is_refused_without_one(tmp_path: Path) -> None:
+    model = open_model(str(write_model(tmp_path, ENCODER_DECODERS["t5"])))
+    with pytest.raises(UsageError, match="beside the tokens"):
+        Backward(model, np.asarray([[0, 4]])).logits()

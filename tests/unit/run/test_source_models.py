@@ -22,7 +22,6 @@ from crumb.run.generation import FinishReason
 from crumb.run.language_model import LanguageModel
 from crumb.run.model import open_model
 from crumb.run.sampling import log_softmax
-from crumb.run.speed import Sweep, measure_speed
 
 TEXTS = ["The sea was calm.", "Once upon a time there was a captain", "no", "What is it? " * 9]
 
@@ -160,11 +159,6 @@ def test_what_cannot_be_asked_is_refused_in_one_line(told: str, model: LanguageM
         WRONG[told](model)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
-
-
-def test_speeds_of_reading_and_writing_are_not_measured_as_one(folder: Path) -> None:
-    with pytest.raises(UsageError, match="models that continue a text"):
-        measure_speed(open_model(str(folder)).checkpoint, Sweep())
 
 
 @pytest.mark.parametrize("token", [..., None, -1, "0", 10**6])
