@@ -264,6 +264,22 @@ struct MatrixStateJob {
   int64_t begin, end;  // heads times vectors of 16 values
 };
 
+constexpr int64_t kWkvVectors = 4;  // of values of a head that share what their state meets
+
+// The same, each feature of which fades by a pace of its own: crumb/operations/wkv_matrix.py.
+struct WkvMatrixJob {
+  const float *query, *key, *value, *pace, *share;  // share null: RWKV-6
+  float *out, *own;                                 // own null: it is a part of out
+  int64_t query_stride, key_stride, value_stride, pace_stride, share_stride, out_stride, own_stride;
+  const float* weights;  // (3, weight_stride): directions, renewals, bonuses; or decays, bonuses
+  int64_t weight_stride;
+  States states;  // (heads, key_dim, value_dim padded to 16)
+  const StateRun* runs;
+  int64_t run_count;
+  int64_t heads, key_dim, value_dim;
+  int64_t begin, end;  // heads times groups of kWkvVectors vectors of 16 values
+};
+
 // Distances on both sides of 0, and beyond the farthest as many as a vector has lanes but one.
 static constexpr int64_t distances_width(int64_t farthest) { return 2 * (farthest + 15) + 1; }
 
@@ -327,6 +343,7 @@ struct RunKernels {
   void (*conv)(const ConvJob&);
   void (*wkv)(const WkvJob&);
   void (*matrix_state)(const MatrixStateJob&);
+  void (*wkv_matrix)(const WkvMatrixJob&);
 };
 
 // Whether the int8 activations of a step lie 16 tokens together: those of a few inputs never do.

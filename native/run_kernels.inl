@@ -16,6 +16,7 @@
 #include "attention.inl"
 #include "recurrence.inl"
 #include "matrix_state.inl"
+#include "wkv_matrix.inl"
 
 #ifndef CRUMB_MATMUL
 #define CRUMB_MATMUL tile_matmul
@@ -26,4 +27,4 @@
 #define CRUMB_RUN_KERNELS                                                                    \
   {CRUMB_FEW_TOKENS, CRUMB_TOGETHER_FROM, quantize_activations, CRUMB_MATMUL, float_matmul,  \
    add_columns, embed_rows, normalize, elementwise, rotate, store_cache, attention,          \
-   convolve<2>, run_wkv, run_matrix_state}
+   convolve<2>, run_wkv, run_matrix_state, run_wkv_matrix}

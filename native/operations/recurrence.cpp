@@ -80,10 +80,60 @@ struct MatrixState final : Operation {
   }
 };
 
+// RWKV-6 and 7: a matrix for each head, each feature of which fades by its own pace.
+struct WkvMatrix final : Operation {
+  int out, own;         // own -1: a part of out
+  std::vector<int> in;  // query, key, value, pace and of RWKV-7 share
+  int64_t heads, key_dim, value_dim, weight_stride;
+  const float* weights;
+  States states;
+
+  WkvMatrix(Maker& maker, bool is_seven)
+      : out(maker.buffer("out")), own(is_seven ? maker.buffer("own") : -1),
+        in(maker.buffers("inputs")), heads(maker.of.integer("heads")),
+        key_dim(maker.of.integer("key_dim")) {
+    require(in.size() == (is_seven ? 5 : 4), "recurrence: inputs of another rule");
+    const int64_t width = maker.width(out);
+    require(heads > 0 && heads <= width && width % heads == 0 &&
+                maker.of.integer("key_heads") == heads, "recurrence: heads do not divide");
+    value_dim = width / heads;
+    require(key_dim > 0 && key_dim <= kMostKeyFeatures, "recurrence: 1 to 256 features of a key");
+    if (is_seven)
+      require(maker.width(own) == width && maker.apart(own, out), "recurrence: two outputs");
+    for (size_t k = 0; k < in.size(); ++k) {
+      require(maker.width(in[k]) == (k == 2 ? width : heads * key_dim), "recurrence: widths differ");
+      require(maker.apart(in[k], out) && (!is_seven || maker.apart(in[k], own)),
+              "recurrence: reads what it writes");
+    }
+    const ArrayView rows = maker.of.array("weights", Element::kFloat32, 2);
+    require(rows.data && rows.shape[0] == (is_seven ? 3 : 2) && rows.shape[1] >= heads * key_dim,
+            "recurrence: a weight for each feature of a key");
+    weights = static_cast<const float*>(rows.data), weight_stride = rows.shape[1];
+    states = maker.states(heads * key_dim * buffer_stride(value_dim));
+  }
+
+  void run(Worker& worker) const override {
+    const Buffer* of[5] = {};
+    for (size_t k = 0; k < in.size(); ++k) of[k] = &worker.buffer(in[k]);
+    const bool is_seven = of[4] != nullptr;
+    const Buffer &to = worker.buffer(out), &apart = is_seven ? worker.buffer(own) : to;
+    const Buffer& share = is_seven ? *of[4] : to;
+    const int64_t vectors = buffer_stride(value_dim) / kLaneFloats;
+    const Share mine = worker.share(heads * ((vectors + kWkvVectors - 1) / kWkvVectors));
+    worker.kernels().wkv_matrix(
+        {of[0]->data, of[1]->data, of[2]->data, of[3]->data, is_seven ? share.data : nullptr,
+         to.data, is_seven ? apart.data : nullptr, of[0]->stride, of[1]->stride, of[2]->stride,
+         of[3]->stride, share.stride, to.stride, apart.stride, weights, weight_stride, states,
+         worker.step.runs, worker.step.run_count, heads, key_dim, value_dim, mine.begin, mine.end});
+  }
+};
+
 std::unique_ptr<Operation> make(Maker& maker) {
   const std::string& rule = maker.of.text("rule");
   if (rule == "delta") return std::make_unique<MatrixState>(maker, 5);
   if (rule == "scan") return std::make_unique<MatrixState>(maker, 4);
+  if (rule == "wkv6") return std::make_unique<WkvMatrix>(maker, false);
+  if (rule == "wkv7") return std::make_unique<WkvMatrix>(maker, true);
   require(rule == "wkv4", "recurrence: no such rule");
   return std::make_unique<Wkv>(maker);
 }

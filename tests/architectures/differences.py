@@ -20,15 +20,18 @@ import transformers
 from numpy.typing import NDArray
 from record_golden import restate
 from recurrent_configurations import RECURRENT
+from rwkv_reference import STEPS, logits_behind
 from tiny_models import (
     ATTENTION,
     ENCODER_DECODERS,
     EVERY,
     make_sources,
     make_tokens,
+    make_weights,
     write_model,
 )
 
+from crumb.architectures.registry import plan_of
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.run.engine import Engine, Rows, StepPart
 from crumb.run.memory_plan import ActivationKind, CacheKind, EngineSettings
@@ -113,7 +116,10 @@ def _greedy(given: list[int], run: Callable[[list[int]], Floats]) -> tuple[Float
 
 
 def _theirs(variant: str, folder: Path, prompt: NDArray[np.int64]) -> tuple[Floats, list[int]]:
-    """The same of transformers."""
+    """The same of transformers, or of plain formulas where it has no class."""
+    if EVERY[variant]["model_type"] in STEPS:
+        weights = make_weights(plan_of(EVERY[variant]))
+        return _greedy(prompt.tolist(), logits_behind(EVERY[variant], weights))
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         attn_implementation=ATTENTION.get(variant, "eager"),

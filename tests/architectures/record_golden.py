@@ -1,6 +1,7 @@
 """Record the golden files: what transformers makes of every tiny model.
 
-In: the tiny models and transformers, which needs PyTorch. Out, for each: golden/<variant>.json with
+In: the tiny models and transformers, which needs PyTorch, or the formulas of rwkv_reference.py for
+models that transformers does not have. Out, for each: golden/<variant>.json with
 the configuration as transformers writes it and the printed Plan, and golden/<variant>.npz with
 logits (2, places, vocabulary). Refuses weights that transformers does not take one by one.
 Run: python tests/architectures/record_golden.py [variant ...]
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
+from rwkv_reference import STEPS, reference_logits
 from tiny_models import (
     ATTENTION,
     ENCODER_DECODERS,
@@ -28,6 +30,7 @@ from tiny_models import (
     PLACES,
     make_sources,
     make_tokens,
+    make_weights,
     write_model,
 )
 
@@ -37,6 +40,8 @@ from crumb.errors import CrumbError
 
 def restate(configuration: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as the installed transformers writes it."""
+    if configuration["model_type"] in STEPS:
+        return dict(configuration)
     # A copy: transformers writes into what it is given.
     settings = deepcopy(dict(configuration))
     del settings["model_type"]
@@ -84,13 +89,20 @@ def transformers_logits(
 def golden(variant: str) -> tuple[dict[str, Any], NDArray[np.float32]]:
     """What the golden files of a variant hold."""
     configuration = restate(EVERY[variant])
+    if configuration["model_type"] in STEPS:
+        weights = make_weights(plan_of(configuration))
+        logits = reference_logits(configuration, weights, make_tokens(configuration))
+        return _stated(configuration), logits[:, PLACES, :]
     sources = make_sources(configuration) if variant in ENCODER_DECODERS else None
     with tempfile.TemporaryDirectory() as name:
         folder = write_model(Path(name), configuration)
         attention = ATTENTION.get(variant, "eager")
         logits = transformers_logits(folder, make_tokens(configuration), attention, sources)
-    plan = str(plan_of(configuration)).splitlines()
-    return {"configuration": configuration, "plan": plan}, logits[:, PLACES, :]
+    return _stated(configuration), logits[:, PLACES, :]
+
+
+def _stated(configuration: dict[str, Any]) -> dict[str, Any]:
+    return {"configuration": configuration, "plan": str(plan_of(configuration)).splitlines()}
 
 
 if __name__ == "__main__":

@@ -25,6 +25,44 @@ RWKV: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+RWKV7: dict[str, Any] = {
+    "model_type": "rwkv7",
+    "vocab_size": 97,
+    "hidden_size": 39,
+    "num_hidden_layers": 3,
+    "head_dim": 13,
+    "num_heads": None,
+    "hidden_ratio": 1.7,
+    "intermediate_size": None,
+    "decay_low_rank_dim": 5,
+    "a_low_rank_dim": 6,
+    "v_low_rank_dim": 3,
+    "gate_low_rank_dim": 9,
+    "hidden_act": "sqrelu",
+    "norm_eps": 0.02,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
+RWKV6: dict[str, Any] = {
+    "model_type": "rwkv6",
+    "vocab_size": 97,
+    "hidden_size": 39,
+    "attention_hidden_size": 39,
+    "num_hidden_layers": 3,
+    "head_size": 13,
+    "head_size_divisor": 3,
+    "intermediate_size": None,
+    "lora_rank_tokenshift": 5,
+    "lora_rank_decay": 7,
+    "layer_norm_epsilon": 0.02,
+    "rescale_every": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "tie_word_embeddings": False,
+}
+
 LFM2: dict[str, Any] = {
     "model_type": "lfm2",
     "vocab_size": 97,
@@ -129,6 +167,14 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "rwkv-wide": RWKV
     | {"attention_hidden_size": 54, "intermediate_size": 71}
     | {"rescale_every": 0, "tie_word_embeddings": True},
+    "rwkv6": RWKV6,
+    "rwkv6-halved": RWKV6
+    | {"intermediate_size": 71, "head_norm_eps": 0.05, "halved_every": 2}
+    | {"lora_rank_tokenshift": None, "lora_rank_decay": None, "tie_word_embeddings": True},
+    "rwkv7": RWKV7,
+    "rwkv7-plain": RWKV7
+    | {"head_dim": None, "num_heads": 3, "norm_first": False, "norm_bias": False}
+    | {"intermediate_size": 71, "tie_word_embeddings": True},
     "mamba2": MAMBA2,
     "mamba2-biases": MAMBA2
     | {"use_bias": True, "use_conv_bias": False, "tie_word_embeddings": True},
@@ -155,3 +201,16 @@ RECURRENT: dict[str, dict[str, Any]] = {
     | {"conv_bias": True, "conv_L_cache": 5, "block_auto_adjust_ff_dim": False}
     | {"layer_types": ["full_attention", "conv", "conv"], "tie_embedding": True},
 }
+
+WIDE_HEADS = {"hidden_size": 128, "head_norm_eps": 64e-5}
+
+RECURRENT_FOR_GGUF = {
+    "rwkv6": RWKV6 | WIDE_HEADS | {"head_size": 64, "attention_hidden_size": None},
+    "rwkv6-halved": RWKV6
+    | WIDE_HEADS
+    | {"head_size": 64, "attention_hidden_size": None, "halved_every": 2},
+    "rwkv7": RWKV7
+    | WIDE_HEADS
+    | {"head_dim": 64, "gate_low_rank_dim": 24, "a_low_rank_dim": 16, "decay_low_rank_dim": 8},
+}
+"""With heads as wide as llama.cpp's kernels want them, and the one epsilon that it has for them."""

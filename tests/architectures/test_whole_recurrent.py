@@ -34,6 +34,7 @@ WIDER = {
     "qwen3_next": {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 33}
     | {"linear_value_head_dim": 9},
     "granitemoehybrid": {"intermediate_size": 40},
+    "rwkv7": {"gate_low_rank_dim": 40},
 }
 """Matrices that read as many features as a group has, at least."""
 
@@ -90,6 +91,8 @@ def divergences(made: dict[str, Checkpoint]) -> dict[str, tuple[float, float]]:
     [
         ("rwkv", 3, 7),
         *exhaustive(
+            ("rwkv6", 3, 8),
+            ("rwkv7", 3, 7),
             ("rwkv", 4, 7),
             ("mamba2", 3, 2),
             ("lfm2", 3, 9),

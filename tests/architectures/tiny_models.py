@@ -19,6 +19,7 @@ from encoder_decoder_configurations import ENCODER_DECODERS
 from mixture_configurations import MIXTURES, USUAL
 from numpy.typing import NDArray
 from recurrent_configurations import RECURRENT
+from rwkv_reference import STEPS
 from safetensors.numpy import save_file
 
 from crumb.architectures.plan import Plan
@@ -146,6 +147,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **RECURRENT,
 }
 
+OF_TRANSFORMERS = {
+    variant: each for variant, each in VARIANTS.items() if each["model_type"] not in STEPS
+}
+"""Those of which transformers has a class; the others are held to plain formulas."""
+
 EVERY = VARIANTS | ENCODER_DECODERS
 """Those too that read a source beside their text."""
 
@@ -210,7 +216,7 @@ def make_weights(plan: Plan) -> dict[str, NDArray[np.float32]]:
 def spreads_of_state(operation: Operation) -> list[tuple[str, tuple[float, float]]]:
     """Spread and centre of what decides how long a state lasts: some features long, some short."""
     if isinstance(operation, Conv):
-        return [(operation.weight, (0.28, 0.5))]
+        return [] if operation.weight is None else [(operation.weight, (0.28, 0.5))]
     if isinstance(operation, Recurrence):
         return list(zip(operation.weights, SPREADS[operation.rule], strict=True))
     return []
@@ -220,6 +226,8 @@ SPREADS = {
     "wkv4": ((1.0, -1.5), (0.5, 0.3)),
     "delta": ((1.0, -1.5), (0.5, 0.0)),
     "scan": ((1.0, -1.5), (0.5, 0.0), (0.3, 1.0)),
+    "wkv6": ((1.0, -1.5), (0.5, 0.3)),
+    "wkv7": ((0.3, 1.0), (0.3, 1.0), (0.3, 0.0)),
 }
 """Of the weights of each rule."""
 

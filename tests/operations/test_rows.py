@@ -91,8 +91,9 @@ def head_linear(heads: int, inputs: int, outputs: int) -> Case:
     return op, (drawn(1, 7, heads * inputs),), weights, 0
 
 
-def conv(form: str = "taps", taps: int = 2, bias: bool = False) -> Case:
-    op = Conv("x", "y", "w", "b" if bias else None, 21, taps, form, "slot")
+def conv(form: str = "taps", taps: int = 2, bias: bool = False, flat: bool = False) -> Case:
+    weight = None if form == "change" else "w"
+    op = Conv("x", "y", weight, "b" if bias else None, 21, taps, form, "slot", flat)
     weights = {spec.name: drawn(*spec.shape, seed=k) for k, spec in enumerate(op.tensors())}
     return op, (drawn(1, 7, 21),), weights, 0
 
@@ -114,6 +115,20 @@ def matrix_state(rule: str, heads: int, key_heads: int, key_dim: int, value_dim:
         for k, width in enumerate(widths[: len(inputs)])
     )
     return op, reads, {name: drawn(heads, seed=k) - 1 for k, name in enumerate(weights)}, 0
+
+
+def wkv_matrix(rule: str, heads: int, key_dim: int, value_dim: int, scale: float = 1.0) -> Case:
+    """`scale` of the paces: large ones make features fade at once."""
+    wide, own = heads * key_dim, "own" if rule == "wkv7" else None
+    names = ("decay", "bonus") if own is None else ("direction", "renewal", "bonus")
+    sizes = (heads, heads, key_dim, value_dim)
+    op = Recurrence(RULES[rule].inputs, "y", rule, *sizes, names, "slot", own)
+    widths = (wide, wide, heads * value_dim, wide, wide)[: len(op.inputs)]
+    reads = tuple(
+        drawn(1, 37, width, seed=k) * (scale if k == 3 else 1.0) for k, width in enumerate(widths)
+    )
+    weights = {each.name: drawn(*each.shape, seed=k) for k, each in enumerate(op.tensors())}
+    return op, reads, weights, 0
 
 
 ELEMENTS = drawn(1, 7, 21), drawn(1, 7, 21, seed=1)
@@ -199,12 +214,20 @@ CASES: dict[str, Case] = {
     "convolution of many taps": conv(taps=8),
     "token shift": conv("mix"),
     "token shift the other way": conv("lerp"),
+    "change from token to token": conv("change"),
+    "token shift by a flat weight": conv("lerp", flat=True),
     "recurrence wkv4": recurrence(),
     "recurrence wkv4 of large keys": recurrence(40.0),
     "recurrence delta": matrix_state("delta", 4, 2, 5, 19),
     "recurrence delta of whole vectors": matrix_state("delta", 2, 2, 16, 32),
     "recurrence scan": matrix_state("scan", 6, 2, 7, 5),
     "recurrence scan of one key": matrix_state("scan", 3, 1, 16, 17),
+    "recurrence wkv6": wkv_matrix("wkv6", 3, 5, 19),
+    "recurrence wkv6 of whole vectors": wkv_matrix("wkv6", 2, 16, 32),
+    "recurrence wkv6 of large paces": wkv_matrix("wkv6", 2, 4, 3, 30.0),
+    "recurrence wkv7": wkv_matrix("wkv7", 3, 5, 19),
+    "recurrence wkv7 of whole vectors": wkv_matrix("wkv7", 2, 32, 16),
+    "recurrence wkv7 of large paces": wkv_matrix("wkv7", 2, 4, 3, 30.0),
     "experts": experts(),
     "experts with biases": experts(biases=True, function="gelu"),
     "experts with clamped gates": experts(biases=True, function=CLAMPED, slope=1.702, limit=0.7),
@@ -302,10 +325,8 @@ STATEFUL = [name for name, case in CASES.items() if isinstance(case[0], Conv | R
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_text_in_chunks_leaves_the_same_state_and_the_same_bits(name: str) -> None:
     operation, reads, weights, _ = CASES[name]
-    (whole,), rows = (
-        row_of(operation).reference(operation, reads, Context(weights)),
-        reads[0].shape[1],
-    )
+    whole, *_ = row_of(operation).reference(operation, reads, Context(weights))
+    rows = reads[0].shape[1]
     states: dict[str, tuple[Any, ...]] = {}
     singly, snapshots = [], []
     for token in range(rows):

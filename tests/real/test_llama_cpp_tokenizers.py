@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from llama_cpp_server import server_of
 from published_pre_tokenizers import PUBLISHED
+from recurrent_models import write_recurrent_model
 from tiny_models import LLAMA, write_model
 from trained_tokenizers import MARKS, texts, trained
 
@@ -53,3 +54,15 @@ def test_llama_cpp_gives_the_tokens_of_our_files(name: str, tmp_path: Path) -> N
         tokens = tokenizer.encode(text).ids
         assert ours.encode(text) == tokens, repr(text)
         assert their_tokens(server, text) == tokens, repr(text)
+
+
+def test_llama_cpp_gives_the_tokens_of_a_world_vocabulary(tmp_path: Path) -> None:
+    changed = {"hidden_size": 128, "head_dim": 64, "head_norm_eps": 64e-5}
+    checkpoint = open_checkpoint(write_recurrent_model(tmp_path / "world", "rwkv7", **changed))
+    types = {spec.name: "F32" for spec in checkpoint.plan.tensors() if spec.matrix}
+    out = tmp_path / "tiny.gguf"
+    write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
+    server, ours = server_of(out), load_tokenizer(open_checkpoint(out).files)
+    for text in ("then the 世界!\n\nUser: it's", "\x7f\\x41 'say \"'\t\r\n", "👍👩 é12"):
+        assert ours.encode(text) == load_tokenizer(checkpoint.files).encode(text)
+        assert their_tokens(server, text) == ours.encode(text), repr(text)

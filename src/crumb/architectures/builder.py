@@ -70,9 +70,7 @@ class Builder:
         order = self.family.block
         rows: Block = order if isinstance(order, tuple) else order(self.reader, block)
         operations = tuple(operation for row in rows for operation in row.operations(self, block))
-        reads = {name for operation in operations for name in operation.reads}
-        inputs = ("hidden", "positions") if "positions" in reads else ("hidden",)
-        return Stage(f"block.{block}", operations, inputs, ("hidden",))
+        return Stage(f"block.{block}", operations, _inputs(operations), operations[-1].writes)
 
     def embedding(self) -> Stage:
         sizes, first = self.sizes, self.family.first_position
@@ -109,6 +107,15 @@ class Builder:
         if scales.logit_cap is not None:
             operations.append(Activation("logits", "logits", "soft_cap", scales.logit_cap))
         return Stage("head", tuple(operations), ("hidden",), ("logits",))
+
+
+def _inputs(operations: tuple[Operation, ...]) -> tuple[str, ...]:
+    """Buffers that are read before they are written, in the order of their first use."""
+    inputs, written = dict[str, None](), set[str]()
+    for operation in operations:
+        inputs |= dict.fromkeys(name for name in operation.reads if name not in written)
+        written |= {*operation.writes}
+    return tuple(inputs)
 
 
 def reader_of(family: Family, configuration: Configuration) -> Reader:

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from crumb.architectures.builder import Builder
 
 
-def shifted(builder: Builder, role: str, source: str, block: int) -> Conv:
+def shifted(
+    builder: Builder, role: str, source: str, block: int, form: str = "mix", flat: bool = False
+) -> Conv:
     """Each feature between this token's and the last one's, as the matrix of a role reads it."""
     name, slot = builder.bare(f"{role}_mix", block), f"block.{block}.{role}"
-    return Conv(source, f"{role}_shift", name, None, builder.sizes.hidden, 2, "mix", slot)
+    return Conv(source, f"{role}_shift", name, None, builder.sizes.hidden, 2, form, slot, flat)
 
 
 @dataclass(frozen=True)
@@ -60,16 +62,17 @@ class ChannelMix:
 
     input: str = "normed"
     output: str = "mlp"
+    form: str = "mix"  # of token shifts
 
     def operations(self, builder: Builder, block: int) -> list[Operation]:
         sizes = builder.sizes
         hidden, wide = sizes.hidden, sizes.feed_forward
         return [
-            shifted(builder, "up", self.input, block),
+            shifted(builder, "up", self.input, block, self.form),
             builder.linear("up", "up_shift", "inner", (hidden, wide), block),
             Activation("inner", "inner", sizes.activation),
             builder.linear("down", "inner", self.output, (wide, hidden), block),
-            shifted(builder, "gate", self.input, block),
+            shifted(builder, "gate", self.input, block, self.form),
             builder.linear("gate", "gate_shift", "gate", (hidden, hidden), block),
             Activation("gate", "gate", "sigmoid"),
             Multiply("gate", self.output, self.output),

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.family import Family, Stacked
-from crumb.architectures.plan import Plan
+from crumb.architectures.plan import Plan, Stage
 from crumb.checkpoints.safetensors import ArrayToWrite, StoredArray, common_dtype
 from crumb.checkpoints.tensor_map import Entry, StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.formats.grid import take_rows
-from crumb.operations.experts import Experts
+from crumb.operations.operation import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,25 @@ class ExpertPart:
 def apart(family: Family, plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:
     """All entries, experts each for itself. Raises: CheckpointError."""
     separate = dict(entries)
-    for block, stage in enumerate(plan.stages[1:-1]):
-        for operation in stage.operations:
-            if isinstance(operation, Experts):
-                separate |= dict(_of_block(family, block, operation, separate))
+    for block, stage in enumerate(plan.stages[1:-1] if family.stacked else ()):
+        separate |= dict(_of_block(family, block, stage, separate))
     return separate
 
 
 def _of_block(
-    family: Family, block: int, operation: Experts, entries: dict[str, Entry]
+    family: Family, block: int, stage: Stage, entries: dict[str, Entry]
 ) -> Iterator[tuple[str, Entry]]:
+    specs = {spec.name: spec for spec in stage.tensors()}
     for stacked in family.stacked:
         name = stacked.name.format(block=block)
         if name not in entries:
             continue
         entry = entries.pop(name)
-        specs = {spec.name: spec for spec in operation.tensors()}
-        for part, role in enumerate(stacked.roles):
-            pattern = f"{family.tensors[role].format(block=block)}.{stacked.kind}"
-            for expert in range(operation.experts):
-                spec = specs[pattern.format(expert=expert)]
-                place = ExpertPart(stacked, expert, part, spec.shape, name)
-                _check(entry, place, operation.experts)
-                yield spec.name, _taken(entry, place)
+        for part, names in enumerate(_names(family, stacked, block, specs)):
+            for expert, own in enumerate(names):
+                place = ExpertPart(stacked, expert, part, specs[own].shape, name)
+                _check(entry, place, len(names))
+                yield own, _taken(entry, place)
 
 
 def _check(entry: Entry, part: ExpertPart, experts: int) -> None:
@@ -142,22 +140,29 @@ def stacked_again(
 ) -> dict[str, ArrayToWrite]:
     """All arrays, those of experts in one tensor where the family's files stack them."""
     together = dict(arrays)
-    for block, stage in enumerate(plan.stages[1:-1]):
-        count = next((each.experts for each in stage.operations if isinstance(each, Experts)), 0)
-        for stacked in family.stacked if count else ():
-            names = _names(family, stacked, block, count)
-            if all(name in together for role in names for name in role):
+    for block, stage in enumerate(plan.stages[1:-1] if family.stacked else ()):
+        specs = {spec.name: spec for spec in stage.tensors()}
+        for stacked in family.stacked:
+            names = _names(family, stacked, block, specs)
+            if names[0] and all(name in together for role in names for name in role):
                 roles = [[together.pop(name) for name in role] for role in names]
                 together[stacked.name.format(block=block)] = _stack(stacked, roles)
     return together
 
 
-def _names(family: Family, stacked: Stacked, block: int, experts: int) -> list[list[str]]:
-    """Of each role the tensors of all experts."""
-    patterns = [
-        f"{family.tensors[role].format(block=block)}.{stacked.kind}" for role in stacked.roles
-    ]
-    return [[pattern.format(expert=expert) for expert in range(experts)] for pattern in patterns]
+def _names(
+    family: Family, stacked: Stacked, block: int, specs: Mapping[str, TensorSpec]
+) -> list[list[str]]:
+    """Of each role the tensors of all experts of a block."""
+    roles = []
+    for role in stacked.roles:
+        pattern = f"{family.tensors[role].format(block=block)}.{stacked.kind}"
+        roles.append(list(takewhile(specs.__contains__, map(partial(_of, pattern), count()))))
+    return roles
+
+
+def _of(pattern: str, expert: int) -> str:
+    return pattern.format(expert=expert)
 
 
 def _stack(stacked: Stacked, roles: list[list[ArrayToWrite]]) -> ArrayToWrite:

@@ -23,11 +23,15 @@ from crumb.checkpoints.tensor_map import Entry, StoredFloats
 def transposed_names(plan: Plan) -> frozenset[str]:
     """The matrices that lie transposed."""
     family, blocks = families()[plan.family], len(plan.stages) - 2
-    return frozenset(
-        f"{family.tensors[role].format(block=block)}.weight"
+    bare = [
+        family.tensors[role].format(block=block)
         for role in family.transposed
         for block in range(blocks)
-    )
+    ]
+    return frozenset(spec.name for spec in plan.tensors()) & {
+        *bare,
+        *(f"{name}.weight" for name in bare),
+    }
 
 
 def turned(plan: Plan, entries: Mapping[str, Entry]) -> dict[str, Entry]:

@@ -24,6 +24,7 @@ HARMLESS = tuple(
         r"\.attn(\.attention)?\.(bias|masked_bias|causal_mask|embed_positions)$",  # masks, angles
         r"\.attention\.(bias|masked_bias)$",
         r"\.(input|output|q|k|v|prob|attn)_(scale|zero_point)$",  # of 8-bit activations and caches
+        r"^(blk\.0\.time_mix_v[012]\.weight|model\.layers\.0\.attn\.v_lora\..*)$",  # RWKV-7's first
         r"^blk\.\d+\.(attn_rot_embd|attn\.rot_embd)\.weight$",  # old GGUF: what the keys say
     )
 )

@@ -134,6 +134,7 @@ def _clip_slope(x: Array, number: float) -> Array:
 
 
 _GELU_TANH = Function(_gelu_tanh, _gelu_tanh_slope, "gelu_tanh")
+_RELU2 = Function(_relu2, _relu2_slope, "relu2")
 
 FUNCTIONS: dict[str, Function] = {
     "silu": Function(_silu, _silu_slope, "silu"),
@@ -142,7 +143,8 @@ FUNCTIONS: dict[str, Function] = {
     "gelu_fast": _GELU_TANH,
     "gelu_pytorch_tanh": _GELU_TANH,
     "relu": Function(_relu, _relu_slope, "relu"),
-    "relu2": Function(_relu2, _relu2_slope, "relu2"),
+    "relu2": _RELU2,
+    "sqrelu": _RELU2,
     "sigmoid": Function(_sigmoid, _sigmoid_slope, "sigmoid"),
 }
 """Functions of an element alone."""

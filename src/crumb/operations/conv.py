@@ -27,8 +27,8 @@ from crumb.operations.operation import (
     same_width,
 )
 
-FORMS = ("taps", "mix", "lerp")
-"""How files hold two taps or more: each of them, the newest row's share, or the other's."""
+FORMS = ("taps", "mix", "lerp", "change")
+"""How files hold two taps or more: each of them, the newest row's share, the other's, or not."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,38 @@ class Conv(Operation):
     """output[t] = bias + sum over j of tap[j] * input[t - taps + 1 + j], feature by feature.
 
     Form "taps": the weight holds them. "mix": taps (1 - weight, weight). "lerp": the reverse.
+    "change": (1, -1), without a weight.
     """
 
     input: str  # (batch, tokens, features)
     output: str
-    weight: str  # (features, 1, taps); of a mix or lerp (1, 1, features)
+    weight: str | None  # (features, 1, taps); of a mix or lerp (1, 1, features)
     bias: str | None  # (features,)
     features: int
     taps: int
     form: str  # of FORMS
     state: str | None  # slot of the last taps - 1 rows
+    flat: bool = False  # the weight of a mix or lerp lies as (features,)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        if self.form == "taps":
+            return (self.features, 1, self.taps)
+        return (self.features,) if self.flat else (1, 1, self.features)
 
     def tensors(self) -> tuple[TensorSpec, ...]:
-        shape = (self.features, 1, self.taps) if self.form == "taps" else (1, 1, self.features)
-        weight = TensorSpec(self.weight, shape, matrix=False)
-        if self.bias is None:
-            return (weight,)
-        return (weight, TensorSpec(self.bias, (self.features,), matrix=False))
+        named = ((self.weight, self.weight_shape), (self.bias, (self.features,)))
+        return tuple(
+            TensorSpec(name, shape, matrix=False) for name, shape in named if name is not None
+        )
 
 
-def _taps(op: Conv, weight: Array) -> Array:
+def _taps(op: Conv, weight: Array | None, like: Array) -> Array:
     """The taps of each feature, the oldest row's first: (taps, features)."""
-    xp = array_namespace(weight)
+    xp = array_namespace(like)
+    if weight is None:
+        one = xp.ones((1, op.features), dtype=like.dtype, device=like.device)
+        return xp.concat([one, -one], axis=0)
     if op.form == "taps":
         return xp.permute_dims(xp.reshape(weight, (op.features, op.taps)), (1, 0))
     mix = xp.reshape(weight, (1, op.features))
@@ -69,9 +79,13 @@ def _to_weight(op: Conv, taps: Array) -> Array:
     """The gradient of the weight, of that of the taps."""
     xp = array_namespace(taps)
     if op.form == "taps":
-        return xp.reshape(xp.permute_dims(taps, (1, 0)), (op.features, 1, op.taps))
+        return xp.reshape(xp.permute_dims(taps, (1, 0)), op.weight_shape)
     change = taps[1, :] - taps[0, :]
-    return xp.reshape(change if op.form == "mix" else -change, (1, 1, op.features))
+    return xp.reshape(change if op.form == "mix" else -change, op.weight_shape)
+
+
+def _weight(op: Conv, context: Context) -> Array | None:
+    return None if op.weight is None else context.weights[op.weight]
 
 
 def _with_past(op: Conv, x: Array, context: Context) -> Array:
@@ -90,7 +104,7 @@ def _with_past(op: Conv, x: Array, context: Context) -> Array:
 
 def _reference(op: Conv, reads: tuple[Array, ...], context: Context) -> tuple[Array, ...]:
     (x,) = reads
-    taps, whole = _taps(op, context.weights[op.weight]), _with_past(op, x, context)
+    taps, whole = _taps(op, _weight(op, context), x), _with_past(op, x, context)
     y = taps[0, :] * whole[:, : x.shape[1], :]
     for tap in range(1, op.taps):
         y = y + taps[tap, :] * whole[:, tap : tap + x.shape[1], :]
@@ -101,7 +115,7 @@ def _gradient(
     op: Conv, reads: tuple[Array, ...], output: Gradients, context: Context
 ) -> tuple[Gradients, dict[str, Array]]:
     (x,), (gradient,), xp = reads, output, array_namespace(reads[0])
-    tokens, taps = x.shape[1], _taps(op, context.weights[op.weight])
+    tokens, taps = x.shape[1], _taps(op, _weight(op, context), x)
     whole = _with_past(op, x, Context(context.weights))
     to_whole = xp.zeros_like(whole)
     to_taps = []
@@ -110,7 +124,7 @@ def _gradient(
         to_whole[:, rows, :] += taps[tap, :] * gradient
         to_taps.append(xp.sum(gradient * whole[:, rows, :], axis=(0, 1)))
     trained = {}
-    if op.weight in context.trained:
+    if op.weight is not None and op.weight in context.trained:
         trained[op.weight] = _to_weight(op, xp.stack(to_taps))
     if op.bias is not None and op.bias in context.trained:
         trained[op.bias] = xp.sum(gradient, axis=(0, 1))
@@ -126,12 +140,12 @@ def rows_of(*vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _native(op: Conv, program: NativeProgram) -> None:
-    bias = program.vector(op.bias)
+    bias, none = program.vector(op.bias), np.zeros(0, np.float32)
     program.add(
         "conv",
         input=program.buffer(op.input),
         out=program.buffer(op.output),
-        taps=rows_of(*_taps(op, program.vector(op.weight))),
+        taps=rows_of(*_taps(op, program.vector(op.weight), none)),
         bias=None if bias is None else rows_of(bias)[0],
         **program.state(op),
     )

@@ -53,7 +53,8 @@ def softplus(x: Array) -> Array:
     return xp.maximum(x, xp.zeros_like(x)) + xp.log1p(xp.exp(-xp.abs(x)))
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + e^-x), without an overflow."""
     xp = array_namespace(x)
     return 1.0 / (1.0 + xp.exp(-xp.clip(x, min=-80.0)))
 
@@ -86,18 +87,18 @@ def _by_heads(op: Recurrence, reads: tuple[Array, ...], weights: tuple[Array, ..
         xp.reshape(value, (*head, op.heads, op.value_dim)),
         d,
         xp.exp(-xp.exp(weights[0]) * d),
-        _sigmoid(rest[0]) if rest else None,
+        sigmoid(rest[0]) if rest else None,
     )
 
 
-def _read(state: Array, key: Array) -> Array:
+def read_state(state: Array, key: Array) -> Array:
     """What a state says of keys: (batch, heads, value_dim)."""
     return array_namespace(state).sum(state * key[..., None], axis=-2)
 
 
 def chunk_matrix(
     op: Recurrence, reads: tuple[Array, ...], state: State, weights: tuple[Array, ...]
-) -> tuple[Array, State]:
+) -> tuple[tuple[Array, ...], State]:
     """Token by token: the output and the next state."""
     x = _by_heads(op, reads, weights)
     xp = array_namespace(x.query)
@@ -106,11 +107,11 @@ def chunk_matrix(
         matrix = x.fade[:, token, :, None, None] * matrix
         key, new = x.key[:, token, ...], _new(x, token, matrix)
         matrix = matrix + key[..., None] * new[..., None, :]
-        rows.append(_read(matrix, x.query[:, token, ...]))
+        rows.append(read_state(matrix, x.query[:, token, ...]))
     y = xp.stack(rows, axis=1)
     if x.share is None:
         y = y + weights[2][:, None] * x.value
-    return xp.reshape(y, (*y.shape[:2], op.heads * op.value_dim)), (matrix,)
+    return (xp.reshape(y, (*y.shape[:2], op.heads * op.value_dim)),), (matrix,)
 
 
 def _new(x: Inputs, token: int, faded: Array) -> Array:
@@ -118,17 +119,17 @@ def _new(x: Inputs, token: int, faded: Array) -> Array:
     value = x.value[:, token, ...]
     if x.share is None:
         return x.step[:, token, :, None] * value
-    return x.share[:, token, :, None] * (value - _read(faded, x.key[:, token, ...]))
+    return x.share[:, token, :, None] * (value - read_state(faded, x.key[:, token, ...]))
 
 
 def gradient_matrix(
-    op: Recurrence, reads: tuple[Array, ...], output: Array, weights: tuple[Array, ...]
+    op: Recurrence, reads: tuple[Array, ...], output: Gradients, weights: tuple[Array, ...]
 ) -> tuple[Gradients, Gradients]:
     """Of whole texts, token by token backwards; states are made again, SPAN tokens at a time."""
     x = _by_heads(op, reads, weights)
     xp = array_namespace(x.query)
     tokens = x.query.shape[1]
-    toward = xp.reshape(output, x.value.shape)
+    toward = xp.reshape(output[0], x.value.shape)
     to = Inputs(*(None if each is None else xp.zeros_like(each) for each in vars(x).values()))
     starts, state = [], begin_matrix(op, reads[0])
     for begin in range(0, tokens, SPAN):
@@ -161,7 +162,7 @@ def _back(
     )
     to_state = to_state + query[..., None] * toward[..., None, :]
     to_key = xp.sum(to_state * new[..., None, :], axis=-1)
-    to_new = _read(to_state, key)
+    to_new = read_state(to_state, key)
     value = x.value[:, token, ...]
     if x.share is None:
         to.value[:, token, ...] = x.step[:, token, :, None] * to_new
@@ -170,7 +171,7 @@ def _back(
         share = x.share[:, token, :, None]
         to.value[:, token, ...] = share * to_new
         assert to.share is not None, "as the inputs"
-        to.share[:, token, :] = xp.sum(to_new * (value - _read(faded, key)), axis=-1)
+        to.share[:, token, :] = xp.sum(to_new * (value - read_state(faded, key)), axis=-1)
         to_key = to_key - xp.sum(faded * (share * to_new)[..., None, :], axis=-1)
         to_state = to_state - key[..., None] * (share * to_new)[..., None, :]
     to.key[:, token, ...] = to_key

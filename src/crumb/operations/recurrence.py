@@ -1,9 +1,10 @@
 """Recurrence: what a text leaves behind in a state of constant size, read at every token.
 
 In: f32 inputs (batch, tokens, features), as the rule says which. Out: f32 (batch, tokens, heads *
-value_dim). A rule has one interface: a state to begin with, and a chunk of tokens that gives the
-next one; a step is a chunk of one token. A chunk changes no state that it reads, so who holds one
-has a snapshot, and goes back by handing it in again. RULES has the rules.
+value_dim), and of some rules another of that shape. A rule has one interface: a state to begin
+with, and a chunk of tokens that gives the next one; a step is a chunk of one token. A chunk changes
+no state that it reads, so who holds one has a snapshot, and goes back by handing it in again.
+RULES has the rules.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ from crumb.operations.operation import (
     TensorSpec,
 )
 from crumb.operations.wkv import begin_wkv, chunk_wkv, decays_of_wkv, gradient_wkv, wkv_floats
+from crumb.operations.wkv_matrix import (
+    chunk_wkv_matrix,
+    gradient_wkv_matrix,
+    weights_of_heads,
+)
 
 State = tuple[Array, ...]
 """What a rule keeps of each text: arrays whose first axis is the batch."""
@@ -44,6 +50,7 @@ class Recurrence(Operation):
     """output = what the rule reads of its state at each token, which the token then changes."""
 
     READS = ("inputs",)
+    WRITES = ("output", "own")
 
     inputs: tuple[str, ...]  # as the rule names them
     output: str  # (batch, tokens, heads * value_dim)
@@ -54,6 +61,7 @@ class Recurrence(Operation):
     value_dim: int
     weights: tuple[str, ...]  # as the rule names them
     state: str | None
+    own: str | None = None  # as output: what each token reads of itself, of wkv7
 
     def tensors(self) -> tuple[TensorSpec, ...]:
         shapes = RULES[self.rule].weights(self)
@@ -71,12 +79,15 @@ class Rule:
     weights: Callable[[Recurrence], tuple[tuple[int, ...], ...]]  # their shapes
     begin: Callable[[Recurrence, Array], State]
     """(operation, an input) -> the state before the first token of each text."""
-    chunk: Callable[[Recurrence, tuple[Array, ...], State, tuple[Array, ...]], tuple[Array, State]]
-    """(operation, inputs, state, weights) -> output and the state behind the last token."""
-    gradient: Callable[
-        [Recurrence, tuple[Array, ...], Array, tuple[Array, ...]], tuple[Gradients, Gradients]
+    chunk: Callable[
+        [Recurrence, tuple[Array, ...], State, tuple[Array, ...]], tuple[tuple[Array, ...], State]
     ]
-    """(operation, inputs of whole texts, gradient of the output, weights) -> gradients of both."""
+    """(operation, inputs, state, weights) -> outputs and the state behind the last token."""
+    gradient: Callable[
+        [Recurrence, tuple[Array, ...], Gradients, tuple[Array, ...]], tuple[Gradients, Gradients]
+    ]
+    """(operation, inputs of whole texts, gradients of the outputs, weights)
+    -> gradients of inputs and weights."""
     state_floats: Callable[[Recurrence], int]
     native_weights: Callable[[tuple[NDArray[np.float32], ...]], NDArray[np.float32]]
     """Weights as rows that the native engine reads."""
@@ -99,6 +110,26 @@ MATRIX = Rule(
     multiply_adds=lambda op: 3.0 * op.heads * op.key_dim * op.value_dim,
 )
 
+
+def _of_wkv6(op: Recurrence) -> tuple[tuple[int, ...], ...]:
+    """Decay and bonus."""
+    return (1, 1, op.heads * op.key_dim), (op.heads, op.key_dim)
+
+
+def _of_wkv7(op: Recurrence) -> tuple[tuple[int, ...], ...]:
+    """Direction, renewal and bonus."""
+    return (op.heads * op.key_dim,), (op.heads * op.key_dim,), (op.heads, op.key_dim)
+
+
+WKV_MATRIX = replace(
+    MATRIX,
+    inputs=("query", "key", "value", "pace"),
+    weights=_of_wkv6,
+    chunk=chunk_wkv_matrix,
+    gradient=gradient_wkv_matrix,
+    native_weights=weights_of_heads,
+)
+
 RULES: Mapping[str, Rule] = {
     "wkv4": Rule(
         inputs=("key", "value"),
@@ -112,6 +143,13 @@ RULES: Mapping[str, Rule] = {
     ),
     "delta": replace(MATRIX, inputs=(*MATRIX.inputs, "share"), weights=_of_heads(2)),
     "scan": replace(MATRIX, weights=_of_heads(3)),
+    "wkv6": WKV_MATRIX,
+    "wkv7": replace(
+        WKV_MATRIX,
+        inputs=(*WKV_MATRIX.inputs, "share"),
+        weights=_of_wkv7,
+        multiply_adds=lambda op: 4.0 * op.heads * op.key_dim * op.value_dim,
+    ),
 }
 """Name -> rule."""
 
@@ -121,17 +159,17 @@ def _reference(op: Recurrence, reads: tuple[Array, ...], context: Context) -> tu
     weights = tuple(context.weights[name] for name in op.weights)
     past = None if states is None or op.state is None else states.get(op.state)
     state = rule.begin(op, reads[0]) if past is None else past
-    output, state = rule.chunk(op, reads, state, weights)
+    outputs, state = rule.chunk(op, reads, state, weights)
     if states is not None and op.state is not None:
         states[op.state] = state
-    return (output,)
+    return outputs
 
 
 def _gradient(
     op: Recurrence, reads: tuple[Array, ...], output: Gradients, context: Context
 ) -> tuple[Gradients, dict[str, Array]]:
     weights = tuple(context.weights[name] for name in op.weights)
-    inputs, of_weights = RULES[op.rule].gradient(op, reads, output[0], weights)
+    inputs, of_weights = RULES[op.rule].gradient(op, reads, output, weights)
     named = zip(op.weights, of_weights, strict=True)
     return inputs, {
         name: each for name, each in named if name in context.trained and each is not None
@@ -149,6 +187,7 @@ def _native(op: Recurrence, program: NativeProgram) -> None:
         key_heads=op.key_heads,
         key_dim=op.key_dim,
         weights=RULES[op.rule].native_weights(tuple(each for each in vectors if each is not None)),
+        **({} if op.own is None else {"own": program.buffer(op.own)}),
         **program.state(op),
     )
 
@@ -158,7 +197,7 @@ def _cost(op: Recurrence, _: float) -> OperationCost:
 
 
 def _widths(op: Recurrence, _: Any) -> tuple[int, ...]:
-    return (op.heads * op.value_dim,)
+    return (op.heads * op.value_dim,) * len(op.writes)
 
 
 def _needs(op: Recurrence) -> Needs:

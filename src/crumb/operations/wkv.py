@@ -45,7 +45,7 @@ def decays_of_wkv(weights: tuple[NDArray[np.float32], ...]) -> NDArray[np.float3
 
 def chunk_wkv(
     op: Recurrence, reads: tuple[Array, ...], state: State, weights: tuple[Array, ...]
-) -> tuple[Array, State]:
+) -> tuple[tuple[Array, ...], State]:
     """Shapes: two of (batch, tokens, heads) -> one, and the next state."""
     del op
     key, value = reads
@@ -60,7 +60,7 @@ def chunk_wkv(
         past, new = _shares(peak + w, k)
         total, share = past * total + new * v, past * share + new
         peak = xp.maximum(peak + w, k)
-    return xp.stack(rows, axis=1), (total, share, peak)
+    return (xp.stack(rows, axis=1),), (total, share, peak)
 
 
 def _shares(past: Array, new: Array) -> tuple[Array, Array]:
@@ -71,7 +71,7 @@ def _shares(past: Array, new: Array) -> tuple[Array, Array]:
 
 
 def gradient_wkv(
-    op: Recurrence, reads: tuple[Array, ...], output: Array, weights: tuple[Array, ...]
+    op: Recurrence, reads: tuple[Array, ...], output: Gradients, weights: tuple[Array, ...]
 ) -> tuple[Gradients, Gradients]:
     """Of whole texts, token by token backwards.
 
@@ -79,6 +79,7 @@ def gradient_wkv(
     from token to token as A and B do, so that they too are held over e^r.
     """
     key, value = reads
+    toward: Array = output[0]
     xp = array_namespace(key)
     w, u = -xp.exp(weights[0]), weights[1]
     states = _states(op, reads, weights)
@@ -86,7 +87,7 @@ def gradient_wkv(
     to_w, to_u = xp.zeros_like(w), xp.zeros_like(u)
     to_total, to_share, r = begin_wkv(op, key)
     for token in reversed(range(key.shape[1])):
-        k, v, g = key[:, token, :], value[:, token, :], output[:, token, :]
+        k, v, g = key[:, token, :], value[:, token, :], toward[:, token, :]
         total, share, peak = states[token]
         # What the token leaves in the state, and what the state was: e^(k + r), e^(p + w + r).
         left, before = xp.exp(k + r), xp.exp(peak + w + r)

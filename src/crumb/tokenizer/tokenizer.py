@@ -165,7 +165,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     vocabulary = model.get("vocab_size")
     size = vocabulary if type(vocabulary) is int else None
     configurations = (optional_json(files, "generation_config.json"), model)
-    special = SpecialTokens(backend, configurations, settings, size, path)
+    special = SpecialTokens(backend, configurations, settings, size, path, world)
     begins, ends = special.numbers("bos"), special.numbers("eos")
     begin = next(iter(begins or special.named("bos")), None)
     if content is not None:
@@ -182,6 +182,7 @@ class SpecialTokens:
     settings: Mapping[str, Any]  # tokenizer_config.json
     vocabulary: int | None
     path: Path
+    world: WorldVocabulary | None = None
 
     def numbers(self, kind: str) -> list[int]:
         """Tokens that the configurations number. Raises: CheckpointError for one that is none."""
@@ -204,7 +205,8 @@ class SpecialTokens:
         """The token that the tokenizer's own settings name."""
         name = self.settings.get(f"{kind}_token")
         content = name.get("content") if isinstance(name, dict) else name
-        token = self.backend.token_to_id(content) if isinstance(content, str) else None
+        find = self.backend.token_to_id if self.world is None else self.world.token_of
+        token = find(content) if isinstance(content, str) else None
         return [] if token is None or not self._is_inside(token) else [token]
 
     def _is_inside(self, token: int) -> bool:

@@ -23,6 +23,9 @@ from crumb.files.model_files import WORLD_FILE
 END, END_TEXT = 0, "<|endoftext|>"
 """Token 0, which the file leaves out: it stands between texts."""
 
+END_TEXTS = re.compile(r"<\|endoftext\|>|<\|rwkv_tokenizer_end_of_text\|>")
+"""How chat templates write it."""
+
 LINE = re.compile(r"(\d{1,9}) (.+) (\d{1,9})")
 
 START_BYTES = 2
@@ -39,11 +42,15 @@ class WorldVocabulary:
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; one that ends texts may be written out."""
         ids: list[int] = []
-        for index, part in enumerate(text.split(END_TEXT)):
+        for index, part in enumerate(END_TEXTS.split(text)):
             if index:
                 ids.append(END)
             self._add(ids, part.encode())
         return ids
+
+    def token_of(self, text: str) -> int | None:
+        """The token that is this text."""
+        return END if END_TEXTS.fullmatch(text) else self.tokens.get(text.encode())
 
     def _add(self, ids: list[int], content: bytes) -> None:
         tokens, lengths, place = self.tokens, self.lengths, 0
@@ -62,6 +69,7 @@ def read_world(content: bytes, directory: Path) -> tuple[WorldVocabulary, tokeni
     tokens: dict[bytes, int] = {}
     numbers = {END}
     for number, line in enumerate(_text(content, where).removesuffix("\n").split("\n"), 1):
+        line = line.removesuffix("\r")  # some packages publish it so
         token, piece = _parse(line, where, number)
         if token in numbers:
             raise _refuse("a number of this vocabulary is there twice", where, number, line)

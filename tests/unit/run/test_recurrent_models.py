@@ -228,7 +228,12 @@ def test_its_speed_is_predicted(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "variant",
-    ["lfm2", "mamba2", *exhaustive("bamba", "granitemoehybrid", "qwen3_next", "qwen3_5_moe_text")],
+    [
+        "lfm2",
+        "mamba2",
+        "rwkv7",
+        *exhaustive("rwkv6", "bamba", "granitemoehybrid", "qwen3_next", "qwen3_5_moe_text"),
+    ],
 )
 def test_with_attention_beside_it_texts_and_turns_are_the_same_too(
     variant: str, tmp_path: Path

@@ -6,6 +6,7 @@ search through all pieces gives them; texts that come back, whole and token by t
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,14 @@ def test_the_token_that_ends_texts_begins_them_too_and_may_be_written_out(world:
     assert world.decode(ids) == "thethe"
 
 
+def test_what_ends_a_turn_may_be_a_text_and_the_end_has_two_names(tmp_path: Path) -> None:
+    ends = {"bos_token": "<|rwkv_tokenizer_end_of_text|>", "eos_token": "\n\n"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(ends))
+    world = load_tokenizer(write(tmp_path, vocabulary_lines()))
+    assert (world.begin_token, world.end_tokens) == (0, {0, PIECES[b"\n\n"]})
+    assert world.encode("<|rwkv_tokenizer_end_of_text|>the") == [0, PIECES[b"the"]]
+
+
 def test_a_text_can_be_held_to_a_grammar(world: Tokenizer) -> None:
     assert read_vocabulary(world, VOCABULARY).digits.sum() == 11  # ten digits and 12
 
@@ -104,6 +113,11 @@ def test_a_line_that_is_none_is_refused_by_its_number(line: str, what: str, tmp_
     with pytest.raises(CheckpointError, match=what) as caught:
         load_tokenizer(write(tmp_path, [*vocabulary_lines(), line, "301 'behind' 6"]))
     assert f"line {len(vocabulary_lines()) + 1}" in str(caught.value)
+
+
+def test_lines_may_end_as_windows_ends_them(world: Tokenizer, tmp_path: Path) -> None:
+    other = load_tokenizer(write(tmp_path, [f"{line}\r" for line in vocabulary_lines()]))
+    assert other.encode("then 世界\r\n") == world.encode("then 世界\r\n")
 
 
 def test_of_equal_pieces_the_last_counts(tmp_path: Path) -> None:

@@ -55,6 +55,15 @@ class Architecture:
     may_be_biased: tuple[str, ...] | None = None  # roles that may have one; None: all
     names: Mapping[str, str] = field(default_factory=dict)  # role -> where not as in TENSORS
     rotates: bool = True
+    attends: bool = True  # else its heads are not those of attention
+    own_head: bool = False  # always: the embedding is no head
+    bias_names: Mapping[str, str] = field(default_factory=dict)  # role -> tensor that is its bias
+    together: tuple[str, ...] = ()  # roles that one tensor holds, in this order
+    slabs: Mapping[str, int] = field(default_factory=dict)  # role -> tensors of ours that one holds
+    flat: tuple[str, ...] = ()  # roles whose tensors are one row there
+    repeated: Mapping[str, str] = field(
+        default_factory=dict
+    )  # tensors that nothing reads -> copies
     latent: bool = False  # keys and values of all heads come from one vector
 
     def key(self, short: str) -> str:
@@ -71,6 +80,12 @@ class Architecture:
     def tensor(self, role: str) -> str:
         """The name of a role's tensors, with {block} and without .weight."""
         return self.names.get(role) or TENSORS[role]
+
+    def tensor_of(self, role: str, kind: str, block: int) -> str:
+        """The whole name of a role's weight or bias."""
+        if kind == "bias" and role in self.bias_names:
+            return f"{self.bias_names[role].format(block=block)}.weight"
+        return f"{self.tensor(role).format(block=block)}.{kind}"
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -121,6 +136,12 @@ TENSORS: dict[str, str] = {
 or values of a latent. Older files have "latent_up" in place of those two."""
 
 BARE = {"router_choice": "bias", "sinks": "weight"}
+BARE |= dict.fromkeys(("direction", "renewal", "bonus", "decay"), "weight")
+BARE |= dict.fromkeys(("mix_down", "decay_down", "decay_up"), "weight")
+BARE |= {
+    f"{role}_mix": "weight"
+    for role in ("receptance", "pace", "key", "value", "share", "pass", "mix", "up", "gate")
+}
 """Roles whose names are whole with us -> what they end in there."""
 
 
@@ -156,17 +177,23 @@ def names_of(
         for block in range(blocks if "{block}" in name else 1):
             ours, theirs = (each.format(block=block) for each in (name, row.tensor(role)))
             if role in BARE:
-                yield Named(role, ours, f"{theirs}.{BARE[role]}")
+                both = ours, f"{theirs}.{BARE[role]}"
+                if role in row.together:
+                    place = row.together.index(role), len(row.together)
+                    yield Named(role, *both, *place)
+                else:
+                    yield Named(role, *both)
                 continue
             if role == "latent_up":
                 yield from _of_heads(row, ours, block, heads)
             for kind in ("weight", "bias"):
-                both = f"{ours}.{kind}", f"{theirs}.{kind}"
+                both = f"{ours}.{kind}", row.tensor_of(role, kind, block)
                 if "{expert}" not in ours:
                     yield Named(role, *both)
                     continue
-                for expert in range(experts):
-                    yield Named(role, both[0].format(expert=expert), both[1], expert, experts)
+                count = row.slabs.get(role, experts)
+                for expert in range(count):
+                    yield Named(role, both[0].format(expert=expert), both[1], expert, count)
 
 
 def _of_heads(row: Architecture, ours: str, block: int, heads: int) -> Iterator[Named]:

@@ -17,6 +17,7 @@ from crumb.architectures.reader import Sizes
 from crumb.checkpoints.gguf.architecture import HEAD_NORMS, Architecture, Order
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.checkpoints.gguf.rwkv import RWKV6, RWKV7
 from crumb.checkpoints.gguf.t5 import T5
 from crumb.errors import UnknownFamily
 
@@ -320,6 +321,8 @@ ROWS: tuple[Architecture, ...] = (
         fixed={"expert_gating_func": 2},
     ),
     T5,
+    RWKV6,
+    RWKV7,
 )
 """An architecture with several rows is read by the first whose fixed keys a file has."""
 

@@ -109,6 +109,8 @@ CLASSES = {
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "rwkv6": "Rwkv6ForCausalLM",
+    "rwkv7": "RWKV7ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
     "smollm3": "SmolLM3ForCausalLM",
     "stablelm": "StableLmForCausalLM",
@@ -166,11 +168,12 @@ def _words(
     words: dict[str, Any] = {
         word: metadata.integer(row.key(short), highest=HIGHEST.get(word, LIMIT))
         for word, short in KEYS.items()
+        if row.attends or word != "heads"
     }
     words["blocks"] -= metadata.integer(row.key(GUESSING), 0, lowest=0, highest=words["blocks"] - 1)
     if row.latent:
         words |= latent_words(metadata, row)
-    else:
+    elif row.attends:
         words["key_value_heads"] = metadata.integer(row.key(KEY_VALUE_HEADS), words["heads"])
         words["head_dim"] = _head_dim(metadata, row, words, family)
     words["vocabulary"] = _vocabulary(metadata, row)

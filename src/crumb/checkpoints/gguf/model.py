@@ -39,6 +39,10 @@ from crumb.checkpoints.gguf.rope_scaling import GROWING, GROWTH, frequency_facto
 from crumb.errors import UsageError
 from crumb.operations.rope import Rope
 
+WIDTHS = (KEY_VALUE_HEADS, KEY_WIDTH, VALUE_WIDTH)
+NO_HEADS: dict[str, Value] = {KEYS["heads"]: 0, KEYS["positions"]: 1 << 20}
+"""What llama.cpp wants to be told of a model that keeps a state and does not attend."""
+
 
 @dataclass(frozen=True)
 class GgufModel:
@@ -85,6 +89,8 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
         VOCABULARY: sizes.vocabulary,
         row.epsilon: sizes.epsilon,
     }
+    if not row.attends:
+        keys = {short: value for short, value in keys.items() if short not in WIDTHS} | NO_HEADS
     if row.latent:
         keys |= latent_keys(reader)
     if rope is not None:
@@ -130,13 +136,15 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
     expected = found = None
     if sizes.activation not in row.activations:
         expected, found = f"activation {' or '.join(row.activations)}", sizes.activation
-    elif row.whole_heads and sizes.heads * sizes.head_dim != sizes.hidden:
+    elif row.attends and row.whole_heads and sizes.heads * sizes.head_dim != sizes.hidden:
         found = f"{sizes.heads} heads of {sizes.head_dim}"
         expected = f"heads that make up the hidden size of {sizes.hidden}"
     elif not row.grouped and sizes.heads != sizes.key_value_heads:
         expected, found = f"{sizes.heads} key-value heads", str(sizes.key_value_heads)
     elif row.tied and not read_flag(reader.configuration, TIED, reader.family.tied):
         expected, found = "a head that is the embedding", f"{TIED} false"
+    elif row.own_head and read_flag(reader.configuration, TIED, reader.family.tied):
+        expected, found = "a head of its own", f"{TIED} true"
     for role, blocks in row.from_blocks.items():
         if reader.flag(reader.family.optional.get(role, False)) and sizes.blocks < blocks:
             expected, found = f"no {role} in so few blocks", f"one in {sizes.blocks} blocks"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,8 @@ def _entries(
         if whole is None:
             continue
         taken.add(name.theirs)
+        if name.role in row.flat and prod(whole.shape) == prod(used[name.ours]):
+            whole = replace(whole, shape=used[name.ours])
         tensor = _part(whole, name, used[name.ours])
         places = None
         if tensor.shape == used[name.ours]:  # another shape is refused with all others

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -156,26 +157,35 @@ def _tensors(
     """Every tensor of the plan, in its order, and the frequency factors where there are some."""
     named = {each.ours: each for each in model.names()}
     plain = encode_plain(checkpoint)
-    sources: dict[str, list[_TensorSource]] = {}
+    sources: dict[str, dict[int, _TensorSource]] = {}
     for spec in checkpoint.plan.tensors():
         name = named[spec.name]
         order = model.architecture.row_order(name.role, spec.shape[0], model.sizes)
         type_name = types[spec.name] if spec.matrix else VECTORS
         source = _TensorSource(spec, type_name, order, encode if spec.matrix else plain)
+        if name.role in model.architecture.flat:
+            source = replace(source, flat=True)
         offset = weight_offset(model.family, name)
         if offset:
             source = replace(source, encode=_shifted(checkpoint, offset))
-        sources.setdefault(name.theirs, []).append(source)
-    tensors = [_to_write(name, parts) for name, parts in sources.items()]
+        sources.setdefault(name.theirs, {})[name.part or 0] = source
+    tensors = [
+        _to_write(name, [parts[part] for part in sorted(parts)]) for name, parts in sources.items()
+    ]
+    by_name = {each.name: each for each in tensors}
+    repeated = model.architecture.repeated.items()
+    tensors += [replace(by_name[read], name=name) for name, read in repeated]
     factors = frequency_factors(model.rope)
     tensors[1:1] = [_factors_to_write(name, each) for name, each in factors.items()]
     return tensors
 
 
 def _to_write(name: str, sources: list[_TensorSource]) -> TensorToWrite:
-    """One tensor, or those of all experts or heads behind each other."""
+    """One tensor, or those of all experts, heads or token shifts behind each other."""
     first = sources[0]
     shape = first.spec.shape if len(sources) == 1 else (len(sources), *first.spec.shape)
+    if first.flat:
+        shape = (prod(shape),)
 
     def parts() -> Iterator[Bytes]:
         for source in sources:
@@ -197,6 +207,7 @@ class _TensorSource:
     type: str
     order: Order | None
     encode: Encode
+    flat: bool = False  # written as one row
 
     def parts(self) -> Iterator[Bytes]:
         """Its bytes in the file's order of rows: whole where rows change places."""

@@ -2,9 +2,8 @@
 
 In: key-values as the container's reader gives them. Out: tokenizer.json, tokenizer_config.json and
 generation_config.json. What GGUF does not hold (spaces that a special token takes with it) is lost.
-Refuses other kinds than "llama" (scored pieces), "t5" (likeliest pieces) and "gpt2" (merges over
-bytes), pre-tokenizers
-without a row, and vocabularies that are not what they claim to be; errors name file and key.
+Refuses other kinds than "llama" (scored pieces), "t5" (likeliest), "gpt2" (merges over bytes) and
+"rwkv" (longest), pre-tokenizers without a row, and wrong vocabularies; errors name file and key.
 Source: the GGUF format description; what an absent key means is what llama.cpp takes it for.
 """
 
@@ -22,12 +21,12 @@ from numpy.typing import NDArray
 from crumb.architectures.configuration import shown
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.tokenizer.merges import BYTE_DECODER, merge_model
-from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import (
-    find_pre_tokenizer,
-    pre_tokenizer_json,
-)
+from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import find_pre_tokenizer, pre_tokenizer_json
+from crumb.checkpoints.gguf.tokenizer.templates import chat_templates
 from crumb.checkpoints.gguf.tokenizer.unigram import unigram_tokenizer
+from crumb.checkpoints.gguf.tokenizer.world import world_lines
 from crumb.errors import CheckpointError
+from crumb.files.model_files import WORLD_FILE
 from crumb.tokenizer.scored_pieces import (
     BYTE_PIECES,
     LONGEST_PIECE_CHARACTERS,
@@ -47,7 +46,6 @@ ADD_BEGIN, ADD_END = "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_tok
 ADD_SPACE = "tokenizer.ggml.add_space_prefix"
 REMOVE_SPACES = "tokenizer.ggml.remove_extra_whitespaces"
 CHARACTERS = "tokenizer.ggml.precompiled_charsmap"
-TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
 
 TOKEN_KEYS: Mapping[str, str] = {
     name: f"tokenizer.ggml.{name}_token_id"
@@ -104,7 +102,8 @@ class VocabularyKind:
     longest: int  # of a token, in characters
     scored: bool
     default_tokens: Mapping[str, tuple[int, PieceType]]
-    build: Callable[[Vocabulary], tuple[dict[str, Any], PieceSettings]]
+    build: Callable[[Vocabulary], tuple[dict[str, Any] | bytes, PieceSettings]]
+    file: str = "tokenizer.json"
 
 
 def tokenizer_files(metadata: Mapping[str, Any], where: Path) -> dict[str, bytes]:
@@ -127,11 +126,12 @@ def tokenizer_files(metadata: Mapping[str, Any], where: Path) -> dict[str, bytes
     vocabulary = _read_vocabulary(values, kind)
     content, settings = kind.build(vocabulary)
     files = {
-        "tokenizer.json": content,
+        kind.file: content,
         "tokenizer_config.json": _tokenizer_configuration(vocabulary, settings),
         "generation_config.json": _generation_configuration(vocabulary),
     }
-    return {file: msgspec.json.encode(value) for file, value in files.items()}
+    encode = msgspec.json.encode
+    return {name: x if isinstance(x, bytes) else encode(x) for name, x in files.items()}
 
 
 def _read_vocabulary(values: Metadata, kind: VocabularyKind) -> Vocabulary:
@@ -306,6 +306,12 @@ def _merged(vocabulary: Vocabulary) -> tuple[dict[str, Any], PieceSettings]:
     }, settings
 
 
+def _longest(vocabulary: Vocabulary) -> tuple[bytes, PieceSettings]:
+    """Pieces of bytes, of which always the longest is taken: RWKV's World."""
+    begin, where = vocabulary.added(ADD_BEGIN, "bos", False), vocabulary.values.path
+    return world_lines(vocabulary.pieces, f"{where}: {TOKENS}"), PieceSettings(begin=begin)
+
+
 def _read_merges(values: Metadata, texts: Mapping[str, int]) -> list[tuple[str, str]]:
     """Pairs in order; of a pair that comes twice the first counts. Raises: CheckpointError."""
     merges: dict[tuple[str, str], None] = {}
@@ -333,21 +339,12 @@ def _tokenizer_configuration(vocabulary: Vocabulary, settings: PieceSettings) ->
     for name, written in names.items():
         if name in vocabulary.tokens:
             content[written] = vocabulary.pieces[vocabulary.tokens[name]].text
-    templates = _chat_templates(vocabulary.values)
+    templates = chat_templates(vocabulary.values)
     if templates:
         named = [{"name": name, "template": text} for name, text in templates.items()]
         only = list(templates) == ["default"]
         content["chat_template"] = templates["default"] if only else named
     return content
-
-
-def _chat_templates(values: Metadata) -> dict[str, str]:
-    """Templates by name. Raises: CheckpointError."""
-    keys = {"default": TEMPLATE} if TEMPLATE in values else {}
-    if TEMPLATES in values:
-        named = _texts(values, TEMPLATES, MOST_TOKENS)
-        keys |= {name: f"{TEMPLATE}.{name}" for name in named if name != "default"}
-    return {name: values.text(key) for name, key in keys.items()}
 
 
 def _generation_configuration(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -391,6 +388,13 @@ KINDS: Mapping[str, VocabularyKind] = {
     ),
     "gpt2": VocabularyKind(
         LONGEST_TOKEN_CHARACTERS, scored=False, default_tokens={}, build=_merged
+    ),
+    "rwkv": VocabularyKind(
+        LONGEST_TOKEN_CHARACTERS,
+        scored=False,
+        default_tokens=dict.fromkeys(("bos", "eos"), (0, PieceType.CONTROL)),
+        build=_longest,
+        file=WORLD_FILE,
     ),
 }
 """Kinds of tokenizer.ggml.model."""

@@ -2,8 +2,8 @@
 
 In: tokenizer.json, or tokenizer.model with the tokens that JSON files add to it. Out: Tokens.
 A tokenizer.json that GGUF cannot express is passed over where there is a tokenizer.model.
-Refuses tokenizers that GGUF's kinds, scored or likeliest pieces and merges over bytes, cannot
-express.
+Refuses tokenizers that GGUF's kinds, scored, likeliest or longest pieces and merges over bytes,
+cannot express.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from crumb.checkpoints.gguf.tokenizer.pre_tokenizers import (
 )
 from crumb.checkpoints.gguf.tokenizer.reader import padding_text
 from crumb.checkpoints.gguf.tokenizer.unigram import unigram_characters, unigram_spaces
+from crumb.checkpoints.gguf.tokenizer.world import world_pieces
 from crumb.errors import CheckpointError, ModelNotFound, UsageError
-from crumb.files.model_files import ModelFiles, optional_json, parse_json
+from crumb.files.model_files import WORLD_FILE, ModelFiles, optional_json, parse_json
 from crumb.tokenizer.scored_pieces import (
     BYTE_PIECES,
     SPACE,
@@ -36,6 +37,10 @@ from crumb.tokenizer.scored_pieces import (
     normalizer,
 )
 from crumb.tokenizer.sentencepiece import parse_sentencepiece
+from crumb.tokenizer.world import END
+
+WORLD = "rwkv"
+"""The kind of a World vocabulary, which has nothing that goes before its pieces."""
 
 JSON_FILE, PIECES_FILE = "tokenizer.json", "tokenizer.model"
 OTHER_CONTAINER = "Export to another container, which keeps the tokenizer's files as they are"
@@ -67,13 +72,15 @@ def read_tokens(files: ModelFiles, options: Mapping[str, Any]) -> Tokens:
 
     Raises: ModelNotFound, CheckpointError, UsageError.
     """
-    content, pieces = files.read(JSON_FILE), files.read(PIECES_FILE)
+    content, pieces, listed = map(files.read, (JSON_FILE, PIECES_FILE, WORLD_FILE))
     if content is not None:
         try:
             return _read_json(content, files.path / JSON_FILE)
         except UsageError:
             if pieces is None:
                 raise
+    if pieces is None and listed is not None:
+        return Tokens(world_pieces(listed, files.path), PieceSettings(), WORLD, None, END, END)
     if pieces is None:
         raise ModelNotFound("no tokenizer in this directory", where=files.path, expected=JSON_FILE)
     return _read_pieces(pieces, files, options)

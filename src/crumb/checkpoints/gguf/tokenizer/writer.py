@@ -28,13 +28,12 @@ from crumb.checkpoints.gguf.tokenizer.reader import (
     PRE,
     REMOVE_SPACES,
     SCORES,
-    TEMPLATE,
-    TEMPLATES,
     TOKEN_KEYS,
     TOKENS,
     TYPES,
 )
-from crumb.checkpoints.gguf.tokenizer.sources import Tokens, no_token, read_tokens
+from crumb.checkpoints.gguf.tokenizer.sources import WORLD, Tokens, no_token, read_tokens
+from crumb.checkpoints.gguf.tokenizer.templates import TEMPLATE, TEMPLATES
 from crumb.errors import CheckpointError
 from crumb.files.model_files import ModelFiles, optional_json
 
@@ -51,16 +50,18 @@ def tokenizer_metadata(files: ModelFiles, configuration: Mapping[str, Any]) -> d
     tokens = _padded(read_tokens(files, options), configuration, files.path)
     kind = "gpt2" if tokens.merges is not None else "llama"
     metadata: dict[str, Any] = {MODEL: kind, PRE: tokens.pre}
+    if tokens.pre == WORLD:
+        metadata = {MODEL: WORLD}
     if tokens.characters is not None:
         metadata[MODEL] = "t5"
         metadata |= {CHARACTERS: tokens.characters} if len(tokens.characters) else {}
     metadata[TOKENS] = [piece.text for piece in tokens.pieces]
     metadata[TYPES] = np.array([piece.type for piece in tokens.pieces], np.int32)
-    if tokens.merges is None:
+    if tokens.merges is None and tokens.pre != WORLD:
         metadata[SCORES] = np.array([piece.score for piece in tokens.pieces], np.float32)
         metadata[ADD_SPACE] = tokens.settings.space_prefix
         metadata[REMOVE_SPACES] = tokens.settings.extra_spaces_removed
-    else:
+    elif tokens.merges is not None:
         metadata[MERGES] = [" ".join(pair) for pair in tokens.merges]
     generation = optional_json(files, "generation_config.json")
     named = {key: value for key, value in configuration.items() if value is not None} | generation
