@@ -8,7 +8,7 @@ Source: arXiv 1706.03762, section 3.1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crumb.architectures.block import Added, Block, FeedForward, Normed, SelfAttention
@@ -80,9 +80,7 @@ def encoder_decoder_stages(encoder: Builder, decoder: Builder) -> tuple[Stage, .
         decoder.embedding(),
     ]
     for block in range(decoder.sizes.blocks):
-        own = decoder.block(block)
-        reads = replace(own, inputs=own.inputs + memory_of(block))
-        stages += [_keys_and_values(decoder, block), reads]
+        stages += [_keys_and_values(decoder, block), decoder.block(block)]
     return (*stages, decoder.head())
 
 
