@@ -36,8 +36,21 @@ from crumb.texts.hub_texts import Use
 from crumb.texts.sources import read_text
 from crumb.texts.windows import Windows, cut_windows
 
-UNIFORM = ((2, 64), (3, 64), (4, 64))
-"""Bits and groups of the line that mixes are held to."""
+UNIFORM = (
+    *(f"int{bits}-g64-fixed" for bits in (2, 3, 4)),
+    *(f"lut{bits}-g64-fixed" for bits in (3, 4)),
+    *(f"super{bits}-g32-fixed" for bits in (2, 3, 4)),
+)
+"""Formats that all matrices have; the best of them are the line that mixes are held to."""
+
+MIX = "mix"
+SERIES = {
+    "int": ("#999", "whole numbers"),
+    "lut": ("#c80", "tables"),
+    "super": ("#2a2", "super-blocks"),
+    MIX: ("#06c", "a budget"),
+}
+"""Color and words, by what codes stand for."""
 
 WIDTH, HEIGHT, MARGIN = 720, 420, 60
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -48,7 +61,7 @@ class Point:
     """One file."""
 
     name: str
-    mixed: bool
+    codes: str  # what they stand for, or MIX
     file_bytes: int
     bits_per_weight: float
     expected_kl: float | None
@@ -64,9 +77,8 @@ def requests_of(asked: argparse.Namespace) -> dict[str, QuantizeRequest]:
     options: dict[str, dict[str, Any]] = {
         f"mix {bits:g}": {"bits_per_weight": bits} for bits in asked.budgets
     }
-    for bits, group_size in UNIFORM:
-        widths = {"bits": bits, "group_size": group_size, "embedding": bits, "head": bits}
-        options[f"int{bits} g{group_size}"] = widths
+    for name in asked.uniform:
+        options[name] = {"bits": parse_format(name).bits, "tensor": {"*": name}}
     return {
         name: make_quantize_request(
             asked.model,
@@ -123,8 +135,7 @@ def rehearse(asked: argparse.Namespace, requests: dict[str, QuantizeRequest]) ->
         parsed = {each: parse_format(format) for each, format in mix.items()}
         size = directory_bytes(model.checkpoint, parsed)
         bits = 8 * size / model.plan.parameters()
-        mixed = requests[name].budget is not None
-        points.append(Point(name, mixed, size, bits, expected.get(name), kl[name]))
+        points.append(Point(name, codes_of(name), size, bits, expected.get(name), kl[name]))
     return points
 
 
@@ -151,7 +162,7 @@ def measure(asked: argparse.Namespace, results: dict[str, QuantizeResult]) -> li
     return [
         Point(
             name,
-            name.startswith("mix"),
+            codes_of(name),
             result.file_bytes,
             result.bits_per_weight,
             result.manifest.get("allocation", {}).get("expected_kl"),
@@ -161,9 +172,29 @@ def measure(asked: argparse.Namespace, results: dict[str, QuantizeResult]) -> li
     ]
 
 
+def codes_of(name: str) -> str:
+    """Of a file of the table."""
+    return MIX if name.startswith(MIX) else parse_format(name).row.kind
+
+
+def lowest(points: Sequence[Point]) -> list[Point]:
+    """The lower convex hull of some points, by rising bytes and the logarithm of the KL."""
+    hull: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.file_bytes, point.mean_kl)):
+        while len(hull) > 1 and _slope(hull[-2], point) <= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        if not hull or point.mean_kl < hull[-1].mean_kl:
+            hull.append(point)
+    return hull
+
+
+def _slope(one: Point, other: Point) -> float:
+    return math.log(other.mean_kl / one.mean_kl) / (other.file_bytes - one.file_bytes)
+
+
 def line_at(points: Sequence[Point], size: int) -> float:
-    """KL of uniform formats at some bytes: straight lines between logarithms."""
-    ordered = sorted(points, key=lambda point: point.file_bytes)
+    """KL of the best uniform formats at some bytes: straight lines between logarithms."""
+    ordered = lowest(points)
     pairs = list(pairwise(ordered))
     place = bisect([point.file_bytes for point in ordered], size) - 1
     low, high = pairs[min(max(place, 0), len(pairs) - 1)]
@@ -173,10 +204,10 @@ def line_at(points: Sequence[Point], size: int) -> float:
 
 def rows_of(points: list[Point]) -> list[list[str]]:
     """The table, by bytes."""
-    uniform = [point for point in points if not point.mixed]
+    uniform = [point for point in points if point.codes != MIX]
     rows = []
     for point in sorted(points, key=lambda each: each.file_bytes):
-        line = line_at(uniform, point.file_bytes) if point.mixed else None
+        line = line_at(uniform, point.file_bytes) if point.codes == MIX else None
         rows.append(
             [
                 point.name,
@@ -218,15 +249,17 @@ def picture(points: list[Point]) -> str:
     for size in range(int(left) // 10 * 10 + 10, int(right) + 1, 10):
         x, y = place(size, low)
         parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{size}</text>')
-    for mixed, color, words in ((False, "#888", "one format"), (True, "#06c", "a budget")):
+    for codes, (color, words) in SERIES.items():
         series = sorted(
-            (point.file_bytes / 1e6, point.mean_kl) for point in points if point.mixed == mixed
+            (point.file_bytes / 1e6, point.mean_kl) for point in points if point.codes == codes
         )
+        if not series:
+            continue
         places = [place(size, math.log(kl)) for size, kl in series]
         path = " ".join(f"{x},{y}" for x, y in places)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>' for x, y in places]
-        x, y = places[0]
+        x, y = places[-1]
         parts.append(f'<text x="{x + 8}" y="{y - 8}" fill="{color}">{words}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -238,6 +271,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--text", action="append", required=True)
+    parser.add_argument("--uniform", nargs="*", default=UNIFORM, help="formats of all matrices")
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5, 4.0])
     parser.add_argument("--limit", type=int, default=12, help="windows of each text")
     parser.add_argument("--folder", type=Path, required=True, help="where the models lie")

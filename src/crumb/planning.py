@@ -31,10 +31,10 @@ from crumb.fitting.allocation import (
     write_plan,
 )
 from crumb.fitting.bundles import bundles_of
+from crumb.fitting.ladder import ladder
 from crumb.fitting.rehearsal import Rehearsal
 from crumb.fitting.sensitivity import (
     GRADIENTS,
-    LADDER,
     Losses,
     SensitivityPass,
     pass_work,
@@ -82,7 +82,7 @@ def plan_of(
     earlier = _earlier(path)
     if earlier is not None and (earlier.key, earlier.budget) == (key, request.budget):
         return earlier
-    check_budget(model.checkpoint, request.budget, named, resident)
+    check_budget(model.checkpoint, request.budget, named, resident, request.settings)
     tell_cost(model, request, pass_key, cost)
     losses = losses_of(model, request, pass_key, drawn, progress)
     refine = None
@@ -132,7 +132,7 @@ def key_of(model: Model, request: QuantizeRequest) -> dict[str, object]:
         "source_sha256": model.checkpoint.sha256(),
         "calibration": asdict(request.calibration),
         "solve": solve,
-        "formats": [format.name for format in LADDER],
+        "formats": [format.name for format in ladder(request.settings)],
     }
 
 
@@ -210,6 +210,7 @@ def with_plan(plan: Plan, request: QuantizeRequest, formats: FormatPlan) -> Quan
         bits=usual.bits,
         group_size=usual.group_size,
         zero=usual.zero,
+        codes=usual.row.kind,
         tensor=tuple(pairs),
     )
 

@@ -112,12 +112,12 @@ def test_the_losses_of_experts_and_heads_are_what_the_divergence_grows_by(
     bundles = [each for each in bundles_of(model.plan) if "{" in each.name]
     assert {each.name for each in bundles_of(model.plan)} == set(losses)
     for bundle in (each for each in bundles if "layers.1." in each.name):
-        named = {"*": "float"} | {spec.name: "int3-g32-fixed" for spec in bundle.matrices}
+        named = {"*": "float"} | {spec.name: "super3-g32-fixed" for spec in bundle.matrices}
         place = tmp_path / f"{bundles.index(bundle)}"
         out = quantize(make_quantize_request(str(source), place, tensor=named, **asked)).out
         logits = log_probabilities(out, tokens)
         kl = (np.exp(float_logits) * (float_logits - logits)).sum(-1).mean()
-        assert losses[bundle.name]["int3-g32-fixed"] == pytest.approx(kl, rel=0.5), bundle.name
+        assert losses[bundle.name]["super3-g32-fixed"] == pytest.approx(kl, rel=0.5), bundle.name
 
 
 def test_parts_that_stand_for_all_are_spread() -> None:

@@ -17,13 +17,15 @@ import msgspec
 
 from crumb.architectures.plan import Plan
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.checkpoints.crumb.reader import matrix_metadata
 from crumb.errors import CheckpointError, DoesNotFit, UsageError, warn
 from crumb.files.atomic_file import write_json
 from crumb.files.model_files import read_json
 from crumb.fitting.bundles import bundles_of
 from crumb.fitting.candidates import directory_bytes
+from crumb.fitting.ladder import possible
 from crumb.fitting.quantize_cost import packed_bytes
-from crumb.fitting.sensitivity import Losses, possible
+from crumb.fitting.sensitivity import Losses
 from crumb.formats.catalog import Format, parse_format
 from crumb.formats.packed_tensor import stored_shape
 from crumb.operations.operation import TensorSpec
@@ -31,6 +33,7 @@ from crumb.requests.budget import Budget
 from crumb.run.load import engine_settings
 from crumb.run.memory_plan import CacheKind, chosen_kind, plan_memory, process_bytes
 from crumb.solve.allocate import Allocation, Menu, Offer, allocate
+from crumb.solve.problem import SolveSettings
 from crumb.tokenizer.tokenizer import load_tokenizer
 
 ROUNDS = 8
@@ -190,7 +193,7 @@ def room_of(
     resident_bytes: int,
 ) -> Room:
     """What a budget leaves open. Raises: UsageError."""
-    menus = menus_of(checkpoint.plan, losses, asked)
+    menus = menus_of(checkpoint.plan, losses, asked, in_files=budget.memory_bytes is None)
     return Room(checkpoint, asked, menus, *_size(checkpoint, budget, resident_bytes))
 
 
@@ -199,6 +202,7 @@ def check_budget(
     budget: Budget,
     asked: Mapping[str, Format | None],
     resident_bytes: int,
+    settings: SolveSettings,
 ) -> None:
     """Refuse a budget that the smallest formats exceed, and tell of one that floats do not.
 
@@ -206,7 +210,9 @@ def check_budget(
     Raises: DoesNotFit.
     """
     unknown = {
-        bundle.name: dict.fromkeys((each.name for each in possible(bundle.in_features)), 0.0)
+        bundle.name: dict.fromkeys(
+            (each.name for each in possible(bundle.in_features, settings)), 0.0
+        )
         for bundle in bundles_of(checkpoint.plan)
     }
     room = room_of(checkpoint, unknown, budget, asked, resident_bytes)
@@ -219,27 +225,38 @@ def check_budget(
         )
 
 
-def menus_of(plan: Plan, losses: Losses, asked: Mapping[str, Format | None]) -> list[Menu]:
-    """What each bundle may have; of matrices whose format is decided that alone."""
+def menus_of(
+    plan: Plan, losses: Losses, asked: Mapping[str, Format | None], in_files: bool
+) -> list[Menu]:
+    """What each bundle may have; of matrices whose format is decided that alone.
+
+    `in_files`: what a file says of a matrix, its table too, counts with its bytes.
+    """
+
+    def offer(matrices: Sequence[TensorSpec], format: Format, loss: float) -> Offer:
+        size = sum(prod(stored_shape(format, *each.shape)) for each in matrices)
+        if in_files:
+            shapes = ((each.shape[0], each.shape[1]) for each in matrices)
+            size += sum(len(matrix_metadata(format, shape)) for shape in shapes)
+        return Offer(format.name, size, loss)
+
     menus = []
     for bundle in bundles_of(plan):
         open_ones = [spec for spec in bundle.matrices if spec.name not in asked]
         share = len(open_ones) / len(bundle.matrices)
         of_formats = losses.get(bundle.name, {})
         if open_ones and of_formats:
-            offers = (_offer(open_ones, name, share * loss) for name, loss in of_formats.items())
+            offers = (
+                offer(open_ones, parse_format(name), share * loss)
+                for name, loss in of_formats.items()
+            )
             menus.append(Menu(bundle.name, tuple(offers)))
         for spec in bundle.matrices:
             format = asked.get(spec.name)
             if format is not None:
                 loss = of_formats.get(format.name, 0.0) / len(bundle.matrices)
-                menus.append(Menu(spec.name, (_offer([spec], format.name, loss),)))
+                menus.append(Menu(spec.name, (offer([spec], format, loss),)))
     return menus
-
-
-def _offer(matrices: Sequence[TensorSpec], name: str, loss: float) -> Offer:
-    format = parse_format(name)
-    return Offer(name, sum(prod(stored_shape(format, *each.shape)) for each in matrices), loss)
 
 
 OF_MEMORY = "Give more, ask for a shorter --context or --cache int8, or take a smaller model"

@@ -22,14 +22,19 @@ from crumb.checkpoints.directory_writer import Part, plan_shards
 from crumb.checkpoints.safetensors import ArrayToWrite
 from crumb.checkpoints.tensor_map import Quantized
 from crumb.errors import UsageError
+from crumb.fitting.expected_quality import INTEGER
 from crumb.fitting.quantize_cost import packed_bytes
 from crumb.formats.catalog import Format
 from crumb.formats.packed_tensor import stored_shape
 from crumb.requests.quantize_request import QuantizeRequest, choose
 from crumb.run.stored_matrices import Orders, formats_of, orders_of, weights_bytes
 
-WIDTHS = ((8, 128), (6, 128), (5, 128), *((bits, g) for bits in (4, 3, 2) for g in (32, 64, 128)))
-"""Bits and groups that are offered."""
+OFFERED = (
+    *((INTEGER, bits, 128) for bits in (8, 6, 5)),
+    *((INTEGER, bits, group_size) for bits in (4, 3, 2) for group_size in (32, 64, 128)),
+    *(("super", bits, 128) for bits in (4, 3, 2)),
+)
+"""Codes, bits and groups; of super-blocks those of the embedding beside them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Candidate:
     file_bytes: int
     weights_bytes: int  # in memory
     block_bits: float  # bits per weight of the matrices of the blocks
+    codes: str  # what those of most of their bytes stand for
 
 
 def candidates(checkpoint: Checkpoint) -> list[Candidate]:
@@ -50,20 +56,22 @@ def candidates(checkpoint: Checkpoint) -> list[Candidate]:
     lying = as_it_lies(checkpoint)
     if any(isinstance(entry, Quantized) for entry in checkpoint.tensors.entries.values()):
         return [lying]
-    return [lying, *quantized(checkpoint)]
+    return [lying, *sorted(quantized(checkpoint), key=lambda each: -each.file_bytes)]
 
 
 def as_it_lies(checkpoint: Checkpoint) -> Candidate:
     """The file itself."""
     plan, entry = checkpoint.plan, checkpoint.tensors.entry
     sizes: Counter[str] = Counter()
+    codes: Counter[str] = Counter()
     weights = 0
     for stage in plan.stages[1:-1]:
         for spec in stage.tensors():
             lying = entry(spec.name)
             if spec.matrix:
-                kind = lying.format.name if isinstance(lying, Quantized) else lying.source
-                sizes[kind] += lying.size_bytes
+                format = lying.format if isinstance(lying, Quantized) else None
+                sizes[lying.source if format is None else format.name] += lying.size_bytes
+                codes[INTEGER if format is None else format.row.kind] += lying.size_bytes
                 weights += int(np.prod(spec.shape))
     block_bits = 8 * sizes.total() / max(weights, 1)
     return Candidate(
@@ -74,6 +82,7 @@ def as_it_lies(checkpoint: Checkpoint) -> Candidate:
         checkpoint.weight_bytes(),
         weights_bytes(checkpoint),
         block_bits,
+        next((kind for kind, _ in codes.most_common(1)), INTEGER),
     )
 
 
@@ -87,8 +96,8 @@ def _name(kinds: Collection[str], block_bits: float) -> str:
 def quantized(checkpoint: Checkpoint) -> Iterator[Candidate]:
     """What `crumb quantize` would write, uniform formats with the usual embedding and head."""
     plan, entry = checkpoint.plan, checkpoint.tensors.entry
-    for bits, group_size in WIDTHS:
-        request = QuantizeRequest("", Path(), bits=bits, group_size=group_size)
+    for codes, bits, group_size in OFFERED:
+        request = QuantizeRequest("", Path(), bits=bits, group_size=group_size, codes=codes)
         try:
             formats = choose(plan, request).formats
         except UsageError:  # the group is wider than a matrix
@@ -105,6 +114,7 @@ def quantized(checkpoint: Checkpoint) -> Iterator[Candidate]:
             directory_bytes(checkpoint, formats),
             used,
             blocks.bits_per_weight(width),
+            codes,
         )
 
 

@@ -227,7 +227,7 @@ def _quality(checkpoint: Checkpoint, candidate: Candidate) -> Quality | None:
         return Quality(measured.kl, True, measured.text)
     if candidate.block_bits >= FLOAT_BITS:
         return None
-    expectation = expected_kl(parameters, candidate.block_bits)
+    expectation = expected_kl(parameters, candidate.block_bits, candidate.codes)
     return Quality(expectation.value, False, expectation.of)
 
 

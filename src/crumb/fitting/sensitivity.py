@@ -8,7 +8,7 @@ What is done lies in the folder, so a killed pass goes on. Refuses what gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,12 +23,12 @@ from crumb.calibrate.statistics import LayerStatistics, accumulate
 from crumb.calibrate.token_weights import GradientPass, TokenWeights, name_and_outputs
 from crumb.calibrate.walk import ExpertGroup, Group, HeadGroup, LinearGroup, StageWalk, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.errors import UsageError
 from crumb.files.atomic_file import write_json
 from crumb.fitting.float_inputs import expert_context
 from crumb.fitting.gradient_cost import gradient_work
+from crumb.fitting.ladder import possible
 from crumb.fitting.stage_cost import stage_work
-from crumb.formats.catalog import Format, ZeroKind, make_format
+from crumb.formats.catalog import Format
 from crumb.formats.grid import decode_reference
 from crumb.kernels.threads import parallel_map
 from crumb.operations.embed import Embed
@@ -38,6 +38,7 @@ from crumb.solve.factored import Factored, factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.problem import LayerProblem, SolveSettings
 from crumb.solve.round import solve_round, weighted_square
+from crumb.solve.tables import with_own_table
 
 Floats = NDArray[np.float32]
 Losses = dict[str, dict[str, float]]
@@ -45,20 +46,6 @@ Losses = dict[str, dict[str, float]]
 
 Told = Callable[[Stage, float], None]
 """(a stage behind us, work in forward passes of it)."""
-
-LADDER = tuple(
-    make_format(bits, group_size, ZeroKind.FIXED)
-    for bits, groups in (
-        (2, (128, 64, 32)),
-        (3, (128, 64, 32)),
-        (4, (128, 64, 32)),
-        (5, (128, 64)),
-        (6, (128, 64)),
-        (8, (128,)),
-    )
-    for group_size in groups
-)
-"""The formats that an allocation chooses from."""
 
 SAMPLED_ROWS, TABLE_ROWS = 64, 256
 """Rows of a layer and of an embedding that are solved."""
@@ -271,14 +258,17 @@ class SensitivityPass:
 
         def loss(format: Format) -> float:
             hessian = factored if sweeps(format) else None
-            problem = LayerProblem(
-                sampled.name, sampled.weights, hessian, self.tokens.size, format, settings
+            problem = with_own_table(
+                LayerProblem(
+                    sampled.name, sampled.weights, hessian, self.tokens.size, format, settings
+                )
             )
             solution = solve_round(problem) if hessian is None else solve_gptq(problem)
-            change = sampled.weights - decode_reference(solution.codes, solution.parameters, format)
+            decoded = decode_reference(solution.codes, solution.parameters, problem.format)
+            change = sampled.weights - decoded
             return sum(metric.loss(change, sampled.rows) for metric in sampled.metrics)
 
-        formats = list(possible(sampled.weights.shape[1]))
+        formats = list(possible(sampled.weights.shape[1], self.settings))
         values = parallel_map(loss, formats)
         return {format.name: value for format, value in zip(formats, values, strict=True)}
 
@@ -327,16 +317,6 @@ def pass_work(plan: Plan, shape: tuple[int, int]) -> float:
     """Operations of a pass; shape is (texts, length)."""
     works = sum(stage_work(stage, shape[0] * shape[1], shape[1]) for stage in plan.stages)
     return gradient_work(plan, shape) + WALK_WORK * works
-
-
-def possible(in_features: int) -> Iterator[Format]:
-    """The formats of the ladder that a matrix of such a width can have."""
-    for format in LADDER:
-        try:
-            format.check_width(in_features, format.name)
-        except UsageError:
-            continue
-        yield format
 
 
 def token_shares(tokens: NDArray[np.int64], vocabulary: int) -> NDArray[np.float64]:

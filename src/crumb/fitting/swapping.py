@@ -17,9 +17,10 @@ from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.fitting.allocation import Refine, Room
 from crumb.fitting.bundles import bundles_of
 from crumb.fitting.gradient_cost import gradient_disk_bytes
+from crumb.fitting.ladder import ladder
 from crumb.fitting.quantize_cost import input_work, matrix_work, measured_rate, peak_bytes
 from crumb.fitting.rehearsal import MeasuredMix, Rehearsal
-from crumb.fitting.sensitivity import LADDER, pass_work
+from crumb.fitting.sensitivity import pass_work
 from crumb.fitting.stage_cost import stage_work
 from crumb.progress import Cost
 from crumb.solve.allocate import Allocation, swaps
@@ -121,6 +122,6 @@ def rehearsal_work(
         work += stage_work(stage, tokens, shape[1])
         work += (2 + count) * stage_work(stage, measured, shape[1])
         specs = [spec for spec in stage.tensors() if spec.matrix]
-        work += sum(matrix_work(spec, LADDER[-1], settings) for spec in specs)
+        work += sum(matrix_work(spec, ladder(settings)[0], settings) for spec in specs)
         work += sum(input_work(width, tokens) for width in {spec.shape[1] for spec in specs})
     return work

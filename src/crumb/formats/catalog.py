@@ -80,6 +80,11 @@ class CodeRow:
     def largest_code(self) -> int:
         return (1 << self.bits) - 1
 
+    @property
+    def kind(self) -> str:
+        """What its codes stand for, a word of CODES; `int` of types that have none."""
+        return next((kind for kind in CODES if self.name in (kind, f"{kind}{self.bits}")), "int")
+
     def formula(self, zero: ZeroKind) -> str:
         """What a code decodes to."""
         formula = (FORMULAS if self.super_block is None else SUPER_FORMULAS)[zero]

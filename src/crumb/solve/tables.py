@@ -10,12 +10,15 @@ Source: Lloyd's iteration, as weighted k-means in SqueezeLLM (arXiv 2306.07629),
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from crumb.formats.catalog import Format
 from crumb.formats.grid import group_of_column
 from crumb.kernels.grid_search import grid_search
+from crumb.solve.problem import LayerProblem, check_finite
 
 Floats = NDArray[np.float32]
 
@@ -25,6 +28,21 @@ MOST_ROWS = 256
 
 FARTHEST = 127
 """Of a table's levels, as int8, while they are learned."""
+
+
+def with_own_table(problem: LayerProblem) -> LayerProblem:
+    """The problem with a table for its weights, if its format learns one.
+
+    Float columns have no say. Raises: SolveError.
+    """
+    if not problem.format.row.learned:
+        return problem
+    check_finite(problem.weights, problem.name, problem.first_row)
+    coded = problem.weights
+    if problem.columns is not None:
+        coded = coded.copy()
+        coded[:, problem.columns] = 0
+    return replace(problem, format=learn_table(coded, problem.importance(), problem.format))
 
 
 def learn_table(weights: Floats, importance: Floats, format: Format) -> Format:

@@ -21,10 +21,9 @@ from crumb.solve.problem import (
     LayerProblem,
     LayerSolution,
     SolveReport,
-    check_finite,
     join_reports,
 )
-from crumb.solve.tables import learn_table
+from crumb.solve.tables import with_own_table
 
 Slices = Iterable[tuple[int, NDArray[np.float32]]]
 """(first row, weights) of some rows, whole tiles of them, in order."""
@@ -50,12 +49,8 @@ def _prepared(problem: LayerProblem, weights: NDArray[np.float32], solve: Solve)
     """What is decided for the whole matrix by its first rows: float columns, then a table."""
     if problem.settings.keep_columns:
         problem = with_columns(problem, weights, solve)
-    if problem.format.row.learned:
-        check_finite(weights, problem.name)
-        coded = weights.copy()
-        coded[:, [] if problem.columns is None else problem.columns] = 0
-        problem = replace(problem, format=learn_table(coded, problem.importance(), problem.format))
-    return problem
+    own = with_own_table(replace(problem, weights=weights))
+    return replace(problem, format=own.format)
 
 
 def packed(problem: LayerProblem, solution: LayerSolution) -> PackedTensor:

@@ -46,8 +46,8 @@ def test_a_model_on_the_hub_is_told_by_its_headers_alone(hub: HubServer, tmp_pat
     (model,) = record["models"]
     assert model["parameters"] == 13_015_864_320
     best = model["rows"][model["best"]]
-    assert best["format"] == "int4-g64-fixed"
-    assert best["memory"]["weights_bytes"] == 40 * 317_194_240 * 4.25 / 8 + 215_040_000 + 829_440
+    assert best["format"] == "super4-g32-fixed"
+    assert best["memory"]["weights_bytes"] == 40 * 317_194_240 * 4.25 / 8 + 209_920_000 + 829_440
     weights = repository_of(recorded_configuration("llama-2-13b"))["model.safetensors"]
     assert isinstance(weights, HeadOfFile)
     assert hub.given["model.safetensors"] < len(weights.content) + (1 << 18)
@@ -105,9 +105,9 @@ def test_the_best_row_is_the_one_that_fits_and_loses_least(
     monkeypatch.setattr(fitting, "process_bytes", lambda *_: 60_000_000)
     rows = json.loads(succeed(capsys, "fit", NOVELLA, "--no-speed", "--json"))["models"][0]["rows"]
     by_name = {row["format"]: row["memory_bytes"] for row in rows}
-    between = (by_name["int4-g32-fixed"] + by_name["int5-g128-fixed"]) // 2
+    between = (by_name["super4-g32-fixed"] + by_name["int4-g32-fixed"]) // 2
     text = crumb(capsys, "fit", NOVELLA, "--no-speed", "--memory", between).out
-    assert "yes, the best" in next(line for line in text.splitlines() if "int4-g32" in line)
+    assert "yes, the best" in next(line for line in text.splitlines() if "super4" in line)
     assert "of the loss" in text
 
 

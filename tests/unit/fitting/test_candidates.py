@@ -25,6 +25,13 @@ from crumb.run.load import engine_settings
 from crumb.run.memory_plan import CacheKind, MemoryPlan, plan_memory
 
 NOVELLA = MODELS["novella-7m"]
+FEW: Any = {
+    "effort": "fast",
+    "calibration": "excerpt-calibration",
+    "sequences": 2,
+    "length_tokens": 64,
+    "pack": False,
+}
 
 
 def open_outline(folder: Path, name: str | dict[str, Any]) -> Checkpoint:
@@ -208,6 +215,15 @@ def test_file_bytes_are_exactly_those_that_a_quantization_writes(tmp_path: Path)
         assert len(offered) == (bits < 8)
 
 
+def test_file_bytes_of_learned_tables_are_exact_before_anything_is_learned(tmp_path: Path) -> None:
+    row = candidate(open_checkpoint(NOVELLA), "super2-g32-fixed")
+    out = quantize(NOVELLA, out=tmp_path / "out", bits=2, codes="super", **FEW).out
+    assert row.file_bytes == (out / "model.safetensors").stat().st_size
+    (lying,) = candidates(open_checkpoint(out))
+    assert row.weights_bytes == lying.weights_bytes
+    assert (lying.codes, lying.name) == ("super", "super2-g32-fixed")
+
+
 def test_a_format_wider_than_a_matrix_is_not_offered(tmp_path: Path) -> None:
     names = [each.name for each in candidates(open_checkpoint(write_checkpoint(tmp_path / "tiny")))]
     assert "int4-g32-fixed" in names
@@ -237,7 +253,7 @@ def test_a_mix_is_called_by_the_bits_it_comes_to(tmp_path: Path) -> None:
 
 def test_rows_of_the_embedded_model_shrink_with_their_bits() -> None:
     rows = candidates(open_checkpoint(NOVELLA))
-    assert len(rows) == 13
+    assert len(rows) == 16
     sizes = [row.file_bytes for row in rows]
     assert sizes == sorted(sizes, reverse=True)
     assert [row.weights_bytes for row in rows] == sorted(

@@ -14,14 +14,25 @@ widths = st.floats(1.5, 9.0)
 
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda each: each.model)
 def test_a_measured_model_is_expected_to_be_what_it_was(measured) -> None:  # type: ignore[no-untyped-def]
-    for bits, kl in measured.points:
-        assert expected_kl(measured.parameters, bits).value == pytest.approx(kl)
+    for codes, points in measured.points.items():
+        for bits, kl in points:
+            assert expected_kl(measured.parameters, bits, codes).value == pytest.approx(kl)
 
 
-@given(sizes, widths, widths)
-def test_more_bits_are_never_expected_to_be_worse(size: float, one: float, other: float) -> None:
+@given(sizes, widths, widths, st.sampled_from(["int", "super", "lut"]))
+def test_more_bits_are_never_expected_to_be_worse(
+    size: float, one: float, other: float, codes: str
+) -> None:
     low, high = sorted((one, other))
-    assert expected_kl(size, high).value <= expected_kl(size, low).value * (1 + 1e-9)
+    more, fewer = (expected_kl(size, bits, codes).value for bits in (high, low))
+    assert more <= fewer * (1 + 1e-9)
+
+
+@given(sizes, st.floats(2.21, 4.25))
+def test_super_blocks_are_never_expected_to_be_worse_than_whole_numbers(
+    size: float, bits: float
+) -> None:
+    assert expected_kl(size, bits, "super").value <= expected_kl(size, bits).value * (1 + 1e-9)
 
 
 @given(sizes, sizes)

@@ -48,7 +48,7 @@ COLUMNS, COLUMN_WEIGHTS = "columns", "column_weights"
 BESIDE = (ORDER, COLUMNS, COLUMN_WEIGHTS)
 """What may lie beside the array of a matrix."""
 
-LEVEL = re.compile(r"-?[0-9]{1,3}", re.ASCII)
+LEVEL = re.compile(r"-?[0-9]{1,4}", re.ASCII)
 """A number of a table."""
 
 OLD_LAYOUTS = ("row-stream",)
@@ -63,12 +63,14 @@ def quantization_config() -> dict[str, Any]:
 def matrix_metadata(format: Format, shape: tuple[int, int]) -> str:
     """What a file's metadata says of one matrix: format name, out_features, in_features.
 
-    Behind them the matrix's own table, if its format has learned ones: -127,-38,41,127.
+    Behind them the matrix's own table, if its format has learned ones: -127,-038,0041,0127.
+    All numbers of a row's tables are as long, so a file's size does not wait for what is learned.
     """
     described = f"{format.name} {shape[0]} {shape[1]}"
     if not format.row.learned or format.row.table is None:
         return described
-    return f"{described} {','.join(map(str, format.row.table))}"
+    length = len(str(-format.row.farthest_level))
+    return f"{described} {','.join(f'{level:0{length}d}' for level in format.row.table)}"
 
 
 def group_packed(directory: QuantizedDirectory) -> dict[str, Entry]:
