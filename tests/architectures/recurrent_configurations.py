@@ -214,3 +214,30 @@ RECURRENT_FOR_GGUF = {
     | {"head_dim": 64, "gate_low_rank_dim": 24, "a_low_rank_dim": 16, "decay_low_rank_dim": 8},
 }
 """With heads as wide as llama.cpp's kernels want them, and the one epsilon that it has for them."""
+
+HYBRIDS_FOR_GGUF: dict[str, dict[str, Any]] = {
+    "mamba2": MAMBA2,
+    "mamba2-tied": MAMBA2 | {"tie_word_embeddings": True, "n_groups": 1, "conv_kernel": 4},
+    "bamba": BAMBA,
+    "bamba-biases": BAMBA
+    | {"attention_bias": True, "mlp_bias": True, "attn_layer_indices": [0, 2]}
+    | {"num_key_value_heads": 3},
+    "granitemoehybrid": GRANITE4 | {"position_embedding_type": "nope"},
+    "granitemoehybrid-dense": GRANITE4
+    | {"num_local_experts": 0, "position_embedding_type": "nope", "attention_bias": True}
+    | {"tie_word_embeddings": True},
+    "lfm2": LFM2,
+    "lfm2-tied": LFM2
+    | {"conv_L_cache": 4, "tie_embedding": True, "full_attn_idxs": [0, 2]}
+    | {"block_auto_adjust_ff_dim": False},
+    "lfm2_moe": LFM2_MOE | {"routed_scaling_factor": 1.0},
+    # Values as wide as keys, and the epsilon of their lengths, as its code has them.
+    "qwen3_next": QWEN3_NEXT
+    | {"linear_value_head_dim": 12, "rms_norm_eps": 1e-6}
+    | {"mlp_only_layers": []},
+    "qwen3_next-tied": QWEN3_NEXT
+    | {"linear_value_head_dim": 12, "rms_norm_eps": 1e-6}
+    | {"mlp_only_layers": [], "linear_num_value_heads": 2, "tie_word_embeddings": True}
+    | {"full_attention_interval": 3},
+}
+"""Those that an architecture of llama.cpp can express."""

@@ -14,7 +14,7 @@ import pytest
 from dense_configurations import FOR_GGUF
 from llama_cpp_server import server_of, their_logprobs
 from mixture_configurations import MIXTURES_FOR_GGUF
-from recurrent_configurations import RECURRENT_FOR_GGUF
+from recurrent_configurations import HYBRIDS_FOR_GGUF, RECURRENT_FOR_GGUF
 from tiny_models import (
     GPT_NEOX,
     LLAMA,
@@ -60,6 +60,7 @@ MODELS: dict[str, dict[str, Any]] = {
     **FOR_GGUF,
     **MIXTURES_FOR_GGUF,
     **RECURRENT_FOR_GGUF,
+    **HYBRIDS_FOR_GGUF,
 }
 
 GELU_ERROR = 2.0**-11

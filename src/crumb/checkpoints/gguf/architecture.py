@@ -13,14 +13,51 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crumb.architectures.configuration import LIMIT
 from crumb.architectures.family import Family
-from crumb.architectures.reader import Reader, Sizes
+from crumb.architectures.reader import Reader
 from crumb.checkpoints.gguf.header import Value
-
-HEAD_NORMS = ("query_norm", "key_norm")
 
 Order = NDArray[np.intp]
 """The row of ours that lies at each row of a GGUF tensor."""
+
+PiecesOfOne = tuple[tuple[str, Order | None], ...]
+Pieces = Mapping[str, PiecesOfOne]
+"""Role -> tensors that its own is taken apart into, with {block}, and our rows that each has.
+
+None: all of them.
+"""
+
+
+EXPERTS = {
+    "experts": "expert_count",
+    "used": "expert_used_count",
+    "expert_inner": "expert_feed_forward_length",
+}
+GRANITE = {
+    "embedding_scale": "embedding_scale",
+    "attention_scale": "attention.scale",
+    "residual_scale": "residual_scale",
+    "logit_divisor": "logit_scale",
+}
+ALL_EXPERTS = dict.fromkeys(("gate", "up", "down"), LIMIT)
+POST_NORM = {"mlp_norm": "blk.{block}.post_attention_norm"}
+"""What several rows have in common: numbers, counts, depths, names."""
+
+
+def interleaved(rows: int, heads: int, rotated: int | None = None) -> Order:
+    """Pairs of features side by side: ours are half a head apart, or half of what rotates of it."""
+    apart = np.arange(rows).reshape(heads, -1)
+    count = apart.shape[1] if rotated is None else rotated
+    turning = apart[:, :count].reshape(heads, 2, -1).swapaxes(1, 2).reshape(heads, -1)
+    return np.concatenate([turning, apart[:, count:]], axis=1).reshape(-1)
+
+
+TURNED: Mapping[str, Callable[[int, Reader], Order]] = {
+    "query": lambda rows, reader: interleaved(rows, reader.sizes.heads),
+    "key": lambda rows, reader: interleaved(rows, reader.sizes.key_value_heads),
+}
+"""Orders of queries and keys, where pairs lie side by side."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +68,18 @@ class Architecture:
     family: str  # the model_type that a file of it is read as
     epsilon: str = "attention.layer_norm_rms_epsilon"
     activations: tuple[str, ...] = ("silu",)  # those it computes; the first is what a file means
-    orders: Mapping[str, Callable[[int, Sizes], Order]] = field(default_factory=dict)
+    orders: Mapping[str, Callable[[int, Reader], Order]] = field(default_factory=dict)
     """Role -> the order of so many rows, where it is not ours."""
+    pieces: Callable[[Reader], Pieces] = lambda reader: {}
+    older: Mapping[str, str] = field(default_factory=dict)
+    """Role -> the name of the whole in files of older programs, of what has pieces today."""
     windowed: str | None = None  # the model_type of a file with a sliding window
     mixture: str | None = None  # the model_type of a file with experts
     whole_heads: bool = True  # heads * head_dim must be the hidden size
     grouped: bool = True  # key-value heads may be fewer
     numbers: Mapping[str, str] = field(default_factory=dict)  # our word -> its key
     counts: Mapping[str, str] = field(default_factory=dict)  # the same of whole numbers
+    needed: Mapping[str, str] = field(default_factory=dict)  # of counts that a file must have
     settings: Mapping[str, str] = field(default_factory=dict)  # key of config.json -> its key
     fixed: Mapping[str, Value] = field(default_factory=dict)  # keys that say what the code does
     decided: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda words: {}
@@ -47,6 +88,12 @@ class Architecture:
     """Names of a file's tensors -> keys of config.json that they decide."""
     implied: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda words: {}
     """Words -> words that the code of the architecture fixes."""
+    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda words: {}
+    """Words -> words that follow from them, once all are read."""
+    stated: Callable[[Reader], Mapping[str, Value]] = lambda reader: {}
+    """Keys that follow from several words, or are not as the words say."""
+    limits: Callable[[Reader], Mapping[str, tuple[object, object]]] = lambda reader: {}
+    """What its code takes for granted: a name -> what is expected, and what a model has."""
     windows: bool = False  # in the blocks that the family's own rule says
     tied: bool = False  # always: it has no head of its own
     from_blocks: Mapping[str, int] = field(default_factory=dict)  # role -> least depth that has it
@@ -55,7 +102,6 @@ class Architecture:
     may_be_biased: tuple[str, ...] | None = None  # roles that may have one; None: all
     names: Mapping[str, str] = field(default_factory=dict)  # role -> where not as in TENSORS
     rotates: bool = True
-    attends: bool = True  # else its heads are not those of attention
     own_head: bool = False  # always: the embedding is no head
     bias_names: Mapping[str, str] = field(default_factory=dict)  # role -> tensor that is its bias
     together: tuple[str, ...] = ()  # roles that one tensor holds, in this order
@@ -65,6 +111,8 @@ class Architecture:
         default_factory=dict
     )  # tensors that nothing reads -> copies
     latent: bool = False  # keys and values of all heads come from one vector
+    attends: bool = True  # else its heads are not those of attention
+    hybrid: bool = False  # key-value heads are said for each block: one with none does not attend
 
     def key(self, short: str) -> str:
         return f"{self.name}.{short}"
@@ -73,13 +121,13 @@ class Architecture:
         """Whether a tensor of this role may have a bias."""
         return self.may_be_biased is None or role in self.may_be_biased
 
-    def row_order(self, role: str, rows: int, sizes: Sizes) -> Order | None:
+    def row_order(self, role: str, rows: int, reader: Reader) -> Order | None:
         """How the rows of a tensor lie in the file; None as ours do."""
-        return self.orders[role](rows, sizes) if role in self.orders else None
+        return self.orders[role](rows, reader) if role in self.orders else None
 
     def tensor(self, role: str) -> str:
         """The name of a role's tensors, with {block} and without .weight."""
-        return self.names.get(role) or TENSORS[role]
+        return self.names.get(role) or self.older.get(role) or TENSORS[role]
 
     def tensor_of(self, role: str, kind: str, block: int) -> str:
         """The whole name of a role's weight or bias."""
@@ -131,18 +179,36 @@ TENSORS: dict[str, str] = {
     "latent_up": "blk.{block}.attn_kv_b",
     "latent_key": "blk.{block}.attn_k_b",
     "latent_value": "blk.{block}.attn_v_b",
+    "mixer_norm": "blk.{block}.attn_norm",
+    "scan_in": "blk.{block}.ssm_in",
+    "scan_taps": "blk.{block}.ssm_conv1d",
+    "scan_rate": "blk.{block}.ssm_a",
+    "scan_bias": "blk.{block}.ssm_dt",
+    "scan_skip": "blk.{block}.ssm_d",
+    "scan_norm": "blk.{block}.ssm_norm",
+    "scan_output": "blk.{block}.ssm_out",
+    "delta_paces": "blk.{block}.ssm_ba",
+    "delta_taps": "blk.{block}.ssm_conv1d",
+    "delta_rate": "blk.{block}.ssm_a",
+    "delta_bias": "blk.{block}.ssm_dt",
+    "delta_norm": "blk.{block}.ssm_norm",
+    "delta_output": "blk.{block}.ssm_out",
+    "gates": "blk.{block}.shortconv.in_proj",
+    "convolution": "blk.{block}.shortconv.conv",
+    "mixer_output": "blk.{block}.shortconv.out_proj",
 }
 """Role -> tensor name, without .weight; one tensor holds all experts of a block, or all heads' keys
 or values of a latent. Older files have "latent_up" in place of those two."""
 
-BARE = {"router_choice": "bias", "sinks": "weight"}
+BARE = {"router_choice": "bias", "sinks": "weight", "scan_bias": "bias", "delta_bias": "bias"}
 BARE |= dict.fromkeys(("direction", "renewal", "bonus", "decay"), "weight")
 BARE |= dict.fromkeys(("mix_down", "decay_down", "decay_up"), "weight")
 BARE |= {
     f"{role}_mix": "weight"
     for role in ("receptance", "pace", "key", "value", "share", "pass", "mix", "up", "gate")
 }
-"""Roles whose names are whole with us -> what they end in there."""
+BARE |= dict.fromkeys(("scan_rate", "scan_skip", "delta_rate"), "")
+"""Roles whose names are whole with us -> what they end in there, "" for nothing."""
 
 
 @dataclass(frozen=True)
@@ -154,18 +220,22 @@ class Named:
     theirs: str
     part: int | None = None  # which of those that their tensor holds, all of one shape
     parts: int = 1
+    rows: Order | None = None  # of ours that it holds, where it does not hold all
+    older: bool = False  # what only other programs write
 
-
-def weight_offset(family: Family, name: Named) -> float:
-    """What a file has added to each number of a tensor: norms of weights around 0 become others."""
-    if not name.ours.endswith(".weight") or not name.role.endswith("_norm"):
-        return 0.0
-    form = family.head_norm if name.role in HEAD_NORMS else family.norm
-    return form.offset
+    @property
+    def kind(self) -> str:
+        """What its name ends in: weight, bias, or what it is."""
+        return self.ours.rpartition(".")[2]
 
 
 def names_of(
-    row: Architecture, family: Family, blocks: int, experts: int = 0, heads: int = 0
+    row: Architecture,
+    family: Family,
+    blocks: int,
+    experts: int = 0,
+    heads: int = 0,
+    pieces: Pieces | None = None,
 ) -> Iterator[Named]:
     """Every tensor that a model of a family can have, under both names."""
     roles = dict(family.tensors)
@@ -175,9 +245,12 @@ def names_of(
         roles["encoder.final_norm"] = family.encoder.tensors["final_norm"]
     for role, name in roles.items():
         for block in range(blocks if "{block}" in name else 1):
+            if pieces and role in pieces:
+                yield from _in_pieces(row, role, name.format(block=block), block, pieces[role])
+                continue
             ours, theirs = (each.format(block=block) for each in (name, row.tensor(role)))
             if role in BARE:
-                both = ours, f"{theirs}.{BARE[role]}"
+                both = ours, f"{theirs}.{BARE[role]}".rstrip(".")
                 if role in row.together:
                     place = row.together.index(role), len(row.together)
                     yield Named(role, *both, *place)
@@ -196,6 +269,21 @@ def names_of(
                     yield Named(role, both[0].format(expert=expert), both[1], expert, count)
 
 
+def _in_pieces(
+    row: Architecture,
+    role: str,
+    ours: str,
+    block: int,
+    pieces: PiecesOfOne,
+) -> Iterator[Named]:
+    """The weights of a role that lies in several tensors, or in one of another name."""
+    for theirs, rows in pieces:
+        yield Named(role, f"{ours}.weight", f"{theirs.format(block=block)}.weight", rows=rows)
+    if role in row.older:
+        theirs = row.older[role].format(block=block)
+        yield Named(role, f"{ours}.weight", f"{theirs}.weight", older=True)
+
+
 def _of_heads(row: Architecture, ours: str, block: int, heads: int) -> Iterator[Named]:
     """The matrices of each head, as architectures/latent.py names them."""
     for kind in ("key", "value"):
@@ -206,6 +294,12 @@ def _of_heads(row: Architecture, ours: str, block: int, heads: int) -> Iterator[
             )
 
 
+def names_of_model(row: Architecture, reader: Reader) -> Iterator[Named]:
+    """Every tensor that a model of a configuration can have, under both names."""
+    experts, heads = experts_of(reader), reader.sizes.heads
+    return names_of(row, reader.family, depth_of(reader), experts, heads, row.pieces(reader))
+
+
 def depth_of(reader: Reader) -> int:
     """Blocks of the deeper half, or of all."""
     return max(reader.sizes.blocks, reader.size("decoder_blocks", reader.sizes.blocks))
@@ -213,4 +307,4 @@ def depth_of(reader: Reader) -> int:
 
 def experts_of(reader: Reader) -> int:
     """Experts of a block; 0 where the family has none."""
-    return reader.size("experts") if "experts" in reader.family.keys else 0
+    return reader.size("experts", lowest=0) if "experts" in reader.family.keys else 0

@@ -13,22 +13,28 @@ from typing import Any
 import numpy as np
 
 from crumb.architectures.configuration import LIMIT, shown
-from crumb.architectures.reader import Sizes
-from crumb.checkpoints.gguf.architecture import HEAD_NORMS, Architecture, Order
+from crumb.architectures.reader import Reader
+from crumb.checkpoints.gguf.architecture import (
+    ALL_EXPERTS,
+    EXPERTS,
+    GRANITE,
+    POST_NORM,
+    TURNED,
+    Architecture,
+    Order,
+)
 from crumb.checkpoints.gguf.header import Value
+from crumb.checkpoints.gguf.hybrids import HYBRIDS
 from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.checkpoints.gguf.number_forms import HEAD_NORMS
 from crumb.checkpoints.gguf.rwkv import RWKV6, RWKV7
 from crumb.checkpoints.gguf.t5 import T5
 from crumb.errors import UnknownFamily
 
 
-def _interleave(rows: int, heads: int) -> Order:
-    """Pairs of features side by side: ours are half a head apart."""
-    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
-
-
-def _part_by_part(rows: int, sizes: Sizes) -> Order:
+def _part_by_part(rows: int, reader: Reader) -> Order:
     """All heads' queries, then all keys, then all values: ours go by key-value head."""
+    sizes = reader.sizes
     group = sizes.heads // sizes.key_value_heads
     apart = np.arange(rows).reshape(sizes.key_value_heads, group + 2, -1)
     parts = apart[:, :group], apart[:, group], apart[:, group + 1]
@@ -38,24 +44,7 @@ def _part_by_part(rows: int, sizes: Sizes) -> Order:
 _GELUS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 _LAYER = "attention.layer_norm_epsilon"
 
-_TURNED: dict[str, Callable[[int, Sizes], Order]] = {
-    "query": lambda rows, sizes: _interleave(rows, sizes.heads),
-    "key": lambda rows, sizes: _interleave(rows, sizes.key_value_heads),
-}
 _APPROXIMATE = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-_EXPERTS = {
-    "experts": "expert_count",
-    "used": "expert_used_count",
-    "expert_inner": "expert_feed_forward_length",
-}
-_GRANITE = {
-    "embedding_scale": "embedding_scale",
-    "attention_scale": "attention.scale",
-    "residual_scale": "residual_scale",
-    "logit_divisor": "logit_scale",
-}
-_ALL_EXPERTS = dict.fromkeys(("gate", "up", "down"), LIMIT)
-_POST_NORM = {"mlp_norm": "blk.{block}.post_attention_norm"}
 _ORIGINAL = {"original_max_position_embeddings": "rope.scaling.original_context_length"}
 _CAPS = {"score_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
 
@@ -76,7 +65,7 @@ _DEEPSEEK = Architecture(
     family="deepseek_v3",
     whole_heads=False,
     numbers={"factor": "expert_weights_scale"},
-    counts=_EXPERTS | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
+    counts=EXPERTS | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
     decided=lambda words: {"num_key_value_heads": words["heads"], "norm_topk_prob": False},
     implied=lambda words: {"factor": 1.0, "groups": 1, "top_groups": 1},
     names={"query_norm": "blk.{block}.attn_q_a_norm"},
@@ -90,7 +79,7 @@ ROWS: tuple[Architecture, ...] = (
         family="llama",
         mixture="mixtral",
         counts={"experts": "expert_count", "used": "expert_used_count"},
-        orders=_TURNED,
+        orders=TURNED,
         windowed="mistral",
         whole_heads=False,
     ),
@@ -98,7 +87,7 @@ ROWS: tuple[Architecture, ...] = (
         "llama4",
         family="llama4_text",
         whole_heads=False,
-        counts=_EXPERTS | {"sparse_step": "interleave_moe_layer_step"},
+        counts=EXPERTS | {"sparse_step": "interleave_moe_layer_step"},
         fixed={"attention.sliding_window": 8192, "attention.sliding_window_pattern": 4},
         decided=lambda words: {"use_qk_norm": words["experts"] != 128},
         may_be_biased=(),
@@ -116,7 +105,7 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "mistral3",
         family="ministral3",
-        orders=_TURNED,
+        orders=TURNED,
         whole_heads=False,
     ),
     Architecture(
@@ -157,7 +146,7 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "smollm3",
         family="smollm3",
-        orders=_TURNED,
+        orders=TURNED,
     ),
     Architecture(
         "olmo2",
@@ -175,14 +164,14 @@ ROWS: tuple[Architecture, ...] = (
         "seed_oss",
         family="seed_oss",
         whole_heads=False,
-        names=_POST_NORM,
+        names=POST_NORM,
         may_be_biased=("query", "key", "value"),
     ),
     Architecture(
         "granite",
         family="granite",
-        orders=_TURNED,
-        numbers=_GRANITE,
+        orders=TURNED,
+        numbers=GRANITE,
     ),
     Architecture(
         "command-r",
@@ -255,38 +244,38 @@ ROWS: tuple[Architecture, ...] = (
     Architecture(
         "qwen2moe",
         family="qwen2_moe",
-        counts=_EXPERTS | {"shared_inner": "expert_shared_feed_forward_length"},
-        from_blocks=_ALL_EXPERTS,
+        counts=EXPERTS | {"shared_inner": "expert_shared_feed_forward_length"},
+        from_blocks=ALL_EXPERTS,
     ),
     Architecture(
         "qwen3moe",
         family="qwen3_moe",
         whole_heads=False,
-        counts=_EXPERTS,
+        counts=EXPERTS,
         decided=lambda words: {"norm_topk_prob": True},
-        from_blocks=_ALL_EXPERTS,
+        from_blocks=ALL_EXPERTS,
     ),
     Architecture(
         "olmoe",
         family="olmoe",
         grouped=False,
-        counts=_EXPERTS,
+        counts=EXPERTS,
         may_be_biased=(),
     ),
     Architecture(
         "granitemoe",
         family="granitemoe",
-        orders=_TURNED,
-        numbers=_GRANITE,
-        counts=_EXPERTS,
+        orders=TURNED,
+        numbers=GRANITE,
+        counts=EXPERTS,
     ),
     Architecture(
         "gpt-oss",
         family="gpt_oss",
         whole_heads=False,
-        counts=_EXPERTS,
+        counts=EXPERTS,
         windows=True,
-        names=_POST_NORM,
+        names=POST_NORM,
         biases=("query",),
     ),
     Architecture(
@@ -294,12 +283,12 @@ ROWS: tuple[Architecture, ...] = (
         family="glm4_moe",
         whole_heads=False,
         numbers={"factor": "expert_weights_scale"},
-        counts=_EXPERTS
+        counts=EXPERTS
         | {"shared": "expert_shared_count", "dense_first": "leading_dense_block_count"},
         settings={"norm_topk_prob": "expert_weights_norm"},
         decided=lambda words: {"norm_topk_prob": False},
         fixed={"expert_gating_func": 2},
-        names=_POST_NORM,
+        names=POST_NORM,
     ),
     Architecture(
         "phi2",
@@ -323,6 +312,7 @@ ROWS: tuple[Architecture, ...] = (
     T5,
     RWKV6,
     RWKV7,
+    *HYBRIDS,
 )
 """An architecture with several rows is read by the first whose fixed keys a file has."""
 

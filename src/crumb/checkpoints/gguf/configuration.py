@@ -78,6 +78,7 @@ NEUTRAL: dict[str, tuple[Value, ...]] = {
 """Keys that would change the result -> the values with which they do not."""
 
 CLASSES = {
+    "bamba": "BambaForCausalLM",
     "bloom": "BloomForCausalLM",
     "cohere": "CohereForCausalLM",
     "cohere2": "Cohere2ForCausalLM",
@@ -95,8 +96,12 @@ CLASSES = {
     "gpt_oss": "GptOssForCausalLM",
     "granite": "GraniteForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
+    "lfm2": "Lfm2ForCausalLM",
+    "lfm2_moe": "Lfm2MoeForCausalLM",
     "llama": "LlamaForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
+    "mamba2": "Mamba2ForCausalLM",
     "mistral": "MistralForCausalLM",
     "ministral3": "Ministral3ForCausalLM",
     "mixtral": "MixtralForCausalLM",
@@ -109,6 +114,7 @@ CLASSES = {
     "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
     "rwkv6": "Rwkv6ForCausalLM",
     "rwkv7": "RWKV7ForCausalLM",
     "seed_oss": "SeedOssForCausalLM",
@@ -167,14 +173,14 @@ def _words(
     """Our words for what the keys say. Raises: CheckpointError."""
     words: dict[str, Any] = {
         word: metadata.integer(row.key(short), highest=HIGHEST.get(word, LIMIT))
-        for word, short in KEYS.items()
-        if row.attends or word != "heads"
+        for word, short in {**KEYS, **row.needed}.items()
+        if row.attends or (word != "heads" and word in {**family.keys, **row.needed})
     }
     words["blocks"] -= metadata.integer(row.key(GUESSING), 0, lowest=0, highest=words["blocks"] - 1)
     if row.latent:
         words |= latent_words(metadata, row)
     elif row.attends:
-        words["key_value_heads"] = metadata.integer(row.key(KEY_VALUE_HEADS), words["heads"])
+        words |= _key_value_heads(metadata, row, words)
         words["head_dim"] = _head_dim(metadata, row, words, family)
     words["vocabulary"] = _vocabulary(metadata, row)
     words["epsilon"] = metadata.number(row.key(row.epsilon))
@@ -192,11 +198,25 @@ def _words(
         for word, short in row.counts.items()
         if row.key(short) in metadata
     }
-    return words
+    return words | dict(row.derived(words))
+
+
+def _key_value_heads(
+    metadata: Metadata, row: Architecture, words: Mapping[str, int]
+) -> dict[str, Any]:
+    """How many, and in a hybrid which blocks have some. Raises: CheckpointError."""
+    key, heads = row.key(KEY_VALUE_HEADS), words["heads"]
+    if not row.hybrid:
+        return {"key_value_heads": metadata.integer(key, heads)}
+    each = metadata.integers(key, heads, words["blocks"])
+    numbers = {count for count in each if count} or {heads}
+    if len(numbers) > 1:
+        raise metadata.refuse(key, "one number in all blocks that attend, 0 in the others")
+    return {"key_value_heads": numbers.pop(), "attends": [count > 0 for count in each]}
 
 
 def _refuse_other_results(metadata: Metadata, row: Architecture) -> None:
-    read = {*row.numbers.values(), *row.counts.values()}
+    read = {*row.numbers.values(), *row.counts.values(), *row.needed.values()}
     read |= {BALANCED} if row.name in BALANCES else set()
     for short, values in (NEUTRAL | {key: (value,) for key, value in row.fixed.items()}).items():
         if short in read:

@@ -57,6 +57,17 @@ class Metadata:
             raise self.refuse(key, expected)
         return value
 
+    def integers(self, key: str, default: int, count: int) -> list[int]:
+        """As many whole numbers, of 0 and more; one stands for all. Raises: CheckpointError."""
+        value = self.values.get(key, default)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.ndim == 1:
+            each = [int(number) for number in value]
+        else:
+            each = [self.integer(key, default, lowest=0)] * count
+        if len(each) != count or not all(0 <= number <= LIMIT for number in each):
+            raise self.refuse(key, f"{count} integers, one for each block")
+        return each
+
     def number(self, key: str, default: float | None = None) -> float:
         """A finite number; an f32 as the shortest decimal that is rounded to it.
 

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from crumb.architectures.builder import reader_of
 from crumb.architectures.configuration import Configuration, read_flag, shown
 from crumb.architectures.family import BlockKind, Family
+from crumb.architectures.plan import Plan
 from crumb.architectures.reader import Reader, Sizes
 from crumb.architectures.registry import families, plan_of
-from crumb.checkpoints.gguf.architecture import Architecture, Named, depth_of, experts_of, names_of
+from crumb.checkpoints.gguf.architecture import Architecture, Named, names_of_model
 from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY
 from crumb.checkpoints.gguf.as_read import check_as_read, without_idle_windows
 from crumb.checkpoints.gguf.configuration import (
@@ -37,9 +40,10 @@ from crumb.checkpoints.gguf.latent import (
 from crumb.checkpoints.gguf.metadata import Metadata
 from crumb.checkpoints.gguf.rope_scaling import GROWING, GROWTH, frequency_factors, scaling_keys
 from crumb.errors import UsageError
+from crumb.operations.attention import Attention
 from crumb.operations.rope import Rope
 
-WIDTHS = (KEY_VALUE_HEADS, KEY_WIDTH, VALUE_WIDTH)
+
 NO_HEADS: dict[str, Value] = {KEYS["heads"]: 0, KEYS["positions"]: 1 << 20}
 """What llama.cpp wants to be told of a model that keeps a state and does not attend."""
 
@@ -49,17 +53,18 @@ class GgufModel:
     """What a model becomes as a GGUF file."""
 
     architecture: Architecture
-    family: Family
-    sizes: Sizes
+    reader: Reader
     rope: Rope | None  # None: nothing rotates
     metadata: dict[str, Value]
-    experts: int  # of a block; 0 without any
-    depth: int  # blocks, of the deeper half where there are two
+
+    @property
+    def family(self) -> Family:
+        return self.reader.family
 
     def names(self) -> Iterator[Named]:
-        """Every tensor that such a model can have, under both names."""
-        sizes = self.sizes
-        return names_of(self.architecture, self.family, self.depth, self.experts, sizes.heads)
+        """Every tensor that such a model can have, under both names, as it is written."""
+        every = names_of_model(self.architecture, self.reader)
+        return (name for name in every if not name.older)
 
 
 def gguf_model_of(configuration: Configuration) -> GgufModel:
@@ -77,20 +82,35 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
             found=shown(model_type),
         )
     reader = reader_of(families()[str(model_type)], configuration)
-    family = reader.family
-    sizes, kinds = reader.sizes, family.kinds(reader)
-    rope = _rope(kinds)
-    _check_expressible(row, reader, sizes)
+    kinds = reader.family.kinds(reader)
+    rope, plan = _rope(kinds), without_idle_windows(plan_of(configuration))
+    _check_expressible(row, reader, reader.sizes)
+    keys = _keys_of(row, reader, kinds, plan)
+    metadata: dict[str, Value] = {"general.architecture": row.name}
+    metadata |= {row.key(short): value for short, value in keys.items()}
+    model = GgufModel(row, reader, rope, metadata)
+    theirs = {each.ours: each.theirs for each in model.names()}
+    tensors = {theirs[spec.name] for spec in plan.tensors()}
+    again = read_configuration(Metadata(Path("-"), metadata), tensors, frequency_factors(rope))
+    check_as_read(row.name, plan, without_idle_windows(plan_of(again)))
+    return model
+
+
+def _keys_of(
+    row: Architecture, reader: Reader, kinds: tuple[BlockKind, ...], plan: Plan
+) -> dict[str, Value]:
+    """The keys of a file, without the architecture's name. Raises: UsageError."""
+    sizes, family, rope = reader.sizes, reader.family, _rope(kinds)
     keys: dict[str, Value] = {short: getattr(sizes, word) for word, short in KEYS.items()}
-    keys |= {
-        KEY_VALUE_HEADS: sizes.key_value_heads,
-        KEY_WIDTH: sizes.head_dim,
-        VALUE_WIDTH: sizes.head_dim,
-        VOCABULARY: sizes.vocabulary,
-        row.epsilon: sizes.epsilon,
-    }
-    if not row.attends:
-        keys = {short: value for short, value in keys.items() if short not in WIDTHS} | NO_HEADS
+    keys |= {VOCABULARY: sizes.vocabulary, row.epsilon: sizes.epsilon}
+    if row.attends:
+        keys |= {
+            KEY_VALUE_HEADS: _key_value_heads(row, plan, sizes),
+            KEY_WIDTH: sizes.head_dim,
+            VALUE_WIDTH: sizes.head_dim,
+        }
+    else:
+        keys |= NO_HEADS
     if row.latent:
         keys |= latent_keys(reader)
     if rope is not None:
@@ -105,23 +125,24 @@ def gguf_model_of(configuration: Configuration) -> GgufModel:
             keys[short] = number
     if row.name in GROWING and kinds[0].temperature is not None:
         keys[GROWTH] = kinds[0].temperature.rate
-    for word, short in row.counts.items():
+    for word, short in {**row.counts, **row.needed}.items():
         if word in family.keys and reader.find(word)[1] is not None:
             keys[short] = reader.size(word, lowest=0)
     for setting, short in row.settings.items():
         value = reader.configuration.get(setting, family.defaults.get(setting))
         if value is not None:
             keys[short] = value
-    keys |= row.fixed
-    metadata: dict[str, Value] = {"general.architecture": row.name}
-    metadata |= {row.key(short): value for short, value in keys.items()}
-    model = GgufModel(row, family, sizes, rope, metadata, experts_of(reader), depth_of(reader))
-    plan = without_idle_windows(plan_of(configuration))
-    theirs = {each.ours: each.theirs for each in model.names()}
-    tensors = {theirs[spec.name] for spec in plan.tensors()}
-    again = read_configuration(Metadata(Path("-"), metadata), tensors, frequency_factors(rope))
-    check_as_read(row.name, plan, without_idle_windows(plan_of(again)))
-    return model
+    return keys | {**row.fixed, **row.stated(reader)}
+
+
+def _key_value_heads(row: Architecture, plan: Plan, sizes: Sizes) -> Value:
+    """How many, of a hybrid for each block."""
+    if not row.hybrid:
+        return sizes.key_value_heads
+    attends = [
+        any(isinstance(each, Attention) for each in stage.operations) for stage in plan.stages[1:-1]
+    ]
+    return np.array([sizes.key_value_heads * each for each in attends], np.int32)
 
 
 def _rope(kinds: tuple[BlockKind, ...]) -> Rope | None:
@@ -154,6 +175,9 @@ def _check_expressible(row: Architecture, reader: Reader, sizes: Sizes) -> None:
     for role, flag in reader.family.biases.items():
         if not row.takes_bias(role) and reader.flag(flag):
             expected, found = f"no bias of {role}", "one"
+    for name, (limit, own) in row.limits(reader).items():
+        if limit != own:
+            expected, found = f"{name} {limit}", str(own)
     if expected is not None:
         raise UsageError(
             f"llama.cpp's {row.name} cannot express this model",

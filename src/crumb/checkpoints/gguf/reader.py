@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -29,24 +29,26 @@ from crumb.checkpoints.gguf.architecture import (
     Architecture,
     Named,
     Order,
-    depth_of,
-    experts_of,
-    names_of,
-    weight_offset,
+    names_of_model,
 )
 from crumb.checkpoints.gguf.architecture_rows import architecture_of
 from crumb.checkpoints.gguf.configuration import GUESSING, KEYS, read_configuration
 from crumb.checkpoints.gguf.container import GgufFile, StoredTensor, read_gguf
 from crumb.checkpoints.gguf.metadata import Metadata
+from crumb.checkpoints.gguf.number_forms import (
+    holds_alike,
+    number_form,
+    reshaped_bytes,
+    their_shape,
+)
 from crumb.checkpoints.gguf.rope_scaling import FACTOR_TENSORS, Factors
+from crumb.checkpoints.gguf.tensor_rows import TensorPiece, TensorRows, joined
 from crumb.checkpoints.gguf.tokenizer.reader import tokenizer_files
 from crumb.checkpoints.latent_heads import heads_apart, whole_matrices
-from crumb.checkpoints.safetensors import StoredArray
-from crumb.checkpoints.tensor_map import Entry, Matrix, StoredCodes, StoredFloats, TensorMap
+from crumb.checkpoints.tensor_map import Entry, TensorMap
 from crumb.checkpoints.unread_tensors import is_harmless
 from crumb.errors import CheckpointError, CrumbError
 from crumb.files.model_files import CONFIGURATION, MadeFiles
-from crumb.formats.layouts.gguf_blocks import decode_blocks, decode_floats, fits
 
 SUFFIX = ".gguf"
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
@@ -160,23 +162,31 @@ def _entries(
     """Entries by our names. Raises: CheckpointError for a tensor that the plan has no use for."""
     reader = reader_of(families()[configuration["model_type"]], configuration)
     family = reader.family
-    sizes, experts = reader.sizes, experts_of(reader)
     used = {spec.name: spec.shape for spec in plan.tensors()}
     used |= {whole.name: whole.shape for whole in whole_matrices(family, plan)}
     entries: dict[str, Entry] = {}
+    pieces: dict[str, list[TensorPiece]] = {}
     taken: set[str] = set()
-    for name in names_of(row, family, depth_of(reader), experts, sizes.heads):
+    for name in names_of_model(row, reader):
         whole = tensors.get(name.theirs) if name.ours in used else None
         if whole is None:
             continue
         taken.add(name.theirs)
-        if name.role in row.flat and prod(whole.shape) == prod(used[name.ours]):
-            whole = replace(whole, shape=used[name.ours])
-        tensor = _part(whole, name, used[name.ours])
+        shape = used[name.ours]
+        if name.rows is not None:
+            shape = (len(name.rows), *shape[1:])
+        if name.role in row.flat and prod(whole.shape) == prod(shape):
+            whole = replace(whole, shape=shape)
+        tensor = _part(whole, name, shape, their_shape(name.role, name.kind, shape, reader))
         places = None
-        if tensor.shape == used[name.ours]:  # another shape is refused with all others
-            places = _places(row.row_order(name.role, tensor.shape[0], sizes))
-        entries[name.ours] = _Rows(tensor, places, weight_offset(family, name)).entry()
+        if tensor.shape == shape and name.rows is None:  # another is refused with all others
+            places = _places(row.row_order(name.role, tensor.shape[0], reader))
+        rows = TensorRows(tensor, places, number_form(family, name.role, name.kind))
+        if name.rows is None:
+            entries[name.ours] = rows.entry()
+        else:
+            pieces.setdefault(name.ours, []).append(TensorPiece(name.rows, rows, shape))
+    entries |= {name: joined(parts) for name, parts in pieces.items() if name not in entries}
     unknown = [name for name in tensors.keys() - taken if not is_harmless(name)]
     if unknown:
         raise CheckpointError(
@@ -188,9 +198,17 @@ def _entries(
     return heads_apart(family, plan, entries)
 
 
-def _part(tensor: StoredTensor, name: Named, shape: tuple[int, ...]) -> StoredTensor:
-    """The tensor itself, or an expert's or head's share of it: its rows lie behind each other."""
+def _part(
+    tensor: StoredTensor, name: Named, shape: tuple[int, ...], theirs: tuple[int, ...]
+) -> StoredTensor:
+    """The tensor itself, or an expert's or head's share of it: its rows lie behind each other.
+
+    `theirs` is how a file has a tensor of our shape.
+    """
     if name.part is None:
+        if tensor.type.float_dtype is not None and holds_alike(tensor.shape, theirs):
+            raw = replace(tensor.raw, shape=reshaped_bytes(tensor.raw, shape))
+            return replace(tensor, shape=shape, raw=raw)
         alike = _without_ones(tensor.shape) == _without_ones(shape)
         return replace(tensor, shape=shape) if alike else tensor
     raw, (count, *inside) = tensor.raw, tensor.shape
@@ -220,95 +238,3 @@ def _places(order: Order | None) -> Order | None:
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     return places
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A tensor whose rows may lie in another order."""
-
-    tensor: StoredTensor
-    places: NDArray[np.intp] | None  # where each of our rows lies; None as ours do
-    offset: float = 0.0  # what the file has added to each weight
-
-    def entry(self) -> Entry:
-        """Where it lies, as the rest of Crumb reads it. Raises: CheckpointError."""
-        tensor = self.tensor
-        type, shape, raw = tensor.type, tensor.shape, tensor.raw
-        if type.float_dtype is not None:
-            if self.places is None and not self.offset:
-                return StoredArray(
-                    raw.path, type.float_dtype, shape, raw.offset_bytes, raw.size_bytes
-                )
-            dtype = np.dtype(np.float32) if self.offset else type.float_dtype
-            return StoredFloats(dtype, shape, raw.size_bytes, type.name, self._floats)
-        if len(shape) == 2 and type.format is not None and self._fits():
-            matrix = shape[0], shape[1]
-            return StoredCodes(type.format, matrix, raw.size_bytes, type.name, self._codes)
-        return StoredFloats(np.dtype(np.float32), shape, raw.size_bytes, type.name, self._decoded)
-
-    def _fits(self) -> bool:
-        """Whether codes can be read: powers of two beyond fp16 need floats."""
-        if self.tensor.type.name != "MXFP4":
-            return True
-        rows, step = self.tensor.raw.shape[0], max((1 << 22) // self.tensor.raw.shape[1], 1)
-        pieces = (slice(begin, begin + step) for begin in range(0, rows, step))
-        return all(fits(self.tensor.type.name, self.tensor.raw.read(piece)) for piece in pieces)
-
-    def _codes(self, rows: slice) -> Matrix:
-        """Some rows. Raises: CheckpointError."""
-        raw = self._raw(rows)
-        codes, parameters = decode_blocks(self.tensor.type.name, raw, self.tensor.in_features)
-        for halves in (parameters.scale, parameters.minimum):
-            if halves is not None and not np.isfinite(halves).all():
-                raise self._not_finite(halves)
-        return codes, parameters
-
-    def _decoded(self, rows: slice) -> NDArray[np.float32]:
-        """Some rows of a quantized tensor, as f32. Raises: CheckpointError."""
-        shape = self.tensor.shape
-        with np.errstate(invalid="ignore", over="ignore"):
-            if len(shape) == 1:
-                whole = decode_floats(self.tensor.type.name, self.tensor.raw.read(), shape[0])
-                decoded = self._ordered(whole[0], rows)
-            else:
-                lines = self._raw(rows)
-                decoded = decode_floats(self.tensor.type.name, lines, shape[-1])
-        if not np.isfinite(decoded).all():
-            raise self._not_finite(decoded)
-        return decoded
-
-    def _floats(self, rows: slice) -> NDArray[Any]:
-        """Some rows of a float tensor. Raises: CheckpointError."""
-        dtype, shape = self.tensor.type.float_dtype, self.tensor.shape
-        assert dtype is not None
-        if len(shape) == 1:
-            weights = self._ordered(self.tensor.raw.read().view(dtype)[0], rows)
-        else:
-            weights = self._raw(rows).view(dtype)
-        return weights.astype(np.float32) - np.float32(self.offset) if self.offset else weights
-
-    def _not_finite(self, numbers: NDArray[Any]) -> CheckpointError:
-        return CheckpointError(
-            "a scale or a weight is not finite",
-            where=f"{self.tensor.raw.path}: {self.tensor.name}",
-            expected="finite numbers",
-            found=str(numbers[~np.isfinite(numbers)][0]),
-            do="The file is damaged: copy or download it again",
-        )
-
-    def _ordered(self, vector: NDArray[Any], rows: slice) -> NDArray[Any]:
-        """Some numbers of a vector, in our order."""
-        return vector[rows] if self.places is None else vector[self.places[rows]]
-
-    def _raw(self, rows: slice) -> Bytes:
-        """Some of our rows as bytes; only what lies around them is read."""
-        raw = self.tensor.raw
-        if self.places is None:
-            return raw.read(rows)
-        rows_of_file, back = np.unique(self.places[rows], return_inverse=True)
-        if not len(rows_of_file):
-            return raw.read(slice(0, 0))
-        runs = np.split(rows_of_file, np.nonzero(np.diff(rows_of_file) > GAP_ROWS)[0] + 1)
-        pieces = [raw.read(slice(int(run[0]), int(run[-1]) + 1))[run - run[0]] for run in runs]
-        lines: Bytes = np.concatenate(pieces)[back]
-        return lines

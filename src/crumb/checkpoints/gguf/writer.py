@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.directory_writer import AGAIN, refuse_existing
 from crumb.checkpoints.export_report import TensorReport, Told
-from crumb.checkpoints.gguf.architecture import Order, weight_offset
+from crumb.checkpoints.gguf.architecture import Named, Order
 from crumb.checkpoints.gguf.container import TensorToWrite, write_container
 from crumb.checkpoints.gguf.header import Value
 from crumb.checkpoints.gguf.model import GgufModel, gguf_model_of
+from crumb.checkpoints.gguf.number_forms import NumberForm, number_form, their_shape
 from crumb.checkpoints.gguf.rope_scaling import Factors, frequency_factors
 from crumb.checkpoints.gguf.tensor_types import choose_type, encode_rows, start_change
 from crumb.checkpoints.gguf.tokenizer.writer import tokenizer_metadata
@@ -141,11 +142,11 @@ def encode_plain(checkpoint: Checkpoint) -> Encode:
     return encode
 
 
-def _shifted(checkpoint: Checkpoint, offset: float) -> Encode:
-    """Who gives numbers that the file has something added to."""
+def _in_form(checkpoint: Checkpoint, form: NumberForm) -> Encode:
+    """Who gives numbers that the file has in another form."""
 
     def encode(name: str, type_name: str, rows: slice) -> Bytes:
-        weights = checkpoint.tensors.read_float(name, rows) + np.float32(offset)
+        weights = form.write(checkpoint.tensors.read_float(name, rows))
         return encode_floats(type_name, weights.reshape(len(weights), -1))
 
     return encode
@@ -155,20 +156,26 @@ def _tensors(
     checkpoint: Checkpoint, model: GgufModel, types: Mapping[str, str], encode: Encode
 ) -> list[TensorToWrite]:
     """Every tensor of the plan, in its order, and the frequency factors where there are some."""
-    named = {each.ours: each for each in model.names()}
+    named: dict[str, list[Named]] = {}
+    for name in model.names():
+        named.setdefault(name.ours, []).append(name)
     plain = encode_plain(checkpoint)
     sources: dict[str, dict[int, _TensorSource]] = {}
     for spec in checkpoint.plan.tensors():
-        name = named[spec.name]
-        order = model.architecture.row_order(name.role, spec.shape[0], model.sizes)
         type_name = types[spec.name] if spec.matrix else VECTORS
-        source = _TensorSource(spec, type_name, order, encode if spec.matrix else plain)
-        if name.role in model.architecture.flat:
-            source = replace(source, flat=True)
-        offset = weight_offset(model.family, name)
-        if offset:
-            source = replace(source, encode=_shifted(checkpoint, offset))
-        sources.setdefault(name.theirs, {})[name.part or 0] = source
+        for name in named[spec.name]:
+            order = name.rows
+            if order is None:
+                order = model.architecture.row_order(name.role, spec.shape[0], model.reader)
+            shape = spec.shape if order is None else (len(order), *spec.shape[1:])
+            shape = their_shape(name.role, name.kind, shape, model.reader)
+            if name.role in model.architecture.flat:
+                shape = (prod(shape),)
+            source = _TensorSource(spec, type_name, shape, order, encode if spec.matrix else plain)
+            form = number_form(model.family, name.role, name.kind)
+            if form is not None:
+                source = replace(source, encode=_in_form(checkpoint, form))
+            sources.setdefault(name.theirs, {})[name.part or 0] = source
     tensors = [
         _to_write(name, [parts[part] for part in sorted(parts)]) for name, parts in sources.items()
     ]
@@ -183,9 +190,7 @@ def _tensors(
 def _to_write(name: str, sources: list[_TensorSource]) -> TensorToWrite:
     """One tensor, or those of all experts, heads or token shifts behind each other."""
     first = sources[0]
-    shape = first.spec.shape if len(sources) == 1 else (len(sources), *first.spec.shape)
-    if first.flat:
-        shape = (prod(shape),)
+    shape = first.shape if len(sources) == 1 else (len(sources), *first.shape)
 
     def parts() -> Iterator[Bytes]:
         for source in sources:
@@ -205,9 +210,9 @@ class _TensorSource:
 
     spec: TensorSpec
     type: str
-    order: Order | None
+    shape: tuple[int, ...]  # as the file has it
+    order: Order | None  # which of our rows lie at each of its own
     encode: Encode
-    flat: bool = False  # written as one row
 
     def parts(self) -> Iterator[Bytes]:
         """Its bytes in the file's order of rows: whole where rows change places."""
