@@ -7,6 +7,8 @@ something. Weights are those of tests/architectures/tiny_models.py.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,40 @@ import tokenizers
 from tiny_models import ENCODER_DECODERS, write_model
 from trained_tokenizers import CORPUS
 
-PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
+SPECIAL = PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(99, -1, -1))
 """Of spans that are left out: the last token of the vocabulary is the first."""
 
 PIECES = 300
 
 
+LONGEST_PIECE = 6
+
+
+def pieces(text: str) -> list[tuple[str, float]]:
+    """The letters of a text and what else is frequent and long, scored by how often each comes.
+
+    The trainer of the tokenizers package makes other pieces in every run.
+    """
+    counts: Counter[str] = Counter()
+    for word in text.split():
+        marked = f"\u2581{word}"
+        for begin in range(len(marked)):
+            for end in range(begin + 1, min(begin + LONGEST_PIECE, len(marked)) + 1):
+                counts[marked[begin:end]] += 1
+    letters = sorted(piece for piece in counts if len(piece) == 1)
+    longer = (piece for piece in counts if len(piece) > 1)
+    frequent = sorted(longer, key=lambda piece: (-counts[piece] * len(piece), piece))
+    chosen = [*letters, *frequent[: PIECES - len(SPECIAL) - len(letters)]]
+    total = sum(counts[piece] for piece in chosen)
+    return [(piece, math.log(counts[piece] / total)) for piece in chosen]
+
+
 @cache
 def unigram() -> tokenizers.Tokenizer:
     """Spaces are marks of their own, and every text ends with the end token."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    vocabulary = [(each, 0.0) for each in SPECIAL] + pieces(CORPUS[:20000])
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(vocabulary, unk_id=2))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
             tokenizers.pre_tokenizers.WhitespaceSplit(),
@@ -33,13 +58,7 @@ def unigram() -> tokenizers.Tokenizer:
         ]
     )
     tokenizer.decoder = tokenizers.decoders.Metaspace(prepend_scheme="always")
-    trainer = tokenizers.trainers.UnigramTrainer(
-        vocab_size=PIECES,
-        special_tokens=[PAD, END, UNKNOWN],
-        unk_token=UNKNOWN,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS[:20000].splitlines(), trainer)
+    tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.add_special_tokens(list(SENTINELS))
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"$A {END}", pair=f"$A {END} $B {END}", special_tokens=[(END, 1)]

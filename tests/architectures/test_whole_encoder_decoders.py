@@ -222,7 +222,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 def test_a_quantized_model_writes_the_same_in_company_with_guesses_and_threads(
     quantized: dict[str, Checkpoint],
 ) -> None:
-    texts = ["the sea " * 30, "Who was the captain of the ship?", "no", "a b c d e f " * 10]
+    texts = ["the sea " * 30, "Who was the captain of the ship?", "a a a a", "a b c d e f " * 10]
     answers = []
     for threads, sequences, guesses in ((1, 1, False), (1, 4, True), (3, 4, False)):
         with crumb.load(quantized["gptq"].path, threads=threads, sequences=sequences) as model:
