@@ -43,7 +43,6 @@ from crumb.errors import UsageError
 from crumb.operations.attention import Attention
 from crumb.operations.rope import Rope
 
-
 NO_HEADS: dict[str, Value] = {KEYS["heads"]: 0, KEYS["positions"]: 1 << 20}
 """What llama.cpp wants to be told of a model that keeps a state and does not attend."""
 
