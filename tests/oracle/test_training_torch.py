@@ -1,6 +1,6 @@
 """Codes trained through PyTorch come to what NumPy makes of them.
 
-In: the embedded model at 2 bits, a few steps of both ways of training, on the CPU by both
+In: a tiny checkpoint at 2 bits, a few steps of both ways of training, on the CPU by both
 libraries. Out: divergences and errors that agree within the rounding of f32 sums.
 """
 
@@ -9,17 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_checkpoint import make_tensors, write_checkpoint
 
 import crumb
 from crumb.calibrate import model_training
-from crumb.embedded import MODELS
+from crumb.calibrate.trained_matrix import Rates
 
 pytestmark = pytest.mark.oracle
 
 pytest.importorskip("torch")
 
-SETTINGS = {"bits": 2, "group_size": 64, "embedding": 8, "effort": "best", "pack": False}
-SETTINGS |= {"training_steps": 2, "model_steps": 4, "sequences": 8, "length_tokens": 64}
+SETTINGS = {
+    "bits": 2,
+    "group_size": 32,
+    "embedding": "int8-g32-fixed",
+    "effort": "best",
+    "pack": False,
+}
+SETTINGS |= {"training_steps": 2, "model_steps": 8, "sequences": 8, "length_tokens": 64}
 
 
 @pytest.mark.parametrize("codes", ["int", "lut", "super"])
@@ -27,14 +34,16 @@ def test_pytorch_trains_to_the_same(
     codes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_training, "JUDGED_EVERY", 2)
+    monkeypatch.setattr(model_training, "RATES", Rates(5e-4, 1e-2))
     settings = {name: value for name, value in SETTINGS.items() if name != "group_size"}
     if codes != "super":
         settings["group_size"] = SETTINGS["group_size"]
+    model = write_checkpoint(tmp_path / "model", make_tensors(blocks=1))
     outcomes = []
     for device in ("cpu", "cpu:0"):  # the second is PyTorch's
         out = tmp_path / device.replace(":", "-")
         made = crumb.quantize(
-            MODELS["novella-7m"],
+            model,
             out=out,
             codes=codes,
             device=device,

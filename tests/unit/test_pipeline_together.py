@@ -14,6 +14,7 @@ from tiny_checkpoint import make_tensors, write_checkpoint
 from training_runs import dying_at, weights_of
 
 from crumb.calibrate import model_trainer, model_training
+from crumb.calibrate.trained_matrix import Rates
 from crumb.errors import UsageError
 from crumb.fitting.training_cost import trained_weights, trains_together
 from crumb.pipeline import QuantizeRequest, quantize
@@ -35,7 +36,7 @@ def asked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Quanti
     """Two blocks at 2 bits; one text of four judges, often."""
     monkeypatch.setattr(model_training, "JUDGED_EVERY", 2)
     monkeypatch.setattr(model_training, "STEP_TOKENS", 128)
-    monkeypatch.setattr(model_training, "RATES", (0.1, 3e-3))  # few steps have to do
+    monkeypatch.setattr(model_training, "RATES", Rates(5e-4, 1e-2))  # few steps have to do
     monkeypatch.setattr(model_trainer, "SAVE_SECONDS", 0.0)
     return make_quantize_request(
         tiny,
@@ -79,7 +80,7 @@ def test_what_was_trained_diverges_less_and_says_so(tiny: Path, asked: QuantizeR
 def test_what_helps_no_text_that_was_held_out_is_not_taken(
     asked: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_training, "RATES", (-0.05, 0.0))  # away from what is better
+    monkeypatch.setattr(model_training, "RATES", Rates(-0.05, -0.01))  # away from what is better
     monkeypatch.setattr(model_training, "PATIENCE", 2)
     outcome = quantize(asked).manifest["tensors"]["model.layers.0.self_attn.q_proj.weight"]
     said = outcome["trained_together"]

@@ -14,9 +14,9 @@ import pytest
 from tiny_checkpoint import DOWN, make_tensors, write_checkpoint
 from training_runs import dying_at, weights_of
 
-from crumb.calibrate import block_trainer, trained_matrix
+from crumb.calibrate import block_trainer, block_training
 from crumb.calibrate.block_training import BlockTraining, Trained
-from crumb.calibrate.trained_matrix import TrainedMatrix
+from crumb.calibrate.trained_matrix import Rates, TrainedMatrix
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.run.model import open_model
@@ -125,8 +125,7 @@ def test_training_lowers_the_error_of_what_it_is_trained_on(
     request_of_tiny: QuantizeRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scales alone: of so few tokens, codes that move are a gamble."""
-    monkeypatch.setattr(trained_matrix, "CODE_RATE", 0.0)
-    monkeypatch.setattr(trained_matrix, "SCALE_RATE", 0.003)
+    monkeypatch.setattr(block_training, "RATES", Rates(0.0, 0.003))
     steps = replace(request_of_tiny.solve, training_steps=25)
     outcomes = trained(quantize(replace(request_of_tiny, solve=steps)))
     ratios = [each["held_out_after"] / each["held_out_before"] for each in outcomes.values()]

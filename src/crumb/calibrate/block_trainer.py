@@ -70,6 +70,7 @@ class BlockTrainer:
         check_decoder(checkpoint.plan)
         self.tokens, self.workspace, self.settings = tokens, workspace, settings
         self.stages, self.as_array = checkpoint.plan.stages, arrays_on(settings.device)
+        self._float_tensors = checkpoint.tensors
         self._floats = plan_texts(checkpoint, cut_batches(tokens))
         self._float_flowing, self._float_stage = cut_batches(tokens), 0
         self._index, self._inputs = 0, np.zeros((0, 0, 0), np.float32)
@@ -104,7 +105,10 @@ class BlockTrainer:
             weights = np.ones(self.tokens.size, np.float32)
             if token_weights is not None:
                 weights = token_weights.of(linears[-1:])
-            matrices = {name: self._matrix(solved[name]) for name in names}
+            matrices = {
+                name: read_matrix(solved[name], self._float_tensors.read_float(name), self.as_array)
+                for name in names
+            }
             outcome = self._train(stage, matrices, tensors, weights, told)
             for name, matrix in matrices.items():
                 self._store_beside(name, matrix if outcome.accepted else None, outcome)
@@ -169,9 +173,6 @@ class BlockTrainer:
         assert finished is not None, "solved before it is trained"
         return finished
 
-    def _matrix(self, tensor: FinishedTensor) -> TrainedMatrix:
-        return read_matrix(tensor, self.as_array)
-
     def _store_beside(self, name: str, matrix: TrainedMatrix | None, outcome: Trained) -> None:
         solved = self._finished(name)
         says: dict[str, object] = {
@@ -190,10 +191,12 @@ class BlockTrainer:
         return self._finished(name)
 
 
-def read_matrix(tensor: FinishedTensor, as_array: Callable[[Any], Array]) -> TrainedMatrix:
-    """A solved matrix, to be trained."""
+def read_matrix(
+    tensor: FinishedTensor, floats: Floats, as_array: Callable[[Any], Array]
+) -> TrainedMatrix:
+    """A solved matrix, to be trained. Shapes: floats (rows, columns), what was quantized."""
     columns, codes = tensor.entry.read().columns, tensor.entry.read_codes(slice(None))
-    return TrainedMatrix.of(tensor.entry.format, *codes, columns, as_array)
+    return TrainedMatrix.of(tensor.entry.format, *codes, columns, floats, as_array)
 
 
 def _is_trained(tensor: FinishedTensor) -> bool:

@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
-from crumb.calibrate.trained_matrix import TrainedMatrix
+from crumb.calibrate.trained_matrix import Rates, TrainedMatrix
 from crumb.kernels.products import multiply
 from crumb.operations.operation import Array, Context
 from crumb.run.array_executor import run_stage
@@ -32,8 +32,11 @@ STEP_TOKENS = 1024
 HELD_OUT = 4
 """One text of so many judges and is not trained on."""
 
-ARRAYS = 7
-"""As often is a trained matrix in memory: latent, decoded, its gradient, Adam's means, two more."""
+RATES = Rates(code=0.004, scale=1.4e-3)
+"""At the first step; they fall to 0."""
+
+ARRAYS = 6
+"""As often is a trained matrix in memory: latent, decoded, its gradient, its mean, two more."""
 
 TRAINING_WORK = 4.0
 """Of a step, in forward passes of its tokens: forward, back through inputs and weights, Adam."""
@@ -96,7 +99,7 @@ class BlockTraining:
             some, queue = np.array(queue[:per_step]), queue[per_step:]
             gradients = self._gradients(matrices, self.texts.some(some))
             for name, matrix in matrices.items():
-                matrix.step(gradients[name], 1 - (step - 1) / steps, step)
+                matrix.step(gradients[name], 1 - (step - 1) / steps, step, RATES)
             told(step)
 
     def error(self, weights: Mapping[str, Floats]) -> float:

@@ -100,7 +100,10 @@ class ModelTrainer:
         self, solved: Mapping[str, FinishedTensor], tokens: NDArray[np.int64]
     ) -> ModelTraining:
         as_array = self.as_array
-        matrices = {name: read_matrix(each, as_array) for name, each in solved.items()}
+        floats = self.checkpoint.tensors.read_float
+        matrices = {
+            name: read_matrix(each, floats(name), as_array) for name, each in solved.items()
+        }
         tensors = replace(self.checkpoint.tensors, entries=dict(self.entries))
         student = StudentModel(
             replace(self.checkpoint, tensors=tensors), as_array, matrices=matrices
@@ -120,9 +123,7 @@ class ModelTrainer:
         if TOGETHER in solved.record:
             return
         best, matrix = training.best[name], training.student.matrices[name]
-        parameters = matrix.parameters
-        if matrix.format.row.super_block is None:
-            parameters = replace(parameters, scale=best["scale"])
+        parameters = replace(matrix.parameters, scale=best["scale"])
         says = {"divergence_before": outcome.before, "divergence_after": outcome.best}
         record = solved.record | {TOGETHER: says | {"steps": outcome.step}}
         tensor = pack_tensor(best["codes"], parameters, matrix.format)

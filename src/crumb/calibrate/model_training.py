@@ -18,7 +18,7 @@ from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from crumb.architectures.plan import Stage
-from crumb.calibrate.trained_matrix import TrainedMatrix
+from crumb.calibrate.trained_matrix import Rates, TrainedMatrix
 from crumb.operations.operation import Array, as_numpy
 from crumb.run.backward import Backward
 from crumb.run.model import Model
@@ -29,8 +29,8 @@ STEP_TOKENS = 1024
 HELD_OUT, MOST_JUDGES = 4, 16
 """One text of so many judges and is not trained on; no more texts judge than that."""
 
-RATES = (0.01, 3.5e-4)
-"""First rates of codes and of scales, as trained_matrix.py has them; they fall to 0."""
+RATES = Rates(code=0.002, scale=1.4e-3)
+"""At the first step; they fall to 0."""
 
 JUDGED_EVERY, PATIENCE = 50, 4
 """Steps between two judgements, and how many in a row may find nothing better."""
@@ -41,11 +41,11 @@ TRAINING_WORK = 5.0
 MOST_WEIGHTS = 1 << 29
 """Of matrices in training: larger models have their blocks trained one by one alone."""
 
-STORED_BYTES = 4 * 3 + 1
-"""Of each weight on disk while it is trained: latent code, two means, and the best code so far."""
+STORED_BYTES = 4 * 2 + 1
+"""Of each weight on disk while it is trained: latent code, its mean, and the best code so far."""
 
-ARRAYS = 8
-"""As often is a trained matrix in memory: latent, two means, decoded, float, gradient, two more."""
+ARRAYS = 7
+"""As often is a trained matrix in memory: latent, its mean, decoded, float, gradient, two more."""
 
 
 @dataclass

@@ -23,12 +23,13 @@ export class MessageView {
   }
 
   #makeAnswer() {
-    this.rendered = new RenderedText(this.body);
+    const settled = () => this.#updateBusy();
+    this.rendered = new RenderedText(this.body, settled);
     this.thinkingText = element('div', { class: 'prose' });
     this.thinkingWord = element('span');
     this.thinking = element('details', { class: 'thinking' }, element('summary', {}, this.thinkingWord), this.thinkingText);
     this.thinking.addEventListener('toggle', () => this.update());
-    this.renderedThinking = new RenderedText(this.thinkingText);
+    this.renderedThinking = new RenderedText(this.thinkingText, settled);
     this.calls = new CallsView(this.message, (results) => this.actions.results(this.message, results));
     this.waiting = element('div', { class: 'waiting' });
     this.wrong = element('p', { class: 'wrong', role: 'alert' });
@@ -41,10 +42,17 @@ export class MessageView {
     const work = answerOf(this.conversation);
     const own = work?.message === this.message ? work : null;
     this.element.classList.toggle('last', isLast);
-    this.element.setAttribute('aria-busy', String(Boolean(own)));
     if (this.message.role === 'assistant') this.#updateAnswer(own);
     else if (!this.editing) this.body.textContent = this.message.content;
     this.#updateFooter(Boolean(work), own);
+    this.#updateBusy();
+  }
+
+  /** Busy until the last words of the answer are shown. */
+  #updateBusy() {
+    const isAnswered = answerOf(this.conversation)?.message !== this.message;
+    const isBusy = !isAnswered || this.rendered?.busy || this.renderedThinking?.busy;
+    this.element.setAttribute('aria-busy', String(Boolean(isBusy)));
   }
 
   #updateAnswer(own) {

@@ -48,12 +48,12 @@ async function renderWaiting() {
 export class RenderedText {
   #blocks = [];
   #next = null;
-  #busy = false;
   #shown = null;
+  busy = false; // what is shown is not yet what was set
 
-  /** @param {HTMLElement} container - to fill. */
-  constructor(container) {
-    this.container = container;
+  /** @param {HTMLElement} container - to fill. @param {Function} settled - called when it shows what was set. */
+  constructor(container, settled) {
+    Object.assign(this, { container, settled });
     container.addEventListener('click', copyCode);
   }
 
@@ -63,11 +63,11 @@ export class RenderedText {
     if (this.#shown?.text === lines && this.#shown.growing === growing) return;
     this.#shown = { text: lines, growing };
     this.#next = this.#shown;
-    if (!this.#busy) this.#work();
+    if (!this.busy) this.#work();
   }
 
   async #work() {
-    this.#busy = true;
+    this.busy = true;
     while (this.#next) {
       const { text, growing } = this.#next;
       this.#next = null;
@@ -81,7 +81,8 @@ export class RenderedText {
       }
       if (this.#next?.growing) await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
-    this.#busy = false;
+    this.busy = false;
+    this.settled();
   }
 
   /** Put blocks that begin at a line in the place of those that were there. */
