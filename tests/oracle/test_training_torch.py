@@ -26,7 +26,7 @@ SETTINGS = {
     "effort": "best",
     "pack": False,
 }
-SETTINGS |= {"training_steps": 2, "model_steps": 8, "sequences": 8, "length_tokens": 64}
+SETTINGS |= {"training_steps": 2, "model_steps": 8, "sequences": 3, "length_tokens": 128}
 
 
 @pytest.mark.parametrize("codes", ["int", "lut", "super"])
