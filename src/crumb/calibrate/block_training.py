@@ -32,7 +32,7 @@ STEP_TOKENS = 1024
 HELD_OUT = 4
 """One text of so many judges and is not trained on."""
 
-RATES = Rates(code=0.004, scale=1.4e-3)
+RATES = Rates(code=0.001, scale=1.4e-3)
 """At the first step; they fall to 0."""
 
 ARRAYS = 6

@@ -35,7 +35,7 @@ FIRST_DECAY, SECOND_DECAY, TINY = 0.9, 0.99, 1e-12
 OUTSIDE = 0.49
 """How far a latent code may lie beyond the first and the last."""
 
-NEAREST = 0.49
+NEAREST = 0.45
 """How far from its code a latent begins at most, on the side where the float weight lies."""
 
 
