@@ -29,7 +29,7 @@ STEP_TOKENS = 1024
 HELD_OUT, MOST_JUDGES = 4, 16
 """One text of so many judges and is not trained on; no more texts judge than that."""
 
-RATES = Rates(code=0.0007, scale=3e-3)
+RATES = Rates(code=0.0007, scale=2e-3)
 """At the first step; they fall to 0."""
 
 JUDGED_EVERY, PATIENCE = 50, 4
