@@ -33,7 +33,7 @@ def scored_array(key: str, value: float) -> Any:
 
 
 REFUSED = {
-    "another kind": (over_bytes(model="bert"), "model", "one of llama, t5, gpt2, rwkv, found 'bert'"),
+    "another kind": (over_bytes(model="bert"), "model", "llama, t5, gpt2, rwkv, found 'bert'"),
     "a kind that is no text": (over_bytes(model=5), "model", "a string"),
     "an unknown pre-tokenizer": (over_bytes(pre="martian"), "pre", "llama-bpe.*found 'martian'"),
     "a pre-tokenizer that is no text": (over_bytes(pre=1), "pre", "a string"),

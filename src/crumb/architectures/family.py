@@ -149,6 +149,8 @@ class Family:
     restate: Callable[[Configuration], Configuration] = as_it_is  # older spellings as today's
     first_position: int = 0  # rows of "positions" before that of the first token
     stacked: tuple[Stacked, ...] = ()  # how files may hold experts in place of one tensor each
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """How older files may hold roles: one tensor's name -> those of its rows."""
     transposed: tuple[str, ...] = ()  # roles whose floats lie in files as (inputs, outputs)
     tied: bool = False  # what a configuration that does not say means
     encoder: EncoderPart | None = None  # where a source is read before anything is written

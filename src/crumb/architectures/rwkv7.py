@@ -9,6 +9,7 @@ from crumb.architectures.wkv_mix import DELTA_MIXED_BLOCK, widths_told
 ATTENTION, MLP = "model.layers.{block}.attn.", "model.layers.{block}.ffn."
 MIXES = {"receptance": "r", "pace": "w", "key": "k", "value": "v", "share": "a", "pass": "g"}
 RANKS = {"pace": "decay", "share": "a", "first": "v", "pass": "gate"}
+VECTORS = {"direction": "k_k", "renewal": "k_a", "bonus": "r_k"}
 LOW_RANKS = {"pace": "w", "share": "a", "first": "v", "pass": "g"}
 
 FAMILY = Family(
@@ -35,9 +36,7 @@ FAMILY = Family(
         **{role: f"{ATTENTION}{role[0]}_proj" for role in ("receptance", "key", "value", "output")},
         **{f"{role}_down": f"{ATTENTION}{name}_lora.lora.0" for role, name in LOW_RANKS.items()},
         **{f"{role}_up": f"{ATTENTION}{name}_lora.lora.2" for role, name in LOW_RANKS.items()},
-        "direction": f"{ATTENTION}k_k",
-        "renewal": f"{ATTENTION}k_a",
-        "bonus": f"{ATTENTION}r_k",
+        **{role: f"{ATTENTION}{name}" for role, name in VECTORS.items()},
         "mixed_norm": f"{ATTENTION}g_norm",
         "mlp_norm": "model.layers.{block}.ffn_norm",
         "up_mix": f"{MLP}x_k",
@@ -48,6 +47,7 @@ FAMILY = Family(
     },
     biases={"pace_up": True, "share_up": True, "first_up": True},
     optional={"embedding_norm": "norm_first"},
+    joined={f"{ATTENTION}x_x": tuple(f"{role}_mix" for role in MIXES)},
     norm=LAYER,
     block=DELTA_MIXED_BLOCK,
     kinds=no_rotation,

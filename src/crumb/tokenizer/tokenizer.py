@@ -24,7 +24,7 @@ from crumb.errors import CheckpointError, ModelNotFound, UsageError, warn
 from crumb.files.model_files import CONFIGURATION, WORLD_FILE, ModelFiles, optional_json
 from crumb.tokenizer.scored_pieces import SPACE
 from crumb.tokenizer.sentencepiece_model import convert_sentencepiece
-from crumb.tokenizer.world import WorldVocabulary, read_world
+from crumb.tokenizer.world import END, WorldVocabulary, read_world
 
 BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 """A piece that is one byte. A run of them is decoded as a whole: if one byte of it is wrong,
@@ -167,6 +167,8 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     configurations = (optional_json(files, "generation_config.json"), model)
     special = SpecialTokens(backend, configurations, settings, size, path, world)
     begins, ends = special.numbers("bos"), special.numbers("eos")
+    if world is not None:  # whatever numbers a configuration has been left with
+        begins, ends = [END], [END, *ends]
     begin = next(iter(begins or special.named("bos")), None)
     if content is not None:
         _tell_contradiction(backend, settings, begin, path)

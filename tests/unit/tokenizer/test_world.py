@@ -90,6 +90,14 @@ def test_what_ends_a_turn_may_be_a_text_and_the_end_has_two_names(tmp_path: Path
     assert world.encode("<|rwkv_tokenizer_end_of_text|>the") == [0, PIECES[b"the"]]
 
 
+def test_texts_end_with_token_0_whatever_a_configuration_was_left_with(tmp_path: Path) -> None:
+    files = write(tmp_path, vocabulary_lines())
+    usual = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2}
+    (tmp_path / "config.json").write_text(json.dumps(usual))
+    world = load_tokenizer(files)
+    assert (world.begin_token, world.end_tokens) == (0, {0, 2})
+
+
 def test_a_text_can_be_held_to_a_grammar(world: Tokenizer) -> None:
     assert read_vocabulary(world, VOCABULARY).digits.sum() == 11  # ten digits and 12
 

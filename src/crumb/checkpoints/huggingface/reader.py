@@ -15,6 +15,7 @@ from crumb.checkpoints.huggingface.quantization import reader_of, with_settings
 from crumb.checkpoints.huggingface.text_names import with_plan_names
 from crumb.checkpoints.huggingface.tied_head import with_own_head
 from crumb.checkpoints.huggingface.weight_files import weight_files
+from crumb.checkpoints.joined_rows import rows_apart
 from crumb.checkpoints.latent_heads import heads_apart
 from crumb.checkpoints.safetensors import StoredArray, read_header
 from crumb.checkpoints.stacked_experts import apart
@@ -45,7 +46,7 @@ def open_directory(path: Path) -> Checkpoint:
     arrays = with_plan_names(arrays, plan)
     entries = read(QuantizedDirectory(path, configuration, arrays, metadata))
     family = families()[plan.family]
-    entries = heads_apart(family, plan, apart(family, plan, entries))
+    entries = rows_apart(family, plan, heads_apart(family, plan, apart(family, plan, entries)))
     entries = turned(plan, entries)
     untied, plan, tensors = with_own_head(configuration, plan, TensorMap(path, entries))
     tensors.check(plan)
