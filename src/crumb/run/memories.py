@@ -16,6 +16,9 @@ from crumb.run.memory_plan import EngineSettings
 from crumb.run.pages import PagePool
 from crumb.run.program import Program
 
+AT_MOST = "Shorten it; a larger n_positions in config.json lets a T5 read on"
+"""Its positions are distances, and far ones count alike: no text is too long for its code."""
+
 
 @dataclass(eq=False, slots=True)
 class SourceMemory:
@@ -44,6 +47,7 @@ class Memories:
         program.native.begin_section()
         self._settings: EngineSettings = program.settings
         self._most_tokens = program.context
+        self._is_narrowed = program.context < program.plan.max_positions
         self._step_pages = self._settings.passing_pages(program.plan)
         self.pool = PagePool(self._settings.pages(program.plan))
 
@@ -56,6 +60,7 @@ class Memories:
                 "the text to read is longer than the model takes",
                 expected=f"at most {self._most_tokens} tokens",
                 found=len(source),
+                do="Shorten it, or give a larger context" if self._is_narrowed else AT_MOST,
             )
 
     def begin(self, source: Sequence[int]) -> SourceMemory:

@@ -138,7 +138,7 @@ WRONG = {
     "the text to read is empty ": lambda model: model.chat([{"role": "user", "content": ""}]),
     "the target is empty": lambda model: model.score("a text", []),
     r"the text is longer than the context.*at most 160": lambda model: model.score("a", [5] * 160),
-    r"the text to read is longer than the model takes.*at most 160 tokens, found 161": (
+    r"the text to read is longer.*at most 160 tokens, found 161.*n_positions": (
         lambda model: model.generate([5] * 161)
     ),
     "scores what it writes": lambda model: model.score("a text"),
@@ -159,6 +159,27 @@ def test_what_cannot_be_asked_is_refused_in_one_line(told: str, model: LanguageM
         WRONG[told](model)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+def test_a_text_beyond_the_context_asks_for_a_larger_one(folder: Path) -> None:
+    with (
+        crumb.load(folder, context_tokens=32, threads=1) as narrow,
+        pytest.raises(ContextExceeded, match=r"at most 32 tokens, found 33.*a larger context"),
+    ):
+        narrow.generate([5] * 33)
+
+
+def test_more_positions_are_a_number_in_the_configuration(tmp_path: Path) -> None:
+    """Distances are counted in buckets: the first tokens of an answer are the same."""
+    asked = {"max_tokens": 20, "ignore_end": True}
+    answers = []
+    for positions in (80, 400):
+        folder = write_source_model(tmp_path / f"{positions}", n_positions=positions)
+        with crumb.load(folder, threads=1) as model:
+            answers.append(model.generate(TEXTS[3], **asked).tokens)
+            if positions == 400:
+                assert len(model.generate([5] * 390, **asked).tokens) == 20
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("token", [..., None, -1, "0", 10**6])
