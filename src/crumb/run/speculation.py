@@ -17,7 +17,7 @@ from crumb.run.pacing import StepTimes
 MATCHES = (8, 5, 3)
 """Tokens that must have been there before, the longest tried first."""
 
-TRUST = {8: 0.9, 5: 0.7, 3: 0.4}
+TRUST = {8: 0.9, 5: 0.8, 3: 0.4}
 """Share of guesses that come true, by the length of the match, before anything was seen."""
 
 MOST_DRAFTED = 12
