@@ -69,8 +69,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], int, int]] = {
     "Llama 4 Scout": (SCOUT, 107_769_861_120, 16),
     "Llama 4 Maverick": (MAVERICK, 400_711_848_960, 128),
 }
-"""Configuration, what that comes to, and experts of a block: 671, 15.7, 109 and 400 G as their makers round it, Llama's
-with eyes of about 1 G."""
+"""Configuration, parameters, experts of a block. Their makers round to 671, 15.7, 109 and 400 G,
+Llama's with eyes of about 1 G."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
