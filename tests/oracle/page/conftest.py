@@ -99,7 +99,7 @@ def open_page(browser: Any, script: Script, url: str) -> Iterator[Callable[..., 
 
     def opening(address: str = url, **options: Any) -> Opened:
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)  # compilers may run beside
         contexts.append(context)
         page = context.new_page()
         watch(page)

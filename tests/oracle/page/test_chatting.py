@@ -241,7 +241,7 @@ def test_the_page_works_while_the_model_loads(
 ) -> None:
     script.states = {"small": "loading"}
     opened = open_page()
-    assert "loading" in opened.page.locator("#model-note").inner_text()
+    opened.page.wait_for_selector("#model-note:has-text('loading')")
     opened.send("Why?")
     opened.page.wait_for_selector("#messages .waiting span:has-text('loading')")
     opened.page.click("#open-settings")

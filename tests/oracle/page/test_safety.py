@@ -174,7 +174,7 @@ def test_the_page_talks_to_the_real_server_and_no_word_reaches_its_log(
 def test_stop_frees_the_real_server(open_page: Callable[..., Any], server: Live) -> None:
     opened = open_page(server.url)
     opened.send("Once upon a time")
-    opened.page.wait_for_selector("#messages .assistant .prose p")
+    opened.page.wait_for_selector("#messages .assistant .prose .block")  # of whatever kind
     opened.page.click("#stop")
     opened.wait_until_answered()
     running = "vllm:num_requests_running"
