@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_exports import source, written
 from numpy.typing import NDArray
 from recurrent_configurations import HYBRIDS_FOR_GGUF
-from tiny_models import make_tokens, write_model
+from tiny_models import make_tokens
 
-from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.gguf import model as gguf_model
-from crumb.checkpoints.gguf import writer
 from crumb.checkpoints.gguf.architecture_rows import ARCHITECTURE_OF_FAMILY
 from crumb.checkpoints.gguf.container import GgufFile, TensorToWrite, read_gguf, write_container
-from crumb.checkpoints.gguf.writer import TypeChoice, encode_plain, export_gguf, write_gguf
+from crumb.checkpoints.gguf.writer import TypeChoice, export_gguf
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
@@ -39,20 +38,7 @@ LEFT_OUT: Any = object()
 FUSED = "model.layers.1.shared_mlp.input_linear.weight"
 
 
-@pytest.fixture(autouse=True)
-def _without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "tokenizer_metadata", lambda files, configuration: {})
-
-
-def source(folder: Path, configuration: dict[str, Any]) -> Checkpoint:
-    folder.mkdir()
-    return open_checkpoint(write_model(folder, configuration))
-
-
-def written(checkpoint: Checkpoint, out: Path) -> GgufFile:
-    types = {spec.name: "F32" for spec in checkpoint.plan.tensors() if spec.matrix}
-    write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
-    return read_gguf(out)
+pytestmark = pytest.mark.usefixtures("without_tokenizer")
 
 
 def numbers(file: GgufFile, name: str) -> NDArray[np.float32]:
@@ -78,7 +64,7 @@ def copied(file: GgufFile, out: Path, changes: dict[str, Any]) -> Path:
 
 def test_a_scan_lies_as_its_decays_its_taps_and_a_row_for_each_group(tmp_path: Path) -> None:
     ours = source(tmp_path / "source", HYBRIDS_FOR_GGUF["mamba2"])
-    file = written(ours, tmp_path / "model.gguf")
+    file = read_gguf(written(ours, tmp_path / "model.gguf"))
     read, mixer = ours.tensors.read_float, "backbone.layers.2.mixer"
     rate = read(f"{mixer}.A_log")
     np.testing.assert_allclose(numbers(file, "blk.2.ssm_a"), -np.exp(rate)[:, None], rtol=1e-6)
@@ -98,7 +84,9 @@ def test_a_scan_lies_as_its_decays_its_taps_and_a_row_for_each_group(tmp_path: P
 def test_key_value_heads_are_said_for_each_block(
     name: str, attends: list[int], tmp_path: Path
 ) -> None:
-    file = written(source(tmp_path / "source", HYBRIDS_FOR_GGUF[name]), tmp_path / "model.gguf")
+    file = read_gguf(
+        written(source(tmp_path / "source", HYBRIDS_FOR_GGUF[name]), tmp_path / "model.gguf")
+    )
     architecture = file.metadata.text("general.architecture")
     heads = file.metadata.values[f"{architecture}.attention.head_count_kv"]
     assert np.asarray(heads).tolist() == attends
@@ -106,12 +94,12 @@ def test_key_value_heads_are_said_for_each_block(
 
 def test_gate_and_up_of_one_matrix_are_two_tensors(tmp_path: Path) -> None:
     ours = source(tmp_path / "source", GRANITE)
-    file = written(ours, tmp_path / "model.gguf")
+    file = read_gguf(written(ours, tmp_path / "model.gguf"))
     both = ours.tensors.read_float(FUSED)
     np.testing.assert_array_equal(numbers(file, "blk.1.ffn_gate.weight"), both[:96])
     np.testing.assert_array_equal(numbers(file, "blk.1.ffn_up.weight"), both[96:])
     mixture = source(tmp_path / "mixture", HYBRIDS_FOR_GGUF["granitemoehybrid"])
-    names = written(mixture, tmp_path / "mixture.gguf").tensors
+    names = read_gguf(written(mixture, tmp_path / "mixture.gguf")).tensors
     assert {"blk.1.ffn_gate_shexp.weight", "blk.1.ffn_down_shexp.weight"} <= names.keys()
 
 
@@ -138,7 +126,7 @@ def test_a_delta_rule_is_read_from_two_tensors_or_from_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = source(tmp_path / "source", HYBRIDS_FOR_GGUF["qwen3_next"])
-    file = written(ours, tmp_path / "two.gguf")
+    file = read_gguf(written(ours, tmp_path / "two.gguf"))
     together = ours.tensors.read_float("model.layers.0.linear_attn.in_proj_qkvz.weight")
     # A key head has its query of 12, its key of 12, 2 values of 12 and their gates.
     heads = together.reshape(2, 12 + 12 + 24 + 24, -1)
@@ -150,7 +138,7 @@ def test_a_delta_rule_is_read_from_two_tensors_or_from_one(
     row = ARCHITECTURE_OF_FAMILY["qwen3_next"]
     older = replace(row, pieces=lambda reader: {})
     monkeypatch.setattr(gguf_model, "ARCHITECTURE_OF_FAMILY", {"qwen3_next": older})
-    assert "blk.0.ssm_in.weight" in written(ours, tmp_path / "one.gguf").tensors
+    assert "blk.0.ssm_in.weight" in read_gguf(written(ours, tmp_path / "one.gguf")).tensors
     tokens = make_tokens(HYBRIDS_FOR_GGUF["qwen3_next"])[:1, :20]
     logits = [
         Model(open_checkpoint(tmp_path / name)).logits(tokens) for name in ("one.gguf", "two.gguf")
@@ -195,7 +183,7 @@ WRONG: dict[str, tuple[str, Callable[[GgufFile], dict[str, Any]], str]] = {
 def test_what_cannot_be_is_refused(wrong: str, tmp_path: Path) -> None:
     name, change, told = WRONG[wrong]
     ours = source(tmp_path / "source", HYBRIDS_FOR_GGUF[name])
-    file = written(ours, tmp_path / "model.gguf")
+    file = read_gguf(written(ours, tmp_path / "model.gguf"))
     path = copied(file, tmp_path / "wrong.gguf", change(file))
     with pytest.raises(CheckpointError, match=told) as caught:
         read_all(path)

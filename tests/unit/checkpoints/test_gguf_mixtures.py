@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf_exports import source, written
 from mixture_configurations import MIXTURES_FOR_GGUF
-from tiny_models import write_model
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.gguf import writer
 from crumb.checkpoints.gguf.container import TensorToWrite, read_gguf, write_container
-from crumb.checkpoints.gguf.writer import TypeChoice, encode_plain, export_gguf, write_gguf
+from crumb.checkpoints.gguf.writer import TypeChoice, export_gguf
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import StoredCodes, TensorMap
@@ -31,20 +30,7 @@ DOWN = "model.layers.1.block_sparse_moe.experts.{}.w2.weight"
 EXPERTS = 5
 
 
-@pytest.fixture(autouse=True)
-def _without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "tokenizer_metadata", lambda files, configuration: {})
-
-
-def source(folder: Path, configuration: dict[str, Any]) -> Checkpoint:
-    folder.mkdir()
-    return open_checkpoint(write_model(folder, configuration))
-
-
-def written(checkpoint: Checkpoint, out: Path) -> Path:
-    types = {spec.name: "F32" for spec in checkpoint.plan.tensors() if spec.matrix}
-    write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
-    return out
+pytestmark = pytest.mark.usefixtures("without_tokenizer")
 
 
 def rewritten(path: Path, out: Path, metadata: dict[str, Any], others: dict[str, Any]) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from dense_configurations import DENSE, FOR_GGUF
 from exhaustive import covering
+from gguf_exports import source, written
 from gguf_file import File, Tensor, array, scalar, text, tiny_model, wide_model
 from mixture_configurations import MIXTURES_FOR_GGUF
 from numpy.typing import NDArray
@@ -35,9 +36,7 @@ from tiny_models import (
 
 from crumb.architectures.registry import plan_of
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.gguf import writer
 from crumb.checkpoints.gguf.container import read_gguf
-from crumb.checkpoints.gguf.writer import encode_plain, write_gguf
 from crumb.checkpoints.opening import open_checkpoint
 from crumb.checkpoints.safetensors import StoredArray
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
@@ -81,21 +80,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _without_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "tokenizer_metadata", lambda files, configuration: {})
-
-
-def source(folder: Path, configuration: dict[str, Any]) -> Checkpoint:
-    folder.mkdir()
-    return open_checkpoint(write_model(folder, configuration))
-
-
-def written(checkpoint: Checkpoint, out: Path, type: str = "F32") -> Checkpoint:
-    """The checkpoint as a GGUF file, opened."""
-    types = {spec.name: type for spec in checkpoint.plan.tensors() if spec.matrix}
-    write_gguf(checkpoint, out, types, encode_plain(checkpoint), "tiny")
-    return open_checkpoint(out)
+pytestmark = pytest.mark.usefixtures("without_tokenizer")
 
 
 def in_other_form(name: str, checkpoint: Checkpoint) -> bool:
@@ -108,7 +93,7 @@ def in_other_form(name: str, checkpoint: Checkpoint) -> bool:
 @pytest.mark.parametrize("name", covering(MODELS, lambda name: (MODELS[name]["model_type"],)))
 def test_a_model_comes_back_with_its_plan_weights_and_logits(name: str, tmp_path: Path) -> None:
     ours = source(tmp_path / "source", MODELS[name])
-    theirs = written(ours, tmp_path / "model.gguf")
+    theirs = open_checkpoint(written(ours, tmp_path / "model.gguf"))
     assert str(theirs.plan).splitlines() == str(ours.plan).splitlines()
     for spec in ours.plan.tensors():
         # A file holds 1 + w of a norm around 0: two roundings, of numbers below 4; e^w of a rate.
@@ -129,7 +114,7 @@ def test_a_model_comes_back_with_its_plan_weights_and_logits(name: str, tmp_path
 @pytest.mark.parametrize("type", ["F16", "BF16"])
 def test_matrices_may_be_halves_while_vectors_stay_f32(type: str, tmp_path: Path) -> None:
     ours = source(tmp_path / "source", LLAMA | {"attention_bias": True})
-    theirs = written(ours, tmp_path / "model.gguf", type)
+    theirs = open_checkpoint(written(ours, tmp_path / "model.gguf", type))
     stored = read_gguf(tmp_path / "model.gguf")
     for spec in ours.plan.tensors():
         entry = theirs.tensors.entry(spec.name)
@@ -146,7 +131,7 @@ def test_a_window_that_cuts_nothing_off_is_left_out(tmp_path: Path) -> None:
     """A mistral without one is a llama."""
     for window in (None, 160):
         ours = source(tmp_path / f"source-{window}", MISTRAL | {"sliding_window": window})
-        theirs = written(ours, tmp_path / f"{window}.gguf")
+        theirs = open_checkpoint(written(ours, tmp_path / f"{window}.gguf"))
         assert theirs.configuration["model_type"] == "llama"
         tokens = make_tokens(LLAMA)
         np.testing.assert_array_equal(Model(theirs).logits(tokens), Model(ours).logits(tokens))
@@ -192,7 +177,7 @@ def test_rows_of_a_fused_projection_go_part_by_part(tmp_path: Path) -> None:
 
 def test_rows_of_qwen2_lie_as_ours_do(tmp_path: Path) -> None:
     ours = source(tmp_path / "source", QWEN2 | NO_WINDOW)
-    theirs = written(ours, tmp_path / "model.gguf")
+    theirs = open_checkpoint(written(ours, tmp_path / "model.gguf"))
     entries = theirs.tensors.entries.values()
     assert {type(entry) for entry in entries} == {StoredArray}
 
