@@ -5,6 +5,8 @@ In: a tiny checkpoint, few steps, judgements every other step. Out: manifests an
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,12 +130,32 @@ def test_a_run_that_died_while_codes_took_their_place_goes_on_to_the_same_bytes(
     assert weights_of(asked.out) == weights_of(whole.out)
 
 
-def test_a_damaged_state_is_none(asked: QuantizeRequest) -> None:
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flipped_near_its_end(path: Path) -> None:
+    """In the last matrix: those before it can be read."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        last = archive.infolist()[-1]
+    content[last.header_offset + 200] ^= 1
+    path.write_bytes(content)
+
+
+def reshaped(path: Path) -> None:
+    """The last matrix has a row less."""
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays |= {name: arrays[name][1:] for name in list(arrays)[-1:]}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", [halved, flipped_near_its_end, reshaped])
+def test_a_damaged_state_is_none(damage: Callable[[Path], None], asked: QuantizeRequest) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         quantize(asked, dying_at(5))
-    state = asked.out.with_name("out.partial") / "gradients" / model_trainer.STATE
-    content = bytearray(state.read_bytes())
-    state.write_bytes(content[: len(content) // 2])
+    damage(asked.out.with_name("out.partial") / "gradients" / model_trainer.STATE)
     whole = replace(asked, out=asked.out.with_name("whole"))
     quantize(whole)
     quantize(asked)

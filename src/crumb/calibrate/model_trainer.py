@@ -25,7 +25,7 @@ from crumb.checkpoints.crumb.workspace import FinishedTensor, Workspace
 from crumb.checkpoints.tensor_map import Entry
 from crumb.files.atomic_file import atomic_file
 from crumb.kernels.tile import pack_tensor
-from crumb.operations.operation import as_numpy
+from crumb.operations.operation import Array, as_numpy
 from crumb.run.devices import arrays_on
 from crumb.run.model import Model
 
@@ -144,24 +144,32 @@ class ModelTrainer:
             np.savez(file, **arrays)
 
     def _restore(self, training: ModelTraining) -> None:
-        """Go on from what lies on disk; a damaged file is none."""
+        """Go on from what lies on disk. A damaged file is none: all is read before any is taken."""
+        matrices = training.student.matrices
+        states: dict[str, dict[str, Array]] = {}
         try:
             with self._path.open("rb") as file, np.load(file) as arrays:
                 progress = TrainingState(
                     **{name: arrays[f"progress/{name}"].item() for name in asdict(TrainingState())}
                 )
-                for name, matrix in training.student.matrices.items():
-                    training.best[name] = {
-                        word: arrays[f"best_{word}/{name}"] for word in ("codes", "scale")
+                best = {
+                    name: {word: arrays[f"best_{word}/{name}"] for word in ("codes", "scale")}
+                    for name in matrices
+                }
+                for name, matrix in matrices.items() if not progress.ended else ():
+                    states[name] = {
+                        word: _of_shape(arrays[f"{word}/{name}"], own)
+                        for word, own in matrix.state().items()
                     }
-                    if not progress.ended:
-                        matrix.restore(
-                            {
-                                word: self.as_array(arrays[f"{word}/{name}"])
-                                for word in matrix.state()
-                            }
-                        )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            training.best.clear()
             return
-        training.progress = progress
+        for name, state in states.items():
+            matrices[name].restore({word: self.as_array(state[word]) for word in state})
+        training.best, training.progress = best, progress
+
+
+def _of_shape(array: NDArray[Any], own: Array) -> NDArray[Any]:
+    """The array, whose shape is that of our own. Raises: ValueError."""
+    if array.shape != tuple(own.shape):
+        raise ValueError(f"{array.shape} in place of {tuple(own.shape)}")
+    return array
