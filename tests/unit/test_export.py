@@ -34,7 +34,7 @@ Make = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """quantized(bits, group_size, zero, wide) -> a crumb directory of the tiny checkpoint.
+    """quantized(bits, group_size, zero, wide, codes) -> a crumb directory of the tiny checkpoint.
 
     A wide one has inputs in whole super-blocks.
     """
@@ -46,8 +46,14 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Make:
         tokenizer["pre_tokenizer"]["use_regex"] = True  # GGUF has a name for this one: gpt-2
         (source / "tokenizer.json").write_text(json.dumps(tokenizer))
 
-    def make(bits: int, group_size: int = 32, zero: str = "fixed", wide: bool = False) -> Path:
-        out = folder / f"int{bits}-{group_size}-{zero}-{wide}"
+    def make(
+        bits: int,
+        group_size: int = 32,
+        zero: str = "fixed",
+        wide: bool = False,
+        codes: str = "int",
+    ) -> Path:
+        out = folder / f"{codes}{bits}-{group_size}-{zero}-{wide}"
         if not out.exists():
             quantize(
                 QuantizeRequest(
@@ -56,6 +62,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Make:
                     bits=bits,
                     group_size=group_size,
                     zero=ZeroKind(zero),
+                    codes=codes,
                     solve=ROUNDING,
                 )
             )
@@ -105,6 +112,15 @@ def test_what_the_container_holds_is_exact(
     assert set(changes(model, out).values()) == {0.0}
     logits = [Model(open_checkpoint(path)).logits(TOKENS) for path in (model, out)]
     np.testing.assert_array_equal(logits[0], logits[1])
+
+
+def test_scales_that_are_powers_of_two_are_exact_in_a_gguf_file(
+    quantized: Make, tmp_path: Path
+) -> None:
+    model, out = quantized(4, codes="mxfp4"), tmp_path / "out.gguf"
+    result = exported(model, out, Container.GGUF, strict=True)
+    assert {report.target for report in result.tensors} == {"F32", "Q8_0", "MXFP4"}
+    assert set(changes(model, out).values()) == {0.0}
 
 
 @pytest.mark.parametrize("bits", [4, 5])

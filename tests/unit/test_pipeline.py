@@ -345,7 +345,9 @@ def test_a_listener_that_fails_stops_the_run_and_loses_nothing(
     quantize(request_of_tiny)
 
 
-@pytest.mark.parametrize(("bits", "codes"), [(3, "lut"), (4, "nf4"), (4, "fp4"), (3, "super")])
+@pytest.mark.parametrize(
+    ("bits", "codes"), [(3, "lut"), (4, "nf4"), (4, "fp4"), (3, "super"), (4, "mxfp4")]
+)
 def test_tables_are_solved_stored_and_run(
     bits: int, codes: str, request_of_tiny: QuantizeRequest
 ) -> None:

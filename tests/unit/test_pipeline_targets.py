@@ -56,7 +56,7 @@ def formats_in(out: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("name", "method"),
-    every(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q2_0"], Method),
+    every(["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q4_1", "q2_0", "mxfp4"], Method),
 )
 def test_everything_stored_is_something_a_gguf_file_holds(
     name: str, method: Method, request_of_wide: QuantizeRequest

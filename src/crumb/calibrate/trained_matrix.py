@@ -5,7 +5,8 @@ Out: weights, and in the end codes and parameters again. A code is its latent nu
 its gradient is taken as if it were not (straight-through); a scale moves by a share of itself.
 With a table the latent number is a place among its levels in ascending order.
 Steps are Adam's (arXiv 1412.6980) with one mean square for a whole array: what has the larger
-gradient moves further, so that few codes change at a time. Sub-scales stay as they are.
+gradient moves further, so that few codes change at a time. Sub-scales stay as they are, and scales
+that are powers of two.
 Arrays are NumPy's, or lie where `as_array` puts them (PyTorch).
 Source: GSQ (arXiv 2604.18556) and AutoRound (arXiv 2309.05516) train rounding on a plain grid;
 PV-Tuning (arXiv 2405.14852) on why few codes should change at a time.
@@ -22,7 +23,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 from numpy.typing import NDArray
 
-from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.catalog import Format, ScaleKind, ZeroKind
 from crumb.formats.float_columns import FloatColumns
 from crumb.formats.grid import GroupParameters, group_of_column, levels_of
 from crumb.kernels.threads import over_rows
@@ -221,6 +222,8 @@ class TrainedMatrix:
             direction = self.code_means.direction(gradient[rows], rows, along)
             latent -= rates.code * left * direction
             latent[...] = xp.clip(latent, -OUTSIDE, self.last + OUTSIDE)
+            if self.format.row.scale is ScaleKind.POWER:
+                return
             scale = self.scale[rows]
             direction = self.scale_means.direction(of_scale[rows], rows, grown)
             scale *= 1 - rates.scale * left * direction

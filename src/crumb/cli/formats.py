@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from crumb.cli.option_groups import ONE_WAY
 from crumb.cli.output import print_json, print_table
-from crumb.formats.catalog import CATALOG, ROW, Format, group_name
+from crumb.formats.catalog import CATALOG, ROW, CodeRow, Format, ScaleKind, group_name
 from crumb.formats.layouts.tile import diagram
 
 EXAMPLE_WIDTH = 4096
@@ -52,11 +52,17 @@ def formats(*, json: Annotated[bool, ONE_WAY] = False) -> None:
     print(GROUPS_NOTE)
     for code_row in CATALOG.values():
         if code_row.table is not None:
-            own = "  at first: each matrix learns its own" if code_row.learned else ""
-            print(f"  {code_row.name}  {' '.join(map(str, code_row.table))}{own}")
+            print(f"  {code_row.name}  {' '.join(map(str, code_row.table))}{_table_note(code_row)}")
     print(LAYOUT_NOTE)
     for bits, names in rows_by_width().items():
         print(f"  {bits} bits  {diagram(bits)}  {', '.join(names)}")
+
+
+def _table_note(row: CodeRow) -> str:
+    """What its numbers do not say."""
+    if row.learned:
+        return "  at first: each matrix learns its own"
+    return "  and scales that are powers of two" if row.scale is ScaleKind.POWER else ""
 
 
 def group_columns() -> list[str]:

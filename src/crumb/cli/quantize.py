@@ -36,7 +36,7 @@ def quantize(
     out: Annotated[Path | None, OUTPUT] = None,
     group_size: Annotated[str | None, FORMAT] = None,
     zero: Annotated[ZeroKind | None, FORMAT] = None,
-    codes: Annotated[Literal["int", "nf4", "fp4", "lut", "super"] | None, FORMAT] = None,
+    codes: Annotated[Literal["int", "nf4", "fp4", "mxfp4", "lut", "super"] | None, FORMAT] = None,
     effort: Annotated[Effort, SOLVER] = Effort.DEFAULT,
     device: Annotated[str, SOLVER] = "cpu",
     method: Annotated[Method | None, SOLVER] = None,
@@ -75,7 +75,7 @@ def quantize(
         out: output directory; default is the model's name with the format behind it.
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
-        codes: int (default), nf4, fp4; lut: levels that each matrix learns; super: in super-blocks.
+        codes: int (default), nf4, fp4, mxfp4; lut: levels each matrix learns; super: super-blocks.
         effort: fast, default (a backward pass weighs tokens too) or best (codes are trained too).
         device: where codes are trained: cpu, or a device of PyTorch such as cuda.
         method: gptq (default), or round (to nearest, no calibration).

@@ -28,6 +28,7 @@ class ScaleKind(StrEnum):
     """How a group's scale is stored."""
 
     FP16 = "fp16"  # one fp16 for each group
+    POWER = "power"  # the same, and a power of two
     SUPER = "super"  # a whole number for each group, times one fp16 for each super-block
 
 
@@ -161,7 +162,7 @@ CATALOG: dict[str, CodeRow] = {
         _learned_super("super2", 2, _SHORT_DIGITS, _SMALL_2),
         _learned_super("super3", 3, _SHORT_DIGITS, _SMALL_3),
         _learned_super("super4", 4, _SHORT_SIX_BITS, _LEANING_4),
-        CodeRow("mxfp4", 4, zeros=_FIXED, group_sizes=(32,), table=_E2M1),
+        CodeRow("mxfp4", 4, ScaleKind.POWER, _FIXED, (32,), _E2M1),
     )
 }
 
@@ -170,12 +171,8 @@ INTEGERS: dict[str, CodeRow] = {
 }
 """The rows whose codes are whole numbers and whose groups each have an fp16 scale."""
 
-
-SOLVED: dict[str, CodeRow] = {name: row for name, row in CATALOG.items() if name != "mxfp4"}
-"""The rows whose codes solvers choose; scales of MXFP4 are powers of two, which they do not fit."""
-
-CODES = ("int", "nf4", "fp4", "lut", "super")
-"""What codes of so many bits may stand for; all but nf4 and fp4 have a row for each width."""
+CODES = ("int", "nf4", "fp4", "mxfp4", "lut", "super")
+"""What codes of so many bits may stand for; all but those ending in 4 have a row for each width."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class QuantizeRequest:
     bits: int | None = None  # None: as the target says
     group_size: int = 128
     zero: ZeroKind = ZeroKind.FIXED
-    codes: str = "int"  # what the blocks' codes stand for: int, nf4, fp4, lut, super
+    codes: str = "int"  # what the blocks' codes stand for: int, nf4, fp4, mxfp4, lut, super
     embedding: int | str | None = None  # bits, or a format, a GGUF type, or float; None: as usual
     head: int | str | None = None
     solve: SolveSettings = field(default_factory=SolveSettings)
@@ -136,12 +136,12 @@ class QuantizeRequest:
         return format_of_row(row, self._group_size_of(row), self.zero)
 
     def _group_size_of(self, row: CodeRow) -> int:
-        """Super-blocks have one size of groups, which nothing else says. Raises: UsageError."""
-        if row.super_block is None:
+        """Of a row that has one size of groups nothing else says it. Raises: UsageError."""
+        if len(row.group_sizes) > 1:
             return self.group_size
         if self.group_size not in (type(self).group_size, *row.group_sizes):
             raise UsageError(
-                "the groups of a super-block have one size",
+                f"groups of {row.name} have one size",
                 where="group_size",
                 found=self.group_size,
                 do="Drop group_size; embedding=int8-g64-fixed says that of an embedding",

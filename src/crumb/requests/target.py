@@ -13,7 +13,6 @@ from typing import Protocol
 from crumb.errors import UsageError
 from crumb.formats.catalog import (
     INTEGERS,
-    SOLVED,
     Format,
     ZeroKind,
     make_format,
@@ -28,11 +27,9 @@ from crumb.formats.layouts.gguf_conversion import (
 from crumb.formats.layouts.gguf_types import GGUF_TYPES
 
 TYPES: dict[str, Format] = {
-    row.name.lower(): row.format
-    for row in GGUF_TYPES.values()
-    if row.format is not None and row.format.row.name in SOLVED
+    row.name.lower(): row.format for row in GGUF_TYPES.values() if row.format is not None
 }
-"""GGUF's types that have a solver, as they are spelled here."""
+"""GGUF's types that have codes, as they are spelled here."""
 
 FLOATS = ("float", "f16", "bf16", "f32")
 """Names that leave a matrix as the source has it."""
@@ -172,16 +169,11 @@ def format_named(name: str) -> Format | None:
         return None
     if name.lower() in TYPES:
         return TYPES[name.lower()]
-    if name.upper() in GGUF_TYPES:
-        raise UsageError("no solver chooses codes of a table", found=name)
     try:
-        format = parse_format(name)
+        return parse_format(name)
     except UsageError as error:
         raise UsageError(
             "neither a GGUF type nor a format's name",
             expected=f"one of {', '.join(TYPES)}, float, or such as int3-g128-variable",
             found=repr(name[:80]),
         ) from error
-    if format.row.name not in SOLVED:
-        raise UsageError("no solver chooses codes of this table", found=format.name)
-    return format

@@ -3,7 +3,8 @@
 In: a Layer, its best Pass. Out: a Pass whose rows have at most the loss they had.
 With N = H / diag(H), the value that column j would best have beside the others is
 t_j = w_j + sum over k != j of e_k N[k, j]: GPTQ's sweep, but every other column answers and
-not only those before. A scale moves by d = c H e / c H c for its levels c, rounded as it is stored.
+not only those before. A scale moves by d = c H e / c H c for its levels c, rounded as it is stored:
+to a power of two where the format has these.
 Source: coordinate descent after GPTQ, arXiv 2602.02126. Refuses nothing.
 """
 
@@ -16,8 +17,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from crumb.formats.catalog import ZeroKind
+from crumb.formats.catalog import ScaleKind, ZeroKind
 from crumb.formats.grid import decode_columns
+from crumb.formats.powers_of_two import nearest_power
 from crumb.formats.super_blocks import block_of, groups_of_block
 from crumb.kernels.gptq_sweep import sweep
 from crumb.solve.product import product
@@ -70,9 +72,10 @@ def _with_scales(layer: Layer, best: Pass) -> Pass:
             _move(layer, error, columns, inside, whole[:, group], nearest)
         parameters = replace(parameters, sub_scale=whole.astype(np.int8))
         levels = levels * whole.astype(np.float32)[:, layer.group]
+    rounded = nearest_power if layer.format.row.scale is ScaleKind.POWER else _nearest_half
     for number in range(scale.shape[1]):
         columns = np.flatnonzero(layer.group // of_block == number)
-        _move(layer, error, columns, levels[:, columns], scale[:, number], _nearest_half)
+        _move(layer, error, columns, levels[:, columns], scale[:, number], rounded)
     parameters = replace(parameters, scale=scale.astype(np.float16))
     error = layer.weights - _decoded(layer, replace(best, parameters=parameters))
     layer.answer(error)

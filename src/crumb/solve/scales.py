@@ -4,6 +4,7 @@ In: weights, the importance of each column, a Format, minmax or search. Out: Gro
 minmax, variable: scale = (max - min) / (2^b - 1), zero_point = round(-min / scale), 0 inside;
 minmax, fixed: scale = 2 max|w| / (2^b - 1). Source: GPTQ's reference quantizer (arXiv 2210.17323).
 Scales of super-blocks are then fitted to what their format stores (solve/super_scales.py).
+Powers of two are searched by the codes they give (formats/powers_of_two.py).
 Refuses scales that fp16 cannot hold.
 """
 
@@ -13,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.errors import SolveError
-from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.catalog import Format, ScaleKind, ZeroKind
 from crumb.formats.grid import GroupParameters, make_parameters
+from crumb.formats.powers_of_two import AROUND, USUAL, power_scales
 from crumb.kernels.grid_search import grid_search
-from crumb.solve.problem import Scales
-from crumb.solve.super_scales import nearest_scales, shared_scales
+from crumb.kernels.threads import parallel_map
+from crumb.solve.problem import Scales, join_parameters
+from crumb.solve.super_scales import SLAB_ROWS, nearest_scales, shared_scales
 from crumb.solve.zero_points import raise_zero_points
 
 Floats = NDArray[np.float32]
@@ -40,6 +43,8 @@ def fit_scales(
     _check_range(weights)
     importance = _positive(importance)
     by_search = scales is Scales.SEARCH
+    if format.row.scale is ScaleKind.POWER:
+        return _powers(weights, importance, format, AROUND if by_search else USUAL)
     grid = grid_search(weights, importance, format) if by_search else minmax(weights, format)
     if format.zero is ZeroKind.VARIABLE and lowest_zero_point:
         grid = raise_zero_points(weights, importance, format, grid, lowest_zero_point)
@@ -48,6 +53,19 @@ def fit_scales(
     if by_search:
         return shared_scales(weights, importance, format, *grid)
     return nearest_scales(format, *grid)
+
+
+def _powers(
+    weights: Floats, importance: Floats, format: Format, steps: tuple[int, ...]
+) -> GroupParameters:
+    """Rows do not depend on each other. Raises: SolveError."""
+
+    def work(begin: int) -> GroupParameters:
+        rows = weights[begin : begin + SLAB_ROWS]
+        scale = power_scales(rows, importance, format, steps)
+        return make_parameters(format, scale, scale)
+
+    return join_parameters(parallel_map(work, range(0, len(weights), SLAB_ROWS)), axis=0)
 
 
 def _check_range(weights: Floats) -> None:

@@ -13,6 +13,7 @@ from crumb.solve.round import solve_round
 
 FORMATS = [make_format(3, 32, zero) for zero in ZeroKind] + [CATALOG["q3_k"].only_format()]
 FORMATS += [make_format(4, 64, "fixed", "fp4"), make_format(3, 64, "fixed", "lut")]
+FORMATS += [CATALOG["mxfp4"].only_format()]
 RATES = Rates(code=0.02, scale=7e-4)
 
 
@@ -98,3 +99,13 @@ def test_super_blocks_move_by_their_fp16_scale_and_keep_their_sub_scales(
     after = matrix.weights(as_halves=True)
     assert (after == decode_reference(solution.codes, parameters, format)).all()
     assert 0.98 < np.linalg.norm(after) / np.linalg.norm(before) < 0.995
+
+
+def test_scales_that_are_powers_of_two_stay_as_they_are() -> None:
+    format = CATALOG["mxfp4"].only_format()
+    solution = solved(format)
+    matrix = TrainedMatrix.of(format, solution.codes, solution.parameters)
+    matrix.step(matrix.weights(), 1.0, 1, Rates(code=0.5, scale=0.2))
+    codes, parameters = matrix.solution()
+    assert (codes != solution.codes).any()
+    assert (parameters.scale == solution.parameters.scale).all()

@@ -21,7 +21,7 @@ NOTHING_ASKED = Asked(None, 128, ZeroKind.FIXED)
 
 
 def test_every_type_with_a_solver_is_a_target() -> None:
-    wanted = "q2_k q3_k q4_k q5_k q6_k q4_0 q4_1 q5_0 q5_1 q8_0 q2_0 iq4_nl iq4_xs"
+    wanted = "q2_k q3_k q4_k q5_k q6_k q4_0 q4_1 q5_0 q5_1 q8_0 q2_0 iq4_nl iq4_xs mxfp4"
     assert set(TYPES) == set(wanted.split())
     for name, format in TYPES.items():
         target = parse_target(f"gguf:{name}")
@@ -36,7 +36,7 @@ def test_the_names_of_types_may_be_large() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gguf", "gguf:", "gguf:mxfp4", "gguf:f16", "gptq:4", "awq", "", "gguf:q3_k:x"]
+    "name", ["gguf", "gguf:", "gguf:nvfp4", "gguf:f16", "gptq:4", "awq", "", "gguf:q3_k:x"]
 )
 def test_other_targets_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="target: not a target"):
@@ -140,7 +140,7 @@ def test_a_float_is_no_format(name: str) -> None:
         ("q9_k", "neither a GGUF type nor a format's name"),
         ("4", "neither a GGUF type nor a format's name"),
         ("int4-g48-fixed", "neither a GGUF type nor a format's name"),
-        ("mxfp4-g32-fixed", "no solver chooses codes of this table"),
+        ("mxfp4-g64-fixed", "neither a GGUF type nor a format's name"),
     ],
 )
 def test_other_names_are_refused(name: str, said: str) -> None:

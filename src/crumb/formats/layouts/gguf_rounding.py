@@ -10,20 +10,17 @@ from __future__ import annotations
 import numpy as np
 
 from crumb.errors import SolveError
-from crumb.formats.catalog import Format, ZeroKind
+from crumb.formats.catalog import Format, ScaleKind, ZeroKind
 from crumb.formats.grid import (
     Codes,
     Floats,
     GroupParameters,
-    decode_reference,
     encode_reference,
     make_parameters,
 )
-from crumb.formats.layouts.gguf_types import ScaleCode, find_type
+from crumb.formats.layouts.gguf_types import find_type
+from crumb.formats.powers_of_two import power_scales
 from crumb.formats.super_blocks import extreme, in_blocks, share, stored
-
-HALF_EXPONENTS = (-24, 15)
-"""The smallest and largest power of two that fp16 holds."""
 
 
 def quantize_floats(weights: Floats, type_name: str) -> tuple[Codes, GroupParameters]:
@@ -37,8 +34,9 @@ def quantize_floats(weights: Floats, type_name: str) -> tuple[Codes, GroupParame
     row.blocks(weights.shape[1])
     if not np.isfinite(weights).all():
         raise SolveError("a weight is not finite", do="Check the checkpoint for overflow")
-    if row.scale_code is ScaleCode.EXPONENT:
-        parameters = _powers_of_two(weights, format)
+    if format.row.scale is ScaleKind.POWER:
+        powers = power_scales(weights, np.ones(weights.shape[1], np.float32), format)
+        parameters = make_parameters(format, powers, powers)
     elif format.zero is ZeroKind.MINIMUM:
         parameters = _spanning(weights, format)
     else:
@@ -76,29 +74,6 @@ def _spanning(weights: Floats, format: Format) -> GroupParameters:
     scale, taken_off = in_blocks(scale, format), in_blocks(-smallest, format)
     alike = np.ones_like(scale)
     return stored(format, share(scale, alike, ends, tops), share(taken_off, alike, ends, tops))
-
-
-def _powers_of_two(weights: Floats, format: Format) -> GroupParameters:
-    """Of two powers, one of which clips the largest weight, the one with less squared error."""
-    table = format.row.table
-    assert table is not None, "powers of two scale a table of small floats"
-    groups = _groups(weights, format)
-    farthest = np.abs(extreme(groups))
-    _, above = np.frexp(farthest / np.float32(max(table)))
-    if above.max(initial=0) - 1 > HALF_EXPONENTS[1]:
-        raise SolveError(
-            f"a weight is beyond the reach of {format.row.name}",
-            expected=f"less than {max(table) << HALF_EXPONENTS[1] + 1}",
-            found=float(farthest.max()),
-        )
-    tries, errors = [], []
-    for exponent in (above, above - 1):
-        power = np.ldexp(np.float32(1), np.clip(exponent, *HALF_EXPONENTS))
-        tried = make_parameters(format, power, np.zeros_like(power))
-        decoded = decode_reference(encode_reference(weights, tried, format), tried, format)
-        tries.append(tried.scale)
-        errors.append(np.square(decoded - weights).reshape(groups.shape).sum(axis=2))
-    return GroupParameters(np.where(errors[1] < errors[0], tries[1], tries[0]))
 
 
 def _groups(weights: Floats, format: Format) -> Floats:
