@@ -133,6 +133,7 @@ def key_of(model: Model, request: QuantizeRequest) -> dict[str, object]:
         "calibration": asdict(request.calibration),
         "solve": solve,
         "formats": [format.name for format in ladder(request.settings)],
+        "next_tokens": "drawn",
     }
 
 

@@ -23,6 +23,10 @@ from crumb.run.whole_texts import Batch
 from crumb.texts.pairs import PairTokens
 
 Tokens = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+DRAW_SEED = 0
+"""Of the next tokens that are drawn from the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class Portion:
 
     number: int
     batch: Batch
-    targets: Tokens  # (texts, length): what follows each token; -1 where nothing does
+    draws: Floats  # (texts, length) in [0, 1): which next token is drawn from the model
     written: slice
     read: slice  # of what an encoder reads
 
@@ -48,24 +52,16 @@ class Portion:
 def cut_parts(tokens: Tokens | PairTokens) -> list[Portion]:
     """Texts, or pairs, some at a time; in the order of the walk's batches."""
     parts: list[Portion] = []
-    following, written, read = _following(tokens), 0, 0
+    written, read = 0, 0
+    random = np.random.default_rng(DRAW_SEED)
     for batch in batches_of(tokens):
-        targets = np.stack([next(following) for _ in batch.tokens])
+        draws = random.random(batch.tokens.shape, np.float32)
         ends = written + batch.tokens.size, read + (batch.read.tokens.size if batch.read else 0)
         parts.append(
-            Portion(len(parts), batch, targets, slice(written, ends[0]), slice(read, ends[1]))
+            Portion(len(parts), batch, draws, slice(written, ends[0]), slice(read, ends[1]))
         )
         written, read = ends
     return parts
-
-
-def _following(tokens: Tokens | PairTokens) -> Iterator[Tokens]:
-    if isinstance(tokens, PairTokens):
-        for rows in tokens.groups:
-            yield from rows.targets
-        return
-    for row in tokens:
-        yield np.append(row[1:], -1)
 
 
 class Borders:

@@ -2,7 +2,9 @@
 
 In: a float checkpoint, calibration texts or pairs, a folder. Out: one weight a token for every
 group of layers, one a feature for embeddings, from one backward pass of the next-token loss
-(GuidedQuant, arXiv 2505.07004); of a pair the loss is that of its target.
+(GuidedQuant, arXiv 2505.07004); of a pair the loss is behind the tokens of its target.
+The next tokens are drawn from the model: squares of these gradients are the curvature of its KL
+divergence, those of the text's own next tokens are not (docs/quality.md has both).
 Stages are walked one at a time, forward and back; what flows between them lies in the folder, so a
 killed run goes on at the stage where it was.
 """
@@ -213,13 +215,13 @@ class GradientPass:
         context = self._context(stage)
 
         def one(part: Portion) -> dict[str, Array]:
-            inputs, targets = self.borders.values(index, part), part.targets
+            inputs = self.borders.values(index, part)
             gradients: dict[str, list[Array]] = {name: [] for name in before}
-            for begin in range(0, targets.shape[1], HEAD_TOKENS):
+            for begin in range(0, part.draws.shape[1], HEAD_TOKENS):
                 columns = slice(begin, begin + HEAD_TOKENS)
                 buffers = {name: array[:, columns] for name, array in inputs.items()}
                 logits = run_stage(stage, dict(buffers), context)[stage.outputs[0]]
-                flowing = {stage.outputs[0]: loss_gradient(logits, targets[:, columns])}
+                flowing = {stage.outputs[0]: loss_gradient(logits, part.draws[:, columns])}
                 visit = record(part, columns)
                 stage_gradients(stage, buffers, flowing, context, visit)
                 for name in before:
@@ -275,14 +277,17 @@ def _recorder(
     return of
 
 
-def loss_gradient(logits: Floats, targets: NDArray[np.int64]) -> Floats:
-    """Gradient of the summed next-token loss at the logits; none where a target is -1.
+def loss_gradient(logits: Floats, draws: Floats) -> Floats:
+    """Gradient of the summed loss of tokens drawn from the logits, at these.
 
+    A draw is where its token lies in the cumulated probabilities.
     Shapes: (batch, tokens, vocabulary), (batch, tokens) -> as the logits.
     """
     gradient: Floats = np.exp(logits - logits.max(-1, keepdims=True))
     gradient /= gradient.sum(-1, keepdims=True)
-    rows, columns = np.nonzero(targets >= 0)
-    gradient[rows, columns, targets[rows, columns]] -= 1.0
-    gradient[targets < 0] = 0.0
+    for place, draw in np.ndenumerate(draws):
+        probabilities = gradient[place]
+        cumulated = probabilities.cumsum(dtype=np.float64)
+        drawn = np.searchsorted(cumulated, draw * cumulated[-1], side="right")
+        probabilities[min(int(drawn), len(probabilities) - 1)] -= 1.0
     return gradient

@@ -23,7 +23,7 @@ from tiny_models import (
 )
 
 from crumb.calibrate import token_weights
-from crumb.calibrate.borders import Borders
+from crumb.calibrate.borders import Borders, cut_parts
 from crumb.calibrate.statistics import accumulate, effective_tokens
 from crumb.calibrate.token_weights import GradientPass, TokenWeights, loss_gradient
 from crumb.operations.embed import Embed
@@ -32,7 +32,7 @@ from crumb.operations.headlinear import HeadLinear
 from crumb.operations.linear import Linear
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.run import whole_texts
-from crumb.run.backward import Backward, next_token_loss
+from crumb.run.backward import Backward
 from crumb.run.model import open_model
 from crumb.texts.pairs import PairRows, PairTokens
 
@@ -86,10 +86,10 @@ def test_the_pass_gives_the_squares_of_a_pass_at_once(
     monkeypatch.setattr(token_weights, "HEAD_TOKENS", 7)
     checkpoint = open_model(str(folder)).checkpoint
     found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0)
-    whole = tokens[:, 1:].size
+    draws = np.concatenate([part.draws for part in cut_parts(tokens)])
 
     def toward(logits: Any) -> Any:
-        return next_token_loss(logits, tokens)[1] * whole
+        return loss_gradient(logits, draws)
 
     check_equal(found, *squares_at_once(folder, tokens, {}, toward))
 
@@ -114,10 +114,14 @@ def test_the_pass_over_pairs_goes_through_both_halves(
     found = GradientPass(checkpoint, tokens, tmp_path / "pass").run(1.0)
     squares: Squares = {}
     features: Squares = {}
+    all_draws = np.concatenate([part.draws.ravel() for part in cut_parts(tokens)])
+    begin = 0
     for rows in tokens.groups:
+        draws = all_draws[begin : begin + rows.inputs.size].reshape(rows.inputs.shape)
+        begin += rows.inputs.size
 
-        def toward(logits: Any, targets: Any = rows.targets) -> Any:
-            return loss_gradient(logits, targets)
+        def toward(logits: Any, draws: Any = draws) -> Any:
+            return loss_gradient(logits, draws)
 
         some = squares_at_once(folder, rows.inputs, {"source": rows.sources}, toward)
         for total, one in zip((squares, features), some, strict=True):
@@ -163,6 +167,28 @@ def test_a_killed_pass_goes_on_where_it_was(
     assert kills > 2
     for name, values in whole.items():
         np.testing.assert_array_equal(result[name], values)
+
+
+def test_next_tokens_come_as_often_as_the_model_says() -> None:
+    logits = np.log(np.array([[[0.1, 0.6, 0.0001, 0.2999]]], np.float32)).repeat(4000, axis=1)
+    draws = np.random.default_rng(3).random((1, 4000), np.float32)
+    gradient = loss_gradient(logits, draws)[0]
+    np.testing.assert_allclose(gradient.sum(-1), 0.0, atol=1e-6)
+    frequencies = (gradient < 0).mean(0)
+    np.testing.assert_allclose(frequencies, [0.1, 0.6, 0.0001, 0.2999], atol=0.03)
+
+
+@pytest.mark.parametrize("draw", [0.0, np.nextafter(np.float32(1), np.float32(0))])
+def test_a_draw_at_an_end_is_a_token_of_the_vocabulary(draw: float) -> None:
+    gradient = loss_gradient(np.zeros((1, 1, 5), np.float32), np.full((1, 1), draw, np.float32))
+    assert (gradient < 0).sum() == 1
+
+
+def test_a_texts_draws_do_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = np.arange(60).reshape(6, 10)
+    whole = np.concatenate([part.draws for part in cut_parts(tokens)])
+    monkeypatch.setattr(whole_texts, "BATCH_TOKENS", 20)
+    np.testing.assert_array_equal(np.concatenate([part.draws for part in cut_parts(tokens)]), whole)
 
 
 def test_weights_have_mean_one_and_layers_count_by_their_outputs() -> None:
