@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from kl_plot import kl_plot
 from machine import describe_machine
 from report import RESULTS, print_table, write_record
 
@@ -44,16 +45,8 @@ UNIFORM = (
 """Formats that all matrices have; the best of them are the line that mixes are held to."""
 
 MIX = "mix"
-SERIES = {
-    "int": ("#999", "whole numbers"),
-    "lut": ("#c80", "tables"),
-    "super": ("#2a2", "super-blocks"),
-    MIX: ("#06c", "a budget"),
-}
-"""Color and words, by what codes stand for."""
-
-WIDTH, HEIGHT, MARGIN = 720, 420, 60
-TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+SERIES = {MIX: "a budget", "super": "super-blocks", "lut": "tables", "int": "whole numbers"}
+"""What codes stand for -> words."""
 
 
 @dataclass(frozen=True)
@@ -223,45 +216,12 @@ def rows_of(points: list[Point]) -> list[list[str]]:
 
 
 def picture(points: list[Point]) -> str:
-    """An SVG: megabytes across, KL up, both series as lines."""
-    sizes = [point.file_bytes / 1e6 for point in points]
-    levels = [math.log(point.mean_kl) for point in points]
-    left, right = min(sizes) - 2, max(sizes) + 2
-    low, high = min(levels) - 0.2, max(levels) + 0.2
-
-    def place(size: float, level: float) -> tuple[float, float]:
-        x = MARGIN + (size - left) / (right - left) * (WIDTH - 2 * MARGIN)
-        y = HEIGHT - MARGIN - (level - low) / (high - low) * (HEIGHT - 2 * MARGIN)
-        return round(x, 1), round(y, 1)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"'
-        ' font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 15}" text-anchor="middle">MB of the file</text>',
-        f'<text x="{MARGIN}" y="30">mean KL from the float model, nats</text>',
-    ]
-    for tick in TICKS:
-        if low < math.log(tick) < high:
-            x, y = place(left, math.log(tick))
-            parts.append(f'<path d="M{x} {y}H{WIDTH - MARGIN}" stroke="#ddd"/>')
-            parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{tick:g}</text>')
-    for size in range(int(left) // 10 * 10 + 10, int(right) + 1, 10):
-        x, y = place(size, low)
-        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{size}</text>')
-    for codes, (color, words) in SERIES.items():
-        series = sorted(
-            (point.file_bytes / 1e6, point.mean_kl) for point in points if point.codes == codes
-        )
-        if not series:
-            continue
-        places = [place(size, math.log(kl)) for size, kl in series]
-        path = " ".join(f"{x},{y}" for x, y in places)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="4" fill="{color}"/>' for x, y in places]
-        x, y = places[-1]
-        parts.append(f'<text x="{x + 8}" y="{y - 8}" fill="{color}">{words}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    """An SVG: KL against bytes, a line for each kind of code."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for codes, words in SERIES.items():
+        line = [(each.file_bytes, each.mean_kl) for each in points if each.codes == codes]
+        series |= {words: line} if line else {}
+    return kl_plot(series)
 
 
 def main() -> None:
