@@ -4,14 +4,18 @@ In: a float model, a calibration, the program `llama-quantize`, file types as it
 Out: FOLDER/TYPE.gguf for each; the program chooses the type of each matrix, as its users have it.
 The importance matrix comes from the tokens that Crumb calibrates on: the mean square of each input
 of the float model. `quality_files.py` measures the files.
+Where ik_llama.cpp falls back to its own Q6_0, which Crumb does not read, it is told Q5_1, as
+llama.cpp falls back.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import struct
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +54,31 @@ def make_files(asked: argparse.Namespace) -> list[Path]:
     environment = os.environ | {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
     for path in paths:
         if not path.exists():
-            command = [asked.quantizer, "--imatrix", importance, source, path, path.stem]
-            subprocess.run(list(map(str, command)), check=True, env=environment)
+            make_file(asked.quantizer, importance, source, path, environment)
     return paths
+
+
+def make_file(
+    quantizer: Path, importance: Path, source: Path, path: Path, environment: Mapping[str, str]
+) -> None:
+    """One file; a second time where matrices came out as Q6_0. Raises: CalledProcessError."""
+
+    def run(*options: str) -> str:
+        command = [quantizer, "--imatrix", importance, *options, source, path, path.stem]
+        words = list(map(str, command))
+        ran = subprocess.run(
+            words, check=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        return ran.stdout.decode()
+
+    name, changed = "", list[str]()
+    for line in run().splitlines():
+        told = re.match(r"\[ *\d+/ *\d+\] +(\S+) - ", line)
+        name = told[1] if told else name
+        if "converting to q6_0" in line:
+            changed.append(f"{re.escape(name)}=q5_1")
+    if changed:
+        run("--custom-q", ",".join(changed))
 
 
 def main() -> None:
