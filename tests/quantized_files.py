@@ -151,3 +151,55 @@ def change_config(path: Path, change: Mapping[str, Any]) -> None:
     configuration = json.loads(file.read_text())
     configuration["quantization_config"] |= change
     file.write_text(json.dumps(configuration))
+
+
+FLOAT_LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+"""What the codes of a 4-bit float (E2M1) stand for."""
+
+
+@dataclass(frozen=True)
+class FloatGrid:
+    """4-bit floats: codes (out, in) and the bytes of their scales (out, groups)."""
+
+    codes: NDArray[np.uint8]
+    exponents: NDArray[np.uint8]  # 2^(e-127) for each 32 inputs
+
+    def weights(self) -> NDArray[np.float32]:
+        """W[o, i] = level[o, i] * 2^(exponent[o, i / 32] - 127), one by one."""
+        scale = np.exp2(self.exponents.astype(np.float64) - 127)
+        found = np.empty(self.codes.shape, np.float64)
+        for column in range(self.codes.shape[1]):
+            found[:, column] = FLOAT_LEVELS[self.codes[:, column]] * scale[:, column // 32]
+        return found.astype(np.float32)
+
+    def arrays(self) -> Arrays:
+        """One module of a compressed-tensors file, mxfp4-pack-quantized."""
+        low, high = self.codes[:, 0::2], self.codes[:, 1::2]
+        return {"weight_packed": low + 16 * high, "weight_scale": self.exponents}
+
+
+def random_floats(shape: tuple[int, int], seed: int = 0) -> FloatGrid:
+    """Scales that fp16 holds."""
+    generator = np.random.default_rng(seed)
+    exponents = generator.integers(104, 144, (shape[0], shape[1] // 32)).astype(np.uint8)
+    return FloatGrid(generator.integers(0, 16, shape).astype(np.uint8), exponents)
+
+
+def float_scheme(targets: list[str], **more: Any) -> dict[str, Any]:
+    """One group of config_groups, as llm-compressor writes MXFP4A16."""
+    weights = {
+        "num_bits": 4,
+        "type": "float",
+        "symmetric": True,
+        "group_size": 32,
+        "strategy": "group",
+        "dynamic": False,
+        "scale_dtype": "torch.uint8",
+        "zp_dtype": "torch.uint8",
+    }
+    return {
+        "targets": targets,
+        "weights": weights | more,
+        "input_activations": None,
+        "format": "mxfp4-pack-quantized",
+    }

@@ -7,12 +7,13 @@ the same weights as it unpacks, and logits within rounding of f32.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from quantized_files import compressed_arrays, random_grid
+from quantized_files import compressed_arrays, float_scheme, random_floats, random_grid
 from tiny_checkpoint import make_tensors, write_checkpoint
 from tiny_models import tolerance
 
@@ -29,6 +30,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor  # noqa: E402
 from compressed_tensors.compressors.pack_quantized.base import (  # noqa: E402
     PackedQuantizationCompressor,
 )
@@ -80,14 +82,39 @@ def test_the_library_decodes_the_plain_files_of_these_tests_alike(
     np.testing.assert_array_equal(found.float().numpy(), grid.weights())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_transformers_gives_our_logits(bits: int, tmp_path: Path) -> None:
+def test_the_library_reads_and_writes_our_bytes_of_4_bit_floats() -> None:
+    """All scales that fp16 holds; it decodes to bfloat16, which has every such weight.
+
+    What it writes has one zero, of two that there are.
+    """
+    grid = random_floats((64, 1280))
+    scheme = QuantizationScheme(**float_scheme(["Linear"]))
+    theirs = {name: torch.from_numpy(array) for name, array in grid.arrays().items()}
+    found = MXFP4PackedCompressor.decompress(theirs, scheme)
+    np.testing.assert_array_equal(found["weight"].float().numpy(), grid.weights())
+    grid = replace(grid, codes=np.where(grid.codes == 8, 0, grid.codes))
+    state = {
+        "weight": torch.from_numpy(grid.weights()),
+        "weight_scale": torch.from_numpy(np.exp2(grid.exponents.astype(np.float32) - 127)),
+    }
+    written = MXFP4PackedCompressor.compress(state, scheme)
+    for name, array in grid.arrays().items():
+        assert written[name].dtype == torch.uint8
+        np.testing.assert_array_equal(written[name].numpy(), array, name)
+
+
+@pytest.mark.parametrize(
+    ("bits", "codes"),
+    [(2, "int"), (3, "int"), (4, "int"), (5, "int"), (6, "int"), (8, "int"), (4, "mxfp4")],
+)
+def test_transformers_gives_our_logits(bits: int, codes: str, tmp_path: Path) -> None:
     """Symmetric files only: the library's release 0.20 expects the zero points of others unpacked
     when transformers loads them, against its own compressor.
     """
     source = write_checkpoint(tmp_path / "model", make_tensors(tied=False))
     settings = SolveSettings(method=Method.ROUND)
-    quantize(QuantizeRequest(str(source), tmp_path / "q", bits=bits, group_size=32, solve=settings))
+    request = QuantizeRequest(str(source), tmp_path / "q", bits=bits, group_size=32, solve=settings)
+    quantize(replace(request, codes=codes))
     write_compressed_tensors(open_directory(tmp_path / "q"), tmp_path / "out")
     ours = Model(open_directory(tmp_path / "out"))
     tokens = np.arange(48).reshape(2, 24) * 7 % 256
@@ -96,8 +123,8 @@ def test_transformers_gives_our_logits(bits: int, tmp_path: Path) -> None:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / "out", dtype=torch.float32
         )
-        with torch.no_grad():
-            theirs = model(torch.from_numpy(tokens)).logits.numpy()
+        with torch.no_grad():  # 4-bit floats become bfloat16 there, exactly
+            theirs = torch.nn.Module.float(model)(torch.from_numpy(tokens)).logits.numpy()
     assert model.config.quantization_config.quantization_config.quant_method == METHOD
     allowed = tolerance(ours.plan, theirs)
     np.testing.assert_allclose(ours.logits(tokens), theirs, rtol=0, atol=allowed)

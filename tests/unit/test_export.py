@@ -18,6 +18,7 @@ from tiny_checkpoint import QUERY, make_tensors, write_checkpoint
 
 from crumb.checkpoints.checkpoint import Checkpoint
 from crumb.checkpoints.opening import open_checkpoint
+from crumb.checkpoints.tensor_map import StoredCodes
 from crumb.errors import OutputConflict, SolveError, UsageError
 from crumb.exporting import Container, ExportRequest, ExportResult, export
 from crumb.formats.catalog import ZeroKind
@@ -114,13 +115,18 @@ def test_what_the_container_holds_is_exact(
     np.testing.assert_array_equal(logits[0], logits[1])
 
 
-def test_scales_that_are_powers_of_two_are_exact_in_a_gguf_file(
+def test_scales_that_are_powers_of_two_are_exact_in_gguf_and_compressed_tensors(
     quantized: Make, tmp_path: Path
 ) -> None:
     model, out = quantized(4, codes="mxfp4"), tmp_path / "out.gguf"
     result = exported(model, out, Container.GGUF, strict=True)
     assert {report.target for report in result.tensors} == {"F32", "Q8_0", "MXFP4"}
     assert set(changes(model, out).values()) == {0.0}
+    result = exported(model, tmp_path / "other", Container.COMPRESSED_TENSORS)
+    assert [report.name for report in result.changed] == ["model.embed_tokens.weight"]
+    back = open_checkpoint(tmp_path / "other").tensors.entry(QUERY)
+    assert isinstance(back, StoredCodes)
+    assert back.format.row.name == "mxfp4"
 
 
 @pytest.mark.parametrize("bits", [4, 5])

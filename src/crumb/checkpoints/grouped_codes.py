@@ -259,7 +259,7 @@ def settings_of(directory: QuantizedDirectory) -> Mapping[str, Any]:
 def with_matrices(
     arrays: Mapping[str, StoredArray],
     suffixes: Sequence[str],
-    matrix: Callable[[str], GroupedMatrix],
+    matrix: Callable[[str], Entry],
 ) -> dict[str, Entry]:
     """Entries of a directory: "x.weight" for each module x that has suffixes[0], the rest plain.
 
@@ -275,5 +275,5 @@ def with_matrices(
                 raise CheckpointError(
                     "a matrix is stored both packed and plain", where=f"{array.path}: {module}"
                 )
-            entries[f"{module}.weight"] = matrix(module).entry()
+            entries[f"{module}.weight"] = matrix(module)
     return entries

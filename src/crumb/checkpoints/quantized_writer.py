@@ -57,7 +57,7 @@ class ExportFormat:
     """A container: which layers it holds, and how."""
 
     name: str
-    bits: tuple[int, ...]
+    bits: tuple[int, ...]  # of whole numbers
     obstacle: Callable[[ExportedLayer], str]  # why it cannot hold a layer; empty where it can
     sizes: Callable[
         [ExportedLayer], dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
@@ -65,6 +65,7 @@ class ExportFormat:
     arrays: Callable[[ExportedLayer, Matrix], dict[str, NDArray[Any]]]
     settings: Callable[[list[ExportedLayer], list[str], str], dict[str, Any]]
     """What config.json says of its layers, of the modules left alone, and of the head's module."""
+    tables: tuple[str, ...] = ()  # rows of the catalog whose codes it holds as they are
 
 
 def write_quantized(checkpoint: Checkpoint, out: Path, target: ExportFormat, told: Told) -> None:
@@ -135,7 +136,8 @@ def fitted(
     if not inside:
         return None, "embedding and head are floats"
     refuse_float_columns(name, entry, target.name)
-    format = integer_format(entry.format, target.bits)
+    held = entry.format.row.name in target.tables
+    format = entry.format if held else integer_format(entry.format, target.bits)
     if format is None:
         return None, f"{target.name} has no format for {entry.format.name}"
     layer = ExportedLayer(name.removesuffix(WEIGHT), format, entry.shape, entry.order)
@@ -176,9 +178,9 @@ def layer_parts(
     @lru_cache(maxsize=1)
     def arrays() -> dict[str, NDArray[Any]]:
         name = layer.module + WEIGHT
-        matrix = integer_matrix(
-            entry.read_codes(slice(0, entry.shape[0])), entry.format, layer.format
-        )
+        matrix = entry.read_codes(slice(0, entry.shape[0]))
+        if layer.format != entry.format:
+            matrix = integer_matrix(matrix, entry.format, layer.format)
         if not np.isfinite(matrix[1].scale).all():
             raise SolveError(
                 "a scale is not finite",

@@ -60,7 +60,9 @@ def read_awq(directory: QuantizedDirectory) -> dict[str, Entry]:
     size = as_integer(_setting(settings, "group_size", 128), f"{SETTINGS}.group_size", lowest=-1)
     if size == 0:
         raise refuse(f"{SETTINGS}.group_size", "-1, or at least 1", size)
-    return with_matrices(directory.arrays, ARRAYS, lambda module: _matrix(directory, module, size))
+    return with_matrices(
+        directory.arrays, ARRAYS, lambda module: _matrix(directory, module, size).entry()
+    )
 
 
 def _setting(settings: Mapping[str, Any], key: str, default: Any) -> Any:

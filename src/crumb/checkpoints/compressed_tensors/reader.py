@@ -1,9 +1,10 @@
-"""compressed-tensors files, quant_method "compressed-tensors": packed codes, bytes, 8-bit floats.
+"""compressed-tensors files, quant_method "compressed-tensors": packed codes, bytes, small floats.
 
 In: a directory's arrays and its quantization_config. Out: entries. A packed module has
 weight_packed, codes packed along its inputs, weight_scale for each row and group, weight_shape;
 zero points packed along the rows where it is not symmetric. Of int-quantized and float-quantized
-ones weight itself holds the codes or 8-bit floats. Groups of modules have settings of their own.
+ones weight itself holds the codes or 8-bit floats. 4-bit floats are read by four_bit_floats.py.
+Groups of modules have settings of their own. Settings of activations are passed over.
 Refuses other formats, transforms, and arrays that do not follow from the settings.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.architectures.configuration import LIMIT, as_integer, read_flag, refuse
+from crumb.checkpoints.compressed_tensors.four_bit_floats import FLOAT_FORMATS, check_weights
 from crumb.checkpoints.gptq.module_patterns import Rules
 from crumb.checkpoints.grouped_codes import (
     SCALES,
@@ -57,7 +59,16 @@ LINEAR = "Linear"
 """The class that a target may name: every packed module is of it."""
 
 PATTERN = "re:"
-ARRAYS = ("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
+ARRAYS = (
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "input_global_scale",
+)
+"""Of a packed module; what is said of its inputs is passed over."""
+
 STRATEGIES = ("group", "channel", "tensor", "block")
 WHOLE_INPUT = -1
 
@@ -71,6 +82,7 @@ class Scheme:
     symmetric: bool
     floats: bool = False
     block: Block | None = None  # rows and columns that share a scale
+    format: str = FORMAT  # what the file calls how it lies
 
 
 def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
@@ -93,7 +105,7 @@ def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
         return scheme
 
     entries = with_matrices(
-        directory.arrays, ARRAYS, lambda module: _matrix(directory, module, scheme_of(module))
+        directory.arrays, ARRAYS, lambda module: _packed(directory, module, scheme_of(module))
     )
     for name, entry in list(entries.items()):
         module, _, kind = name.rpartition(".")
@@ -106,8 +118,9 @@ def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
 
 def _check_format(format: object, key: str, *further: str) -> None:
     """Raises: CheckpointError."""
-    if format not in (FORMAT, *PLAIN, *further):
-        error = refuse(key, " or ".join((FORMAT, *PLAIN)), format)
+    known = (FORMAT, *PLAIN, *FLOAT_FORMATS)
+    if format not in (*known, *further):
+        error = refuse(key, " or ".join(known), format)
         raise CheckpointError(
             error.what,
             where=error.where,
@@ -225,6 +238,9 @@ def _scheme(group: object, key: str, format: object) -> Scheme:
         raise refuse(key, "an object with targets and weights", group)
     format = group.get("format") or format
     _check_format(format, f"{key}.format")
+    if format in FLOAT_FORMATS:
+        check_weights(weights, f"{key}.weights", format)
+        return Scheme(4, FLOAT_FORMATS[format].group_size, True, True, format=format)
     bits = as_integer(weights.get("num_bits"), f"{key}.weights.num_bits", 8)
     kind = weights.get("type") or "int"
     if kind not in ("int", *(("float",) if format != FORMAT and bits == 8 else ())):
@@ -251,6 +267,13 @@ def _scheme(group: object, key: str, format: object) -> Scheme:
 
 def _block(sizes: list[Any], key: str) -> Block:
     return as_integer(sizes[0], key), as_integer(sizes[1], key)
+
+
+def _packed(directory: QuantizedDirectory, module: str, scheme: Scheme) -> Entry:
+    """One module's matrix. Raises: CheckpointError."""
+    if scheme.format in FLOAT_FORMATS:
+        return FLOAT_FORMATS[scheme.format].entry(directory, module)
+    return _matrix(directory, module, scheme).entry()
 
 
 def _matrix(directory: QuantizedDirectory, module: str, scheme: Scheme) -> GroupedMatrix:

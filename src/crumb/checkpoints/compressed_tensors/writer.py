@@ -1,4 +1,4 @@
-"""Write compressed-tensors files, format "pack-quantized".
+"""Write compressed-tensors files, formats "pack-quantized" and "mxfp4-pack-quantized".
 
 In: a checkpoint. Out: a directory; layers of one format are one group of config_groups.
 Codes and scales stay as they are; embedding, head and what does not fit become float16.
@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crumb.checkpoints.checkpoint import Checkpoint
-from crumb.checkpoints.compressed_tensors.reader import FORMAT, LINEAR, METHOD
+from crumb.checkpoints.compressed_tensors.four_bit_floats import MXFP4
+from crumb.checkpoints.compressed_tensors.reader import FORMAT, LINEAR, METHOD, MIXED
 from crumb.checkpoints.export_report import TensorReport
 from crumb.checkpoints.gptq.writer import HALF, WORD, pack_words
 from crumb.checkpoints.grouped_codes import words
+from crumb.checkpoints.mxfp4.blocks import exponents_of, pack_pairs
 from crumb.checkpoints.quantized_writer import (
     ExportedLayer,
     ExportFormat,
@@ -32,6 +34,9 @@ from crumb.formats.catalog import INTEGERS, ROW, Format, ZeroKind
 
 BITS = tuple(row.bits for row in INTEGERS.values())
 SIZE = np.dtype("<i8")
+BYTE = np.dtype("u1")
+FLOAT_ROWS = {"mxfp4": MXFP4}
+"""Rows of 4-bit floats, and the format that they lie in."""
 
 
 def write_compressed_tensors(
@@ -55,6 +60,11 @@ def _obstacle(layer: ExportedLayer) -> str:
 def _sizes(layer: ExportedLayer) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     rows, columns = layer.shape
     bits, groups = layer.format.bits, layer.format.groups(columns)
+    if layer.format.row.name in FLOAT_ROWS:
+        return {
+            "weight_packed": ((rows, columns // 2), BYTE),
+            "weight_scale": ((rows, groups), BYTE),
+        }
     sizes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         "weight_packed": ((rows, words(columns, bits)), WORD),
         "weight_scale": ((rows, groups), HALF),
@@ -66,9 +76,15 @@ def _sizes(layer: ExportedLayer) -> dict[str, tuple[tuple[int, ...], np.dtype[An
 
 
 def compressed_arrays(layer: ExportedLayer, matrix: Matrix) -> dict[str, NDArray[Any]]:
-    """The arrays of one layer. Raises: UsageError for a zero point that cannot be stored."""
+    """The arrays of one layer.
+
+    Raises: UsageError for a zero point, or a scale of 4-bit floats, that cannot be stored.
+    """
     codes, parameters = matrix
     bits = layer.format.bits
+    if layer.format.row.name in FLOAT_ROWS:
+        scale = exponents_of(parameters, layer.module)
+        return {"weight_packed": pack_pairs(codes), "weight_scale": scale}
     arrays: dict[str, NDArray[Any]] = {
         "weight_packed": pack_words(codes, bits),
         "weight_scale": parameters.scale,
@@ -91,6 +107,7 @@ def compressed_arrays(layer: ExportedLayer, matrix: Matrix) -> dict[str, NDArray
 def compressed_settings(layers: list[ExportedLayer], alone: list[str], head: str) -> dict[str, Any]:
     """What config.json says: the format of most layers is that of the class, others by name."""
     most = Counter(layer.format for layer in layers).most_common()
+    kinds = {_kind(format) for format, _ in most}
     groups: dict[str, Any] = {}
     for place, (format, _) in enumerate(most):
         names = [layer.module for layer in layers if layer.format == format]
@@ -99,10 +116,10 @@ def compressed_settings(layers: list[ExportedLayer], alone: list[str], head: str
             "weights": _weights(format),
             "input_activations": None,
             "output_activations": None,
-        }
+        } | ({} if kinds == {FORMAT} else {"format": _kind(format)})
     return {
         "quant_method": METHOD,
-        "format": FORMAT,
+        "format": kinds.pop() if len(kinds) == 1 else MIXED,
         "quantization_status": "compressed",
         "config_groups": groups,
         "ignore": [*alone, head],
@@ -111,8 +128,13 @@ def compressed_settings(layers: list[ExportedLayer], alone: list[str], head: str
     }
 
 
+def _kind(format: Format) -> str:
+    return FLOAT_ROWS.get(format.row.name, FORMAT)
+
+
 def _weights(format: Format) -> dict[str, Any]:
     whole = format.group_size == ROW
+    floats = {"type": "float", "scale_dtype": "torch.uint8", "zp_dtype": "torch.uint8"}
     return {
         "num_bits": format.bits,
         "type": "int",
@@ -120,7 +142,7 @@ def _weights(format: Format) -> dict[str, Any]:
         "strategy": "channel" if whole else "group",
         "group_size": None if whole else format.group_size,
         "dynamic": False,
-    }
+    } | (floats if format.row.name in FLOAT_ROWS else {})
 
 
 EXPORT_FORMAT = ExportFormat(
@@ -130,4 +152,5 @@ EXPORT_FORMAT = ExportFormat(
     sizes=_sizes,
     arrays=compressed_arrays,
     settings=compressed_settings,
+    tables=tuple(FLOAT_ROWS),
 )

@@ -62,7 +62,7 @@ def read_gptq(directory: QuantizedDirectory) -> dict[str, Entry]:
     settings = _settings(configuration, None)
     rules = _rules(configuration, settings)
 
-    def matrix(module: str) -> GroupedMatrix:
+    def matrix(module: str) -> Entry:
         chosen = rules.find(module)
         if isinstance(chosen, str):
             raise CheckpointError(
@@ -70,7 +70,7 @@ def read_gptq(directory: QuantizedDirectory) -> dict[str, Entry]:
                 where=f"{directory.path}: {module}",
                 found=f"{chosen[:80]} in {SETTINGS}.dynamic",
             )
-        return _matrix(directory, module, chosen or settings, missing)
+        return _matrix(directory, module, chosen or settings, missing).entry()
 
     return with_matrices(directory.arrays, ARRAYS, matrix)
 
