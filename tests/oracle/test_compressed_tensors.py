@@ -45,6 +45,8 @@ from compressed_tensors.quantization import (  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
+ROUNDING = SolveSettings(method=Method.ROUND)
+
 
 @pytest.mark.parametrize("columns", [32, 33, 60, 4096])
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -103,18 +105,13 @@ def test_the_library_reads_and_writes_our_bytes_of_4_bit_floats() -> None:
         np.testing.assert_array_equal(written[name].numpy(), array, name)
 
 
-@pytest.mark.parametrize(
-    ("bits", "codes"),
-    [(2, "int"), (3, "int"), (4, "int"), (5, "int"), (6, "int"), (8, "int"), (4, "mxfp4")],
-)
-def test_transformers_gives_our_logits(bits: int, codes: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_transformers_gives_our_logits(bits: int, tmp_path: Path) -> None:
     """Symmetric files only: the library's release 0.20 expects the zero points of others unpacked
     when transformers loads them, against its own compressor.
     """
     source = write_checkpoint(tmp_path / "model", make_tensors(tied=False))
-    settings = SolveSettings(method=Method.ROUND)
-    request = QuantizeRequest(str(source), tmp_path / "q", bits=bits, group_size=32, solve=settings)
-    quantize(replace(request, codes=codes))
+    quantize(QuantizeRequest(str(source), tmp_path / "q", bits=bits, group_size=32, solve=ROUNDING))
     write_compressed_tensors(open_directory(tmp_path / "q"), tmp_path / "out")
     ours = Model(open_directory(tmp_path / "out"))
     tokens = np.arange(48).reshape(2, 24) * 7 % 256
@@ -123,8 +120,28 @@ def test_transformers_gives_our_logits(bits: int, codes: str, tmp_path: Path) ->
         model = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / "out", dtype=torch.float32
         )
-        with torch.no_grad():  # 4-bit floats become bfloat16 there, exactly
-            theirs = torch.nn.Module.float(model)(torch.from_numpy(tokens)).logits.numpy()
+        with torch.no_grad():
+            theirs = model(torch.from_numpy(tokens)).logits.numpy()
     assert model.config.quantization_config.quantization_config.quant_method == METHOD
     allowed = tolerance(ours.plan, theirs)
     np.testing.assert_allclose(ours.logits(tokens), theirs, rtol=0, atol=allowed)
+
+
+def test_transformers_loads_our_4_bit_floats_as_our_weights(tmp_path: Path) -> None:
+    """bfloat16 has them all."""
+    source = write_checkpoint(tmp_path / "model", make_tensors(tied=False))
+    request = QuantizeRequest(str(source), tmp_path / "q", bits=4, group_size=32, solve=ROUNDING)
+    quantize(replace(request, codes="mxfp4"))
+    write_compressed_tensors(open_directory(tmp_path / "q"), tmp_path / "out")
+    ours = open_directory(tmp_path / "q").tensors
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs, of their own deprecations
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "out", dtype=torch.bfloat16
+        )
+        model.hf_quantizer.compressor.decompress_model(model)
+    linears = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
+    assert len(linears) == 7 * model.config.num_hidden_layers
+    for name, module in linears.items():
+        expected = ours.read_float(f"{name}.weight")
+        np.testing.assert_array_equal(module.weight.float().numpy(), expected, name)

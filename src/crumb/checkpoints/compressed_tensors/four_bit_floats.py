@@ -33,9 +33,9 @@ def check_weights(weights: Mapping[str, Any], key: str, format: str) -> None:
     row = FLOAT_FORMATS[format]
     own = {"num_bits": 4, "type": "float", "group_size": row.group_size, "strategy": row.strategy}
     for name, value in (own | {"symmetric": True}).items():
-        found = value if weights.get(name) is None else weights[name]
-        if type(found) is not type(value) or found != value:
-            raise refuse(f"{key}.{name}", f"{value} of {format}", found)
+        setting = value if weights.get(name) is None else weights[name]
+        if type(setting) is not type(value) or setting != value:
+            raise refuse(f"{key}.{name}", f"{value} of {format}", setting)
 
 
 def _mx_entry(directory: QuantizedDirectory, module: str) -> Entry:

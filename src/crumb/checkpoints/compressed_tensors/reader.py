@@ -118,9 +118,9 @@ def read_compressed_tensors(directory: QuantizedDirectory) -> dict[str, Entry]:
 
 def _check_format(format: object, key: str, *further: str) -> None:
     """Raises: CheckpointError."""
-    known = (FORMAT, *PLAIN, *FLOAT_FORMATS)
-    if format not in (*known, *further):
-        error = refuse(key, " or ".join(known), format)
+    readable = (FORMAT, *PLAIN, *FLOAT_FORMATS)
+    if format not in (*readable, *further):
+        error = refuse(key, " or ".join(readable), format)
         raise CheckpointError(
             error.what,
             where=error.where,

@@ -113,7 +113,7 @@ def unpack_pairs(pairs: NDArray[np.uint8]) -> Codes:
 
 def pack_pairs(codes: Codes) -> NDArray[np.uint8]:
     """Undo unpack_pairs."""
-    pairs: NDArray[np.uint8] = codes[:, ::2] | codes[:, 1::2] << 4
+    pairs: NDArray[np.uint8] = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
     return pairs
 
 
