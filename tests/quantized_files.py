@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from tiny_checkpoint import make_tensors, write_checkpoint, write_safetensors
@@ -183,6 +184,52 @@ def random_floats(shape: tuple[int, int], seed: int = 0) -> FloatGrid:
     generator = np.random.default_rng(seed)
     exponents = generator.integers(104, 144, (shape[0], shape[1] // 32)).astype(np.uint8)
     return FloatGrid(generator.integers(0, 16, shape).astype(np.uint8), exponents)
+
+
+@dataclass(frozen=True)
+class ScaledFloatGrid:
+    """4-bit floats with 8-bit scales (out, groups of 16), and a number that divides these."""
+
+    codes: NDArray[np.uint8]
+    scales: NDArray[Any]
+    divisor: np.float32
+
+    def weights(self) -> NDArray[np.float32]:
+        """W[o, i] = level[o, i] * (scale[o, i / 16] / divisor), rounded to f32 twice."""
+        found = np.empty(self.codes.shape, np.float32)
+        for column in range(self.codes.shape[1]):
+            scale = self.scales[:, column // 16].astype(np.float32) / self.divisor
+            found[:, column] = FLOAT_LEVELS[self.codes[:, column]].astype(np.float32) * scale
+        return found
+
+    def arrays(self) -> Arrays:
+        """One module of a compressed-tensors file, nvfp4-pack-quantized."""
+        low, high = self.codes[:, 0::2], self.codes[:, 1::2]
+        return {
+            "weight_packed": low + 16 * high,
+            "weight_scale": self.scales,
+            "weight_global_scale": np.array([self.divisor]),
+        }
+
+
+def random_scaled_floats(shape: tuple[int, int], seed: int = 0) -> ScaledFloatGrid:
+    """All scales above 0 that there are, and 0."""
+    generator = np.random.default_rng(seed)
+    scales = generator.integers(0, 127, (shape[0], shape[1] // 16)).astype(np.uint8)
+    return ScaledFloatGrid(
+        generator.integers(0, 16, shape).astype(np.uint8),
+        scales.view(ml_dtypes.float8_e4m3fn),
+        np.float32(2688 / 0.37),
+    )
+
+
+NV_WEIGHTS = {
+    "group_size": 16,
+    "strategy": "tensor_group",
+    "scale_dtype": "torch.float8_e4m3fn",
+    "zp_dtype": "torch.float8_e4m3fn",
+}
+"""What NVFP4 says of weights in place of MXFP4's."""
 
 
 def float_scheme(targets: list[str], **more: Any) -> dict[str, Any]:

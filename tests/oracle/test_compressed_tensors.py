@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantized_files import compressed_arrays, float_scheme, random_floats, random_grid
+from quantized_files import (
+    NV_WEIGHTS,
+    compressed_arrays,
+    float_scheme,
+    random_floats,
+    random_grid,
+    random_scaled_floats,
+)
 from tiny_checkpoint import make_tensors, write_checkpoint
 from tiny_models import tolerance
 
@@ -31,6 +38,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
 from compressed_tensors.compressors.mxfp4.base import MXFP4PackedCompressor  # noqa: E402
+from compressed_tensors.compressors.nvfp4.base import NVFP4PackedCompressor  # noqa: E402
 from compressed_tensors.compressors.pack_quantized.base import (  # noqa: E402
     PackedQuantizationCompressor,
 )
@@ -103,6 +111,18 @@ def test_the_library_reads_and_writes_our_bytes_of_4_bit_floats() -> None:
     for name, array in grid.arrays().items():
         assert written[name].dtype == torch.uint8
         np.testing.assert_array_equal(written[name].numpy(), array, name)
+
+
+def test_the_library_decodes_nvfp4_alike() -> None:
+    """It rounds to bfloat16 at the end."""
+    grid = random_scaled_floats((64, 1280))
+    scheme = QuantizationScheme(**float_scheme(["Linear"], **NV_WEIGHTS))
+    arrays = {name: np.ascontiguousarray(array) for name, array in grid.arrays().items()}
+    scales = torch.from_numpy(arrays["weight_scale"].view(np.uint8)).view(torch.float8_e4m3fn)
+    state = {name: torch.from_numpy(arrays[name]) for name in arrays if name != "weight_scale"}
+    weight = NVFP4PackedCompressor.decompress(state | {"weight_scale": scales}, scheme)["weight"]
+    expected = torch.from_numpy(grid.weights()).to(weight.dtype)
+    assert torch.equal(weight, expected)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -34,6 +34,9 @@ Matrix = tuple[NDArray[np.uint8], GroupParameters]
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
+NVFP4 = "NVFP4"
+"""What 4-bit floats are called that no row of the catalog holds: floats with scales, as FP8's."""
+
 
 @dataclass(frozen=True)
 class StoredColumns:
@@ -201,7 +204,7 @@ class StoredFloats:
     @property
     def lies_as_floats(self) -> bool:
         """Whether the file holds weights here, and not codes to make them of."""
-        return self.source in DTYPES or self.source in FLOATS
+        return self.source in DTYPES or self.source in (*FLOATS, NVFP4)
 
     def read(self, rows: slice | None = None) -> NDArray[Any]:
         """The tensor, or some of its rows. Raises: CheckpointError."""

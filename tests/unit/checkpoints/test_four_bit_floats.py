@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 from quantized_files import (
     MODULE,
+    NV_WEIGHTS,
     FloatGrid,
+    ScaledFloatGrid,
     change_config,
     compressed_arrays,
     float_scheme,
     random_floats,
     random_grid,
+    random_scaled_floats,
     write_model,
 )
 
@@ -33,10 +36,13 @@ from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError, UsageError
 from crumb.formats.catalog import CATALOG
 from crumb.formats.grid import GroupParameters
+from crumb.pipeline import QuantizeRequest, quantize
+from crumb.solve.problem import Method, SolveSettings
 
 WEIGHT = f"{MODULE}.weight"
 SHAPE = (64, 320)
-MXFP4 = "mxfp4-pack-quantized"
+MXFP4, NVFP4 = "mxfp4-pack-quantized", "nvfp4-pack-quantized"
+NV_SCHEME = float_scheme(["Linear"], **NV_WEIGHTS) | {"format": NVFP4}
 
 
 def settings(*groups: dict[str, Any], format: str = MXFP4) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def write_one(path: Path, arrays: dict[str, Any], **more: Any) -> Path:
     return write_model(path, {MODULE: arrays}, config, feed_forward=SHAPE[1], blocks=2)
 
 
-def check_weights(path: Path, grid: FloatGrid) -> StoredCodes | StoredFloats:
+def check_weights(path: Path, grid: FloatGrid | ScaledFloatGrid) -> StoredCodes | StoredFloats:
     """The layer's weights are the grid's, whole and in parts."""
     tensors, expected = open_directory(path).tensors, grid.weights()
     np.testing.assert_array_equal(tensors.read_float(WEIGHT), expected)
@@ -150,6 +156,70 @@ def test_arrays_that_cannot_be_are_refused_by_name(name: str, array: Any, tmp_pa
         del arrays[name]
     with pytest.raises(CheckpointError, match=MODULE.replace(".", r"\.")):
         open_directory(write_one(tmp_path, arrays))
+
+
+def write_nv(path: Path, arrays: dict[str, Any]) -> Path:
+    config = settings(NV_SCHEME, format=NVFP4)
+    return write_model(path, {MODULE: arrays}, config, feed_forward=SHAPE[1], blocks=2)
+
+
+def test_nvfp4_is_read_as_floats(tmp_path: Path) -> None:
+    grid = random_scaled_floats(SHAPE)
+    more = {"input_global_scale": np.ones(1, np.float32)}
+    entry = check_weights(write_nv(tmp_path, grid.arrays() | more), grid)
+    assert isinstance(entry, StoredFloats)
+    assert entry.source == "NVFP4"
+    assert entry.size_bytes == sum(array.nbytes for array in grid.arrays().values())
+
+
+def test_what_lies_in_nvfp4_can_be_quantized_as_8_bit_floats_can(tmp_path: Path) -> None:
+    grid = random_scaled_floats(SHAPE)
+    source = write_nv(tmp_path / "model", grid.arrays())
+    solve = SolveSettings(method=Method.ROUND)
+    request = QuantizeRequest(str(source), tmp_path / "out", bits=8, group_size=32, solve=solve)
+    quantize(request)
+    weights, expected = open_directory(tmp_path / "out").tensors.read_float(WEIGHT), grid.weights()
+    assert np.linalg.norm(weights - expected) < 0.01 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weight_global_scale", 0),
+        ("weight_global_scale", -2),
+        ("weight_global_scale", np.nan),
+        ("weight_global_scale", 1e-38),
+        ("weight_scale", np.nan),
+    ],
+)
+def test_scales_of_nvfp4_that_are_no_numbers_are_refused(
+    name: str, value: float, tmp_path: Path
+) -> None:
+    arrays = random_scaled_floats(SHAPE).arrays()
+    arrays[name] = arrays[name].copy()
+    arrays[name][-1:] = value
+    tensors = open_directory(write_nv(tmp_path, arrays)).tensors
+    with pytest.raises(CheckpointError, match=r"no number, or too large.*global scale"):
+        tensors.read_float(WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("weight_global_scale", None),
+        ("weight_global_scale", np.ones((2,), np.float32)),
+        ("weight_global_scale", np.ones((1,), np.float16)),
+        ("weight_scale", np.zeros((64, 20), np.uint8)),
+        ("weight_packed", np.zeros((64, 80), np.uint8)),
+    ],
+    ids=str,
+)
+def test_arrays_of_nvfp4_that_cannot_be_are_refused(name: str, array: Any, tmp_path: Path) -> None:
+    arrays = random_scaled_floats(SHAPE).arrays() | {name: array}
+    if array is None:
+        del arrays[name]
+    with pytest.raises(CheckpointError, match=rf"{name}"):
+        open_directory(write_nv(tmp_path, arrays))
 
 
 def written(source: Path, out: Path) -> tuple[dict[str, Any], list[TensorReport]]:

@@ -65,6 +65,7 @@ ARRAYS = (
     "weight_zero_point",
     "weight_shape",
     "weight_g_idx",
+    "weight_global_scale",
     "input_global_scale",
 )
 """Of a packed module; what is said of its inputs is passed over."""
