@@ -8,7 +8,7 @@ goes on where it was. Refuses weights that are not finite.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from crumb.architectures.plan import Stage
 from crumb.calibrate.block_trainer import BlockTrainer, TrainingSettings, trained_linears
 from crumb.calibrate.embedding import embedding_statistics
+from crumb.calibrate.float_stream import Correction, FloatStream
 from crumb.calibrate.model_trainer import ModelTrainer, TogetherSettings
 from crumb.calibrate.routed import Routed, RoutedTokens
 from crumb.calibrate.statistics import LayerStatistics
@@ -29,6 +30,7 @@ from crumb.checkpoints.safetensors import StoredArray
 from crumb.errors import placed
 from crumb.fitting.quantize_cost import (
     ROWS_AT_ONCE,
+    correction_work,
     embedding_work,
     expert_work,
     input_work,
@@ -43,6 +45,7 @@ from crumb.kernels.tile import pack_tensor
 from crumb.operations.embed import Embed
 from crumb.operations.operation import Context, TensorSpec
 from crumb.progress import ProgressClock, ProgressListener
+from crumb.quantize_record import LayerInput, count_columns, make_record
 from crumb.requests.quantize_request import (
     Choice,
     QuantizeRequest,
@@ -50,7 +53,7 @@ from crumb.requests.quantize_request import (
 )
 from crumb.run.model import Model
 from crumb.run.whole_texts import Batch, WholeTexts, behind_stage, of_stage, plan_texts
-from crumb.solve.factored import Factored, factor
+from crumb.solve.factored import factor
 from crumb.solve.gptq import solve_gptq
 from crumb.solve.on_grid import codes_on_grid
 from crumb.solve.problem import (
@@ -58,48 +61,15 @@ from crumb.solve.problem import (
     SolveReport,
     check_finite,
     join_reports,
-    worst_columns_share,
 )
 from crumb.solve.round import solve_round, zero_share
 from crumb.solve.whole_matrix import solve_matrix
 from crumb.texts.pairs import PairTokens
 
 
-@dataclass(frozen=True)
-class LayerInput:
-    """What is known of the input of a group of layers."""
-
-    hessian: NDArray[np.float64] | Factored  # factored unless that failed
-    routed: Routed | None = None  # of an expert
-
-
 def embedded(stage: Stage) -> list[TensorSpec]:
     """The tables a stage looks up."""
     return [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
-
-
-def count_columns(tensor: PackedTensor) -> int:
-    """Its columns that are floats beside their codes."""
-    return 0 if tensor.columns is None else len(tensor.columns.places)
-
-
-def make_record(
-    tensor: PackedTensor, report: SolveReport, other: str | None, routed: Routed | None
-) -> dict[str, Any]:
-    """What the manifest says of one tensor; `other`: why its format is not what was asked for."""
-    by_routing = {} if routed is None else {"routed": asdict(routed)}
-    errors = report.column_errors
-    worst = None if errors is None else worst_columns_share(errors)
-    return {
-        "format": tensor.format.name,
-        "shape": [tensor.out_features, tensor.in_features],
-        "bytes": tensor.size_bytes,
-        "relative_error": report.relative_error,
-        "zero_share": report.zero_share,
-        "worst_columns_share": worst,
-        "damping": report.damping,
-        "fallback": "; ".join(filter(None, (other, report.fallback))) or None,
-    } | by_routing
 
 
 class QuantizeRun:
@@ -225,7 +195,9 @@ class QuantizeRun:
             self.group(walk, group)
             if last:
                 return flowing  # nothing needs the logits
-        self.advance(stage_work(stage, self.tokens.size, self.tokens.shape[1]), stage.name)
+        streams = 1 if self.float_stream is None else 2
+        work = streams * stage_work(stage, self.tokens.size, self.tokens.shape[1])
+        self.advance(work, stage.name)
         if trainer is None:
             return behind_stage(self.model.plan, index, flowing, walk.flowing)
         return self.trained(trainer, walk)
@@ -260,8 +232,18 @@ class QuantizeRun:
         for name, tensor in trainer.train(self.formats, self.plain_tokens, told).items():
             self.records[name], self.entries[name] = tensor.record, tensor.entry
 
+    @cached_property
+    def float_stream(self) -> FloatStream | None:
+        """The float model, walked beside."""
+        if not self.request.settings.corrects:
+            return None
+        return FloatStream(self.model.checkpoint, self.tokens)
+
     def group(self, walk: StageWalk, group: Group) -> None:
         """Quantize the layers of one group."""
+        beside = self.float_stream
+        if beside is not None:
+            beside.advance()
         weights = None if self.token_weights is None else self.token_weights.of(group.layers)
         if isinstance(group, ExpertGroup):
             self.experts(RoutedTokens(walk, group, weights))
@@ -273,8 +255,11 @@ class QuantizeRun:
                 self.advance(input_work(spec.shape[1], self.tokens.size), spec.name)
             return
         specs = [linear.tensors()[0] for linear in group.linears]
-        self.solved(specs, lambda: walk.statistics(group, weights))
-        self.advance(input_work(specs[0].shape[1], self.tokens.size), walk.stage.name)
+        correct = None if beside is None else partial(beside.correction, walk, group, weights)
+        self.solved(specs, lambda: walk.statistics(group, weights), correct=correct)
+        width, tokens = specs[0].shape[1], self.tokens.size
+        work = input_work(width, tokens) + (correction_work(width, tokens) if correct else 0.0)
+        self.advance(work, walk.stage.name)
 
     def experts(self, tokens: RoutedTokens) -> None:
         """Quantize a block's experts, one after the other."""
@@ -297,11 +282,13 @@ class QuantizeRun:
         specs: Sequence[TensorSpec],
         statistics: Callable[[], LayerStatistics],
         routed: Routed | None = None,
+        correct: Callable[[], Correction | None] | None = None,
     ) -> None:
         """Quantize matrices of one input, unless an earlier run did."""
         layer_input: LayerInput | None = None
         if any(self.unfinished(spec.name) for spec in specs):
-            layer_input = replace(self.factored(statistics()), routed=routed)
+            correction = None if correct is None else correct()  # before H is there
+            layer_input = replace(self.factored(statistics()), routed=routed, correction=correction)
         for spec in specs:
             self.matrix(spec, layer_input)
 
@@ -325,8 +312,7 @@ class QuantizeRun:
         finished = self.workspace.finished(spec.name)
         if finished is None:
             tensor, report = self.solve_rows(spec, layer_input)
-            routed = None if layer_input is None else layer_input.routed
-            record = make_record(tensor, report, self.fallbacks.get(spec.name), routed)
+            record = make_record(tensor, report, self.fallbacks.get(spec.name), layer_input)
             if self.request.settings.keep_columns:
                 record["float_columns"] = count_columns(tensor)
             self.workspace.store(spec.name, tensor, record)
@@ -353,7 +339,15 @@ class QuantizeRun:
         )
         with placed(spec.name):
             solve = solve_round if problem.hessian is None else solve_gptq
-            return solve_matrix(self.slices(spec), problem, solve)
+            return solve_matrix(self.targets(spec, layer_input), problem, solve)
+
+    def targets(
+        self, spec: TensorSpec, layer_input: LayerInput | None
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """What codes are chosen for: the weights, corrected by what earlier layers lost."""
+        correction = None if layer_input is None else layer_input.correction
+        for begin, weights in self.slices(spec):
+            yield begin, weights if correction is None else correction.of(weights)
 
     def unfinished_stages(self, index: int) -> bool:
         """Whether a stage from this one on has something left to solve or to train."""

@@ -76,7 +76,7 @@ def quantize(
         group_size: weights that share a scale: 32, 64, 128 (default) or row.
         zero: fixed (2^(bits-1), default), variable (an integer per group) or minimum (a float).
         codes: int (default), nf4, fp4, mxfp4; lut: levels each matrix learns; super: super-blocks.
-        effort: fast, default (a backward pass weighs tokens too) or best (codes are trained too).
+        effort: fast, default (weighs tokens, answers for what was lost) or best (trains codes too).
         device: where codes are trained: cpu, or a device of PyTorch such as cuda.
         method: gptq (default), or round (to nearest, no calibration).
         scales: search (weighted by H; default for gptq) or minmax (default for round).

@@ -86,6 +86,11 @@ def input_work(in_features: int, tokens: int) -> float:
     return float(in_features) ** 2 * tokens + 2.0 * float(in_features) ** 3 / 3
 
 
+def correction_work(in_features: int, tokens: int) -> float:
+    """Operations of what moves targets: two moments of two streams, two systems solved."""
+    return 4.0 * float(in_features) ** 2 * tokens + 2.0 * float(in_features) ** 3
+
+
 def expert_work(experts: Experts, tokens: int) -> float:
     """Operations of the statistics of all experts' inputs, no more borrowed than one has."""
     each = tokens * experts.used // experts.experts
@@ -109,7 +114,8 @@ def total_work(
     work += together_work(plan, formats, settings, tokens[1])
     for stage in plan.stages:
         if stage.name != "head":
-            work += stage_work(stage, count, tokens[1])
+            streams = 2 if settings.corrects else 1  # the float model beside the quantized one
+            work += streams * stage_work(stage, count, tokens[1])
             work += training_work(stage, formats, settings, tokens[1])
         work += sum(expert_work(op, count) for op in stage.operations if isinstance(op, Experts))
         work += sum(
@@ -119,6 +125,8 @@ def total_work(
         )
         inputs = {op.input: op.in_features for op in stage.operations if isinstance(op, Linear)}
         work += sum(input_work(width, count) for width in inputs.values())
+        if settings.corrects:
+            work += sum(correction_work(width, count) for width in inputs.values())
         specs = [op.tensors()[0] for op in stage.operations if isinstance(op, Embed)]
         work += sum(
             embedding_work(plan, spec, tokens)
@@ -187,6 +195,7 @@ def peak_bytes(
                 columns, rows = operation.in_features, min(operation.out_features, ROWS_AT_ONCE)
                 solve = 24 * rows * columns
                 square = 40 if settings.keep_columns else 20  # a factor with these columns last
+                square = max(square + 4, 28) if settings.corrects else square  # moments, solved
                 statistics = square * columns**2 if settings.method is Method.GPTQ else 0
                 peak = max(peak, solve + statistics + 8 * tokens * columns)
                 widths += [operation.in_features, operation.out_features]
@@ -200,7 +209,9 @@ def peak_bytes(
             linears = 4 * sum(prod(spec.shape) for spec in stage.tensors() if spec.matrix)
             flowing = 4 * tokens * (max(widths) + widths[-1])
             training = training_bytes(stage, formats, widths[-1], tokens) if settings.trains else 0
-            peak = max(peak, linears + flowing + max(lanes_bytes(plan, index, shape), training))
+            lanes = lanes_bytes(plan, index, shape)
+            beside = flowing + lanes if settings.corrects else 0  # the float model
+            peak = max(peak, beside + linears + flowing + max(lanes, training))
     return peak + FIXED_BYTES
 
 

@@ -31,12 +31,12 @@ class Effort(StrEnum):
     """How much is spent on a quantization."""
 
     FAST = "fast"  # every calibration token counts alike, codes are not refined
-    DEFAULT = "default"  # a backward pass says how much each token counts
+    DEFAULT = "default"  # tokens count by a backward pass, layers answer for what earlier ones lost
     BEST = "best"  # and codes are trained: each block against the float one, then all together
 
 
 EFFORTS: Mapping[Effort, Mapping[str, Any]] = {
-    Effort.FAST: {"token_power": 0.0, "refinements": 0},
+    Effort.FAST: {"token_power": 0.0, "refinements": 0, "asymmetric": False},
     Effort.DEFAULT: {},
     Effort.BEST: {"training_steps": 400, "model_steps": 400},
 }
@@ -92,6 +92,7 @@ class QuantizeOptions(TypedDict, total=False):
     static_groups: bool
     refits: int
     refinements: int
+    asymmetric: bool
     training_steps: int
     model_steps: int
     device: str

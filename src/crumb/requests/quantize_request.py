@@ -187,6 +187,8 @@ class QuantizeRequest:
             del solve["token_power"]
         if self.settings.method is Method.ROUND or not self.settings.refinements:
             del solve["refinements"]
+        if not self.settings.corrects:
+            del solve["asymmetric"]
         if not self.settings.trains:
             del solve["training_steps"]
         if not self.settings.trains_together:

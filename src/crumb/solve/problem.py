@@ -46,6 +46,7 @@ class SolveSettings:
     static_groups: bool = True  # scales from the original weights, before the sweep
     refits: int = 3  # sweeps with scales fitted anew to the targets; with search, static groups
     refinements: int = 2  # rounds of codes and scales under all of H, after the sweeps
+    asymmetric: bool = True  # targets answer for what earlier layers lost (calibrate/float_stream)
     training_steps: int = 0  # of each block's codes and scales, after the solver
     model_steps: int = 0  # of all blocks' codes and scales together, after that
     block_columns: int = 128
@@ -63,6 +64,11 @@ class SolveSettings:
     def weighs_tokens(self) -> bool:
         """Whether a backward pass says how much each calibration token counts."""
         return self.method is Method.GPTQ and self.token_power > 0.0
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the float model runs beside, and the targets answer for what was lost."""
+        return self.method is Method.GPTQ and self.asymmetric
 
     @property
     def trains(self) -> bool:
@@ -87,6 +93,7 @@ AS_PUBLISHED = SolveSettings(
     static_groups=False,
     refits=0,
     refinements=0,
+    asymmetric=False,
     token_power=0.0,
     solved_embedding_bits=0,
 )

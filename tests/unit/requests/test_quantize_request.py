@@ -37,7 +37,7 @@ def names_of(plan: Plan, request: QuantizeRequest) -> dict[str, str]:
 
 def test_a_key_of_version_0_2_is_still_the_same() -> None:
     """Finished directories and workspaces of that version belong to the same job."""
-    as_then = SolveSettings(token_power=0.0, refinements=0)
+    as_then = SolveSettings(token_power=0.0, refinements=0, asymmetric=False)
     assert replace(PLAIN, embedding=8, head=8, solve=as_then).key() == {
         "bits": 3,
         "group_size": 32,
