@@ -195,9 +195,10 @@ def peak_bytes(
                 columns, rows = operation.in_features, min(operation.out_features, ROWS_AT_ONCE)
                 solve = 24 * rows * columns
                 square = 40 if settings.keep_columns else 20  # a factor with these columns last
-                square = max(square + 4, 28) if settings.corrects else square  # moments, solved
+                square += 4 if settings.corrects else 0  # what moves the targets
                 statistics = square * columns**2 if settings.method is Method.GPTQ else 0
-                peak = max(peak, solve + statistics + 8 * tokens * columns)
+                moments = 28 * columns**2 if settings.corrects else 0  # of both streams, solved
+                peak = max(peak, max(solve + statistics, moments) + 8 * tokens * columns)
                 widths += [operation.in_features, operation.out_features]
             if isinstance(operation, Experts):
                 peak = max(peak, expert_bytes(operation, tokens, settings))

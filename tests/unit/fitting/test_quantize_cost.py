@@ -252,7 +252,7 @@ def test_seven_billion_parameters_at_three_bits_fit_where_they_should() -> None:
     assert packed_bytes(plan, formats) == bits / 8
     few, many = (peak_bytes(plan, {}, (each, 512), SolveSettings()) for each in (64, 512))
     block_bytes = 4 * in_blocks / 32
-    assert block_bytes < few < 7e9  # not the 27 GB of the whole model
+    assert block_bytes < few < 7.2e9  # not the 27 GB of the whole model
     assert many > few
 
 
