@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import INTEGERS, SOLVED, ZeroKind, format_of_row, make_format
+from crumb.formats.catalog import CATALOG, INTEGERS, ZeroKind, format_of_row, make_format
 from crumb.kernels import dispatch, gptq_sweep
 from crumb.kernels import threads as threads_module
 from crumb.kernels.gptq_sweep import SweepGrid, sweep, sweep_reference
@@ -51,7 +51,9 @@ def test_the_sweep_gives_the_references_bits(isa, zero, bits, monkeypatch):
 
 
 @ISA
-@pytest.mark.parametrize("row", [row for row in SOLVED.values() if row.table], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [row for row in CATALOG.values() if row.table], ids=lambda r: r.name
+)
 def test_the_sweep_over_a_table_gives_the_references_bits(isa, row, monkeypatch):
     monkeypatch.setenv("CRUMB_ISA", isa)
     for rows, columns in [(1, 33), (16, 128), (33, 7)]:

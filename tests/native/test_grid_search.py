@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from crumb.formats.catalog import INTEGERS, ROW, SOLVED, ZeroKind, format_of_row, make_format
+from crumb.formats.catalog import CATALOG, INTEGERS, ROW, ZeroKind, format_of_row, make_format
 from crumb.kernels import dispatch, grid_search
 from crumb.kernels import threads as threads_module
 from crumb.kernels.grid_search import SHRINKS, grid_search_reference
@@ -80,7 +80,9 @@ def test_the_search_gives_the_references_bits(isa, zero, bits, monkeypatch):
 
 
 @ISA
-@pytest.mark.parametrize("row", [row for row in SOLVED.values() if row.table], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "row", [row for row in CATALOG.values() if row.table], ids=lambda r: r.name
+)
 def test_the_search_over_a_table_gives_the_references_bits(isa, row, monkeypatch):
     monkeypatch.setenv("CRUMB_ISA", isa)
     monkeypatch.setattr(grid_search, "SHRINKS", FEW)
