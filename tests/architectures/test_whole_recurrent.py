@@ -28,7 +28,8 @@ from crumb.texts.sources import read_text
 from crumb.texts.windows import cut_windows
 
 QUICK: dict[str, Any] = {"group_size": 32, "sequences": 24, "length_tokens": 128, "pack": False}
-QUICK |= {"calibration": "excerpt-calibration"}
+QUICK |= {"calibration": "excerpt-calibration", "asymmetric": False}
+"""A kind of matrix is looked at alone: it has no earlier layers to answer for."""
 
 WIDER = {
     "qwen3_next": {"moe_intermediate_size": 40, "shared_expert_intermediate_size": 33}
