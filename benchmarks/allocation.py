@@ -20,10 +20,10 @@ from typing import Any
 from kl_plot import kl_plot
 from machine import describe_machine
 from report import RESULTS, print_table, write_record
+from text_windows import pack_of, windows_of
 
 from crumb.calibrate.drawing import draw
 from crumb.evaluation.comparison import evaluate_models
-from crumb.evaluation.reference_pack import ReferencePack, make_pack, read_pack, write_pack
 from crumb.fitting.candidates import directory_bytes
 from crumb.fitting.rehearsal import Rehearsal
 from crumb.fitting.sensitivity import SensitivityPass
@@ -32,10 +32,7 @@ from crumb.pipeline import QuantizeResult, plan, quantize
 from crumb.planning import REHEARSAL, key_of, sensitivity_folder
 from crumb.requests.quantize_options import make_quantize_request
 from crumb.requests.quantize_request import QuantizeRequest, choose
-from crumb.run.model import Model, open_model
-from crumb.texts.hub_texts import Use
-from crumb.texts.sources import read_text
-from crumb.texts.windows import Windows, cut_windows
+from crumb.run.model import open_model
 
 UNIFORM = (
     *(f"int{bits}-g64-fixed" for bits in (2, 3, 4)),
@@ -86,18 +83,6 @@ def requests_of(asked: argparse.Namespace) -> dict[str, QuantizeRequest]:
     }
 
 
-def windows_of(asked: argparse.Namespace, model: Model, text: str) -> Windows:
-    """Those that are measured of a text."""
-    return cut_windows(
-        read_text(text, Use.EVALUATION),
-        model.tokenizer.encode,
-        protocol="llama.cpp",
-        length=512,
-        limit=asked.limit,
-        begin_token=model.tokenizer.begin_token,
-    )
-
-
 def rehearse(asked: argparse.Namespace, requests: dict[str, QuantizeRequest]) -> list[Point]:
     """The KL of every mix, from matrices that are solved once in each format."""
     model, formats, expected = open_model(asked.model), {}, {}
@@ -115,7 +100,7 @@ def rehearse(asked: argparse.Namespace, requests: dict[str, QuantizeRequest]) ->
     weights = SensitivityPass(model.checkpoint, tokens, request.settings, folder).weights()
     kl: dict[str, dict[str, float]] = {name: {} for name in formats}
     for text in asked.text:
-        pack = pack_of(asked, model, text)
+        pack = pack_of(model, text, asked.limit, asked.folder)
         rehearsal = Rehearsal(
             model.checkpoint, tokens, request.settings, weights, folder / REHEARSAL, pack
         )
@@ -132,22 +117,13 @@ def rehearse(asked: argparse.Namespace, requests: dict[str, QuantizeRequest]) ->
     return points
 
 
-def pack_of(asked: argparse.Namespace, model: Model, text: str) -> ReferencePack:
-    """What the float model predicts of a text's windows."""
-    path = asked.folder / f"{Path(text).stem}.{asked.limit}.pack"
-    if not path.is_file():
-        model = Model(model.checkpoint, model.as_array, keep=False)
-        write_pack(make_pack(model, windows_of(asked, model, text)), path)
-    return read_pack(path)
-
-
 def measure(asked: argparse.Namespace, results: dict[str, QuantizeResult]) -> list[Point]:
     """The KL of every file on every text, all in one pass of the float model."""
     reference = open_model(asked.model)
     models = [open_model(str(result.out)) for result in results.values()]
     kl: dict[str, dict[str, float]] = {name: {} for name in results}
     for text in asked.text:
-        windows = windows_of(asked, reference, text)
+        windows = windows_of(reference, text, asked.limit)
         evaluations = evaluate_models(models, reference, windows)[1:]
         for name, evaluation in zip(results, evaluations, strict=True):
             assert evaluation.divergence is not None, "there is a reference"

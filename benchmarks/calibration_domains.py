@@ -18,18 +18,15 @@ import numpy as np
 from machine import describe_machine
 from numpy.typing import NDArray
 from report import RESULTS, print_table, write_record
+from text_windows import pack_of
 
 from crumb.calibrate.drawing import draw
 from crumb.calibrate.token_weights import GradientPass, Layer, TokenWeights
-from crumb.evaluation.reference_pack import ReferencePack, make_pack, read_pack, write_pack
 from crumb.fitting.rehearsal import Rehearsal
 from crumb.requests.quantize_request import Calibration
-from crumb.run.model import Model, open_model
+from crumb.run.model import open_model
 from crumb.solve.problem import SolveSettings
-from crumb.texts.hub_texts import Use
 from crumb.texts.mixture import CalibrationTokens
-from crumb.texts.sources import read_text
-from crumb.texts.windows import cut_windows
 
 WHOLE = "nothing"
 
@@ -59,21 +56,6 @@ def masks_of(drawn: CalibrationTokens) -> dict[str, NDArray[np.bool_] | None]:
     return masks
 
 
-def pack_of(asked: argparse.Namespace, model: Model, text: str) -> ReferencePack:
-    """What the float model predicts of a text's windows."""
-    path = asked.folder / f"{Path(text).stem}.{asked.limit}.pack"
-    if not path.is_file():
-        windows = cut_windows(
-            read_text(text, Use.EVALUATION),
-            model.tokenizer.encode,
-            protocol="llama.cpp",
-            limit=asked.limit,
-            begin_token=model.tokenizer.begin_token,
-        )
-        write_pack(make_pack(Model(model.checkpoint, model.as_array, keep=False), windows), path)
-    return read_pack(path)
-
-
 def run(asked: argparse.Namespace) -> dict[str, dict[str, tuple[float, float]]]:
     """By what is left out and text: mean KL, and the standard error of its difference."""
     model, settings = open_model(asked.model), SolveSettings()
@@ -85,7 +67,9 @@ def run(asked: argparse.Namespace) -> dict[str, dict[str, tuple[float, float]]]:
     tables = {spec.name for spec in model.plan.stages[0].tensors()}
     formats = {each.weight: asked.format for each in model.plan.linears()}
     formats = {name: format for name, format in formats.items() if name not in tables}
-    packs = {Path(text).stem: pack_of(asked, model, text) for text in asked.text}
+    packs = {
+        Path(text).stem: pack_of(model, text, asked.limit, asked.folder) for text in asked.text
+    }
     rows: dict[str, dict[str, tuple[float, float]]] = {}
     whole = {}
     for name, mask in masks_of(drawn).items():

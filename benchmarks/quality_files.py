@@ -16,13 +16,11 @@ from typing import Any
 from kl_plot import kl_plot
 from machine import describe_machine
 from report import RESULTS, print_table, write_record
+from text_windows import windows_of
 
 from crumb.evaluation.comparison import evaluate_models
 from crumb.evaluation.report import Evaluation
 from crumb.run.model import Model, open_model
-from crumb.texts.hub_texts import Use
-from crumb.texts.sources import read_text
-from crumb.texts.windows import cut_windows
 
 Row = dict[str, Any]
 """series, file, bytes, and by text (KL, its standard error, perplexity, bits per byte)."""
@@ -39,13 +37,7 @@ def measure(
     reference: Model, paths: list[Path], text: str, asked: argparse.Namespace
 ) -> list[Evaluation]:
     """All files on one text."""
-    windows = cut_windows(
-        read_text(text, Use.EVALUATION),
-        reference.tokenizer.encode,
-        protocol=asked.protocol,
-        limit=asked.limit,
-        begin_token=reference.tokenizer.begin_token,
-    )
+    windows = windows_of(reference, text, asked.limit, asked.protocol)
     models = [open_model(str(path)) for path in paths]
     evaluations = evaluate_models(models, reference, windows)
     return evaluations[-len(models) :]

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from machine import describe_machine
 from numpy.typing import NDArray
+from text_windows import windows_of
 
 from crumb.calibrate.drawing import draw
 from crumb.calibrate.walk import walk_model
@@ -29,9 +30,6 @@ from crumb.evaluation.report import Evaluation
 from crumb.exporting import Container, ExportRequest, export
 from crumb.pipeline import Calibration, QuantizeRequest, quantize
 from crumb.run.model import Model, open_model
-from crumb.texts.hub_texts import Use
-from crumb.texts.sources import read_text
-from crumb.texts.windows import cut_windows
 
 PEER = Path(__file__).with_name("llama_cpp_quantize.py")
 
@@ -94,14 +92,7 @@ def measure(
     models: list[Model], reference: Model, text: str, limit: int | None
 ) -> list[Evaluation]:
     """All models on one text; the reference's own figures come first."""
-    windows = cut_windows(
-        read_text(text, Use.EVALUATION),
-        reference.tokenizer.encode,
-        protocol="llama.cpp",
-        limit=limit,
-        begin_token=reference.tokenizer.begin_token,
-    )
-    return evaluate_models(models, reference, windows)
+    return evaluate_models(models, reference, windows_of(reference, text, limit))
 
 
 def print_markdown(rows: list[dict[str, Any]], texts: list[str]) -> None:

@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tiny_checkpoint import make_tensors, write_checkpoint, write_safetensors
 
+from crumb.checkpoints.huggingface.reader import open_directory
+from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -128,6 +131,7 @@ def compressed_arrays(grid: Grid) -> Arrays:
 
 
 MODULE = "model.layers.1.mlp.down_proj"
+WEIGHT = f"{MODULE}.weight"
 
 
 def write_model(
@@ -250,3 +254,16 @@ def float_scheme(targets: list[str], **more: Any) -> dict[str, Any]:
         "input_activations": None,
         "format": "mxfp4-pack-quantized",
     }
+
+
+def check_weights(
+    path: Path, grid: Grid | FloatGrid | ScaledFloatGrid
+) -> StoredCodes | StoredFloats:
+    """A module in a directory has the weights of the grid, whole and in parts; its entry."""
+    tensors, expected = open_directory(path).tensors, grid.weights()
+    np.testing.assert_array_equal(tensors.read_float(WEIGHT), expected)
+    for rows in (slice(3, 5), slice(17, 64), slice(64, 64)):
+        np.testing.assert_array_equal(tensors.read_float(WEIGHT, rows), expected[rows])
+    entry = tensors.entry(WEIGHT)
+    assert isinstance(entry, StoredCodes | StoredFloats)
+    return entry

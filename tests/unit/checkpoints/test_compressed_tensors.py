@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from quantized_files import (
     MODULE,
+    WEIGHT,
     Arrays,
     Grid,
     change_config,
+    check_weights,
     compressed_arrays,
     random_grid,
     write_model,
@@ -30,7 +32,6 @@ from crumb.checkpoints.safetensors import read_header
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 
-WEIGHT = f"{MODULE}.weight"
 BITS = range(1, 9)
 
 
@@ -66,18 +67,6 @@ def write_one(path: Path, grid: Grid, arrays: Arrays | None = None, **more: Any)
     chosen = compressed_arrays(grid) if arrays is None else arrays
     config = settings([scheme(grid, ["Linear"])], **more)
     return write_model(path, {MODULE: chosen}, config, feed_forward=grid.codes.shape[1], blocks=2)
-
-
-def check_weights(path: Path, grid: Grid) -> StoredCodes | StoredFloats:
-    """The layer's weights are the grid's, whole and in parts."""
-    tensors = open_directory(path).tensors
-    expected = grid.weights()
-    np.testing.assert_array_equal(tensors.read_float(WEIGHT), expected)
-    for rows in (slice(3, 5), slice(17, 64), slice(64, 64)):
-        np.testing.assert_array_equal(tensors.read_float(WEIGHT, rows), expected[rows])
-    entry = tensors.entry(WEIGHT)
-    assert isinstance(entry, StoredCodes | StoredFloats)
-    return entry
 
 
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "asymmetric"])

@@ -16,9 +16,9 @@ import pytest
 from quantized_files import (
     MODULE,
     NV_WEIGHTS,
-    FloatGrid,
-    ScaledFloatGrid,
+    WEIGHT,
     change_config,
+    check_weights,
     compressed_arrays,
     float_scheme,
     random_floats,
@@ -39,7 +39,6 @@ from crumb.formats.grid import GroupParameters
 from crumb.pipeline import QuantizeRequest, quantize
 from crumb.solve.problem import Method, SolveSettings
 
-WEIGHT = f"{MODULE}.weight"
 SHAPE = (64, 320)
 MXFP4, NVFP4 = "mxfp4-pack-quantized", "nvfp4-pack-quantized"
 NV_SCHEME = float_scheme(["Linear"], **NV_WEIGHTS) | {"format": NVFP4}
@@ -57,17 +56,6 @@ def settings(*groups: dict[str, Any], format: str = MXFP4) -> dict[str, Any]:
 def write_one(path: Path, arrays: dict[str, Any], **more: Any) -> Path:
     config = settings(float_scheme(["Linear"]), **more)
     return write_model(path, {MODULE: arrays}, config, feed_forward=SHAPE[1], blocks=2)
-
-
-def check_weights(path: Path, grid: FloatGrid | ScaledFloatGrid) -> StoredCodes | StoredFloats:
-    """The layer's weights are the grid's, whole and in parts."""
-    tensors, expected = open_directory(path).tensors, grid.weights()
-    np.testing.assert_array_equal(tensors.read_float(WEIGHT), expected)
-    for rows in (slice(3, 5), slice(17, 64), slice(64, 64)):
-        np.testing.assert_array_equal(tensors.read_float(WEIGHT, rows), expected[rows])
-    entry = tensors.entry(WEIGHT)
-    assert isinstance(entry, StoredCodes | StoredFloats)
-    return entry
 
 
 @pytest.mark.parametrize("format", [MXFP4, "mixed-precision"])

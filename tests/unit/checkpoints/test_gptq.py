@@ -13,14 +13,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from quantized_files import MODULE, Grid, change_config, gptq_arrays, random_grid, write_model
+from quantized_files import (
+    MODULE,
+    Grid,
+    change_config,
+    check_weights,
+    gptq_arrays,
+    random_grid,
+    write_model,
+)
 
 from crumb.checkpoints.huggingface.reader import open_directory
 from crumb.checkpoints.tensor_map import StoredCodes, StoredFloats
 from crumb.errors import CheckpointError
 from crumb.formats.grid import group_of_column
 
-WEIGHT = f"{MODULE}.weight"
 HIDDEN = 64
 
 NO_FORMAT = (16, 48)
@@ -48,19 +55,6 @@ def write_one(path: Path, grid: Grid, version: int = 1, **more: Any) -> Path:
     config = settings(grid, checkpoint_format="gptq" if version == 1 else "gptq_v2") | more
     arrays = gptq_arrays(grid, version)
     return write_model(path, {MODULE: arrays}, config, feed_forward=grid.codes.shape[1])
-
-
-def check_weights(path: Path, grid: Grid) -> StoredCodes | StoredFloats:
-    """The layer's weights are the grid's, whole and in parts."""
-    checkpoint = open_directory(path)
-    expected = grid.weights()
-    np.testing.assert_array_equal(checkpoint.tensors.read_float(WEIGHT), expected)
-    for rows in (slice(3, 5), slice(17, 64), slice(64, 64)):
-        found = checkpoint.tensors.read_float(WEIGHT, rows)
-        np.testing.assert_array_equal(found, expected[rows])
-    entry = checkpoint.tensors.entry(WEIGHT)
-    assert isinstance(entry, StoredCodes | StoredFloats)
-    return entry
 
 
 @pytest.mark.parametrize("version", [1, 2])
