@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from crumb.calibrate.walk import LinearGroup, StageWalk, walk_model
 from crumb.checkpoints.checkpoint import Checkpoint
+from crumb.kernels.products import multiply
 from crumb.kernels.threads import parallel_map, single_blas
 from crumb.texts.pairs import PairTokens
 
@@ -32,7 +33,10 @@ JUDGED_ROWS = 1024
 """Of a matrix, about so many judge how much of a correction is taken."""
 
 ROWS_AT_ONCE = 8192
-COLUMNS_AT_ONCE = 192
+"""Of a matrix that are read together."""
+
+COLUMNS_TOGETHER = 192
+"""Of moments, that one thread sums."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,8 @@ class Correction:
     share: float  # of the whole correction, above 0, at most 1
 
     def of(self, weights: Floats) -> Floats:
-        """Shapes: (rows, in_features) -> the same."""
-        return np.asarray(weights + weights @ self.matrix, np.float32)
+        """Shapes: (rows, in_features) -> the same, whatever the number of processors."""
+        return np.asarray(weights + multiply(weights, self.matrix), np.float32)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ def _moments(texts: list[PairedText]) -> StreamMoments:
     moments = StreamMoments(*(np.zeros((features, features), np.float32) for _ in range(2)))
 
     def some(begin: int) -> None:
-        columns = slice(begin, begin + COLUMNS_AT_ONCE)
+        columns = slice(begin, begin + COLUMNS_TOGETHER)
         with np.errstate(invalid="ignore", over="ignore"):
             for text in texts:
                 read = text.read[:, columns]
@@ -160,5 +164,5 @@ def _moments(texts: list[PairedText]) -> StreamMoments:
                 moments.cross[columns] += (text.exact[:, columns] - read).T @ weighted
                 moments.second[columns] += read.T @ weighted
 
-    parallel_map(some, list(range(0, features, COLUMNS_AT_ONCE)))
+    parallel_map(some, range(0, features, COLUMNS_TOGETHER))
     return moments

@@ -140,3 +140,11 @@ def test_a_quantization_says_how_much_it_corrected(tmp_path: Path) -> None:
     assert "correction" not in str(other.manifest["tensors"])
     here, there = (open_model(str(tmp_path / name)).checkpoint.tensors for name in ("out", "plain"))
     assert any((here.read_float(name) != there.read_float(name)).any() for name in shares)
+
+
+def test_corrected_weights_are_the_product_over_all_rows() -> None:
+    random = np.random.default_rng(8)
+    weights = random.standard_normal((600, 48)).astype(np.float32)
+    matrix = random.standard_normal((48, 48)).astype(np.float32)
+    expected = weights + weights.astype(np.float64) @ matrix
+    np.testing.assert_allclose(Correction(matrix, 1.0).of(weights), expected, atol=1e-4)

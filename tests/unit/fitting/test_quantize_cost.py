@@ -25,8 +25,10 @@ from crumb.embedded import MODELS
 from crumb.fitting import quantize_cost
 from crumb.fitting.gradient_cost import gradient_disk_bytes
 from crumb.fitting.quantize_cost import (
+    FIXED_BYTES,
     ROWS_AT_ONCE,
     estimate,
+    lanes_bytes,
     measured_rate,
     output_bytes,
     packed_bytes,
@@ -223,6 +225,15 @@ def test_reported_progress_rises_to_the_estimated_work(method: Method, tmp_path:
     assert {step.doing for step in steps} >= set(make_tensors()) - {
         name for name in make_tensors() if "norm" in name
     }
+
+
+def test_the_float_model_beside_counts_with_what_flows_and_its_engines(tmp_path: Path) -> None:
+    plan, shape = open_checkpoint(write_checkpoint(tmp_path / "model")).plan, (1024, 256)
+    beside = peak_bytes(plan, {}, shape, SolveSettings(token_power=0.0))
+    widest, hidden = 96, 64
+    block = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64)
+    flowing = 4 * 1024 * 256 * (widest + hidden)
+    assert beside == FIXED_BYTES + block + 2 * (flowing + lanes_bytes(plan, 1, shape))
 
 
 def test_a_tied_head_is_not_counted_twice(tmp_path: Path) -> None:
